@@ -1,0 +1,145 @@
+//! Files that are there whole or not at all.
+//!
+//! Everything small that this library must not lose — a bucket's metadata, a shard's, an archive's manifest — is
+//! written by [`replace`]: to a temporary name, flushed to the disk, renamed into place, and the folder flushed.
+//! A reader therefore sees the old content or the new one. [`seal`] and [`unseal`] put a header with a checksum
+//! before a JSON document, so that damage is found before a single field is believed:
+//!
+//! ```text
+//! dormouse <kind> <format version> <SHA-256 of the rest, hex>\n
+//! {…}
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+
+/// Suffix of names that are not finished; whoever finds one may remove it.
+pub const TEMPORARY_SUFFIX: &str = ".tmp";
+
+/// An I/O error that names its path and what was being done.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing} {}: {source}", path.display())]
+pub struct PathError {
+    /// The verb, such as `read`.
+    pub doing: &'static str,
+    /// The file or folder.
+    pub path: PathBuf,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+/// Gives an I/O result its path: `fs::read(p).at("read", p)`.
+pub trait AtPath<T> {
+    /// Wraps the error, if there is one.
+    fn at(self, doing: &'static str, path: &Path) -> Result<T, PathError>;
+}
+
+impl<T> AtPath<T> for io::Result<T> {
+    fn at(self, doing: &'static str, path: &Path) -> Result<T, PathError> {
+        self.map_err(|source| PathError { doing, path: path.to_owned(), source })
+    }
+}
+
+/// Creates a file that only its owner may read, which must not exist yet.
+pub fn create_new(path: &Path) -> Result<File, PathError> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).at("create", path)
+}
+
+/// Flushes a folder's entries to the disk.
+pub fn sync_folder(path: &Path) -> Result<(), PathError> {
+    File::open(path).and_then(|folder| folder.sync_all()).at("sync the folder", path)
+}
+
+/// Makes `path` hold `content`, durably and in one step. Nobody else may write the same path at the same time.
+pub fn replace(path: &Path, content: &[u8]) -> Result<(), PathError> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(TEMPORARY_SUFFIX);
+    let temporary = PathBuf::from(temporary);
+    match fs::remove_file(&temporary) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).at("remove", &temporary),
+        _ => {}
+    }
+    let mut file = create_new(&temporary)?;
+    file.write_all(content).at("write", &temporary)?;
+    file.sync_all().at("sync", &temporary)?;
+    fs::rename(&temporary, path).at("put in place", path)?;
+    path.parent().map_or(Ok(()), sync_folder)
+}
+
+/// Lower-case hexadecimal digits of `bytes`.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Why a sealed document was not believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnsealError {
+    /// The header is not one of ours.
+    #[error("it is no dormouse {kind} or its first line is damaged")]
+    Header {
+        /// What was expected.
+        kind: &'static str,
+    },
+    /// The content is not what was written.
+    #[error("it is damaged: its checksum does not match")]
+    Checksum,
+    /// Written by a version that this one does not know.
+    #[error("it has format version {found}, this program reads version {known}: use a newer dormouse")]
+    Version {
+        /// Version in the header.
+        found: u32,
+        /// Version that this program reads.
+        known: u32,
+    },
+    /// The checksum is right and the content is not: written by a defective program.
+    #[error("its content is not understood: {0}")]
+    Content(String),
+}
+
+/// A JSON document behind a header with kind, format version and checksum.
+pub fn seal<T: Serialize>(kind: &str, version: u32, document: &T) -> serde_json::Result<Vec<u8>> {
+    let mut body = serde_json::to_vec_pretty(document)?;
+    body.push(b'\n');
+    let mut sealed = format!("dormouse {kind} {version} {}\n", hex(&Sha256::digest(&body))).into_bytes();
+    sealed.append(&mut body);
+    Ok(sealed)
+}
+
+/// Checks what [`seal`] wrote and gives back the document.
+pub fn unseal<T: DeserializeOwned>(
+    kind: &'static str,
+    version: u32,
+    sealed: &[u8],
+) -> Result<T, UnsealError> {
+    let header_error = || UnsealError::Header { kind };
+    let end = sealed.iter().position(|byte| *byte == b'\n').ok_or_else(header_error)?;
+    let (header, body) = sealed.split_at(end);
+    let body = body.get(1..).unwrap_or_default();
+    let header = std::str::from_utf8(header).map_err(|_| header_error())?;
+    let words: Vec<&str> = header.split(' ').collect();
+    let [magic, found_kind, found_version, checksum] = words[..] else {
+        return Err(header_error());
+    };
+    if magic != "dormouse" || found_kind != kind {
+        return Err(header_error());
+    }
+    let found: u32 = found_version.parse().map_err(|_| header_error())?;
+    if checksum != hex(&Sha256::digest(body)) {
+        return Err(UnsealError::Checksum);
+    }
+    if found != version {
+        return Err(UnsealError::Version { found, known: version });
+    }
+    serde_json::from_slice(body).map_err(|e| UnsealError::Content(e.to_string()))
+}

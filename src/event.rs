@@ -1,0 +1,249 @@
+//! What travels from a source to the workers: events, and the batches that carry them.
+//!
+//! A [`DcpEvent`] is one change of a document or one control message of a vbucket's stream. Events never travel
+//! alone: an [`EventBatch`] holds many of them beside *one* buffer with all their keys and values, so that the
+//! number of allocations belongs to the batch and not to the event. A batch carries its [`Charge`] on the
+//! [`ByteBudget`] of its source; when the last holder drops the batch, the bytes are given back.
+//!
+//! Invariants: every [`Span`] of a batch lies within its buffer; keys are UTF-8 of 1 to [`KEY_BYTES_MAX`] bytes;
+//! the events of one vbucket stand in the order of its stream; all events of a batch belong to one generation.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crossbeam::channel::{Receiver, Sender, bounded, select_biased};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::thread::Fin;
+
+/// The longest document key, as in Couchbase.
+pub const KEY_BYTES_MAX: usize = 250;
+
+/// The largest document, as in Couchbase.
+pub const DOCUMENT_BYTES_MAX: usize = 20 * 1024 * 1024;
+
+/// The largest number of vbuckets: key hashes have fifteen bits.
+pub const VBUCKETS_MAX: u16 = 1 << 15;
+
+macro_rules! id {
+    ($(#[$meta:meta])* $name:ident($inner:ty)) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+id! {
+    /// A hash partition of a bucket.
+    VbId(u16)
+}
+id! {
+    /// A position in a vbucket's history. Zero is before the first change.
+    Seqno(u64)
+}
+id! {
+    /// The identity of one branch of a vbucket's history.
+    VbUuid(u64)
+}
+id! {
+    /// Tells one life of a stream from the next: messages of an older generation are never taken for the new one's.
+    Generation(u64)
+}
+
+impl Seqno {
+    /// As the end of a snapshot window: the window is open-ended and every seqno in it is a consistent point.
+    /// Files are read in such a window, because nobody knows their number of lines beforehand.
+    pub const OPEN_END: Self = Self(u64::MAX);
+
+    /// The seqno of the next change.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl VbId {
+    /// The vbucket of a document, as every Couchbase client computes it: the upper half of the key's CRC-32
+    /// (IEEE), fifteen bits of it, modulo the number of vbuckets. Source: `vbucket.c` of libcouchbase.
+    pub fn of_key(key: &[u8], vbuckets: u16) -> Self {
+        let digest = (crc32fast::hash(key) >> 16) & 0x7fff;
+        // Fifteen bits fit, and the remainder is smaller still.
+        Self((digest % u32::from(vbuckets.max(1))) as u16)
+    }
+}
+
+/// A slice of the buffer of an [`EventBatch`], in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Span {
+    start: u32,
+    len: u32,
+}
+
+impl Span {
+    /// The slice from `start` to the present end of `buffer`. Buffers of batches stay far below 4 GiB; a longer
+    /// one gives an empty span.
+    pub fn since(start: usize, buffer: &[u8]) -> Self {
+        Self::new(start, buffer.len().saturating_sub(start))
+    }
+
+    /// The slice of `len` bytes from `start` on.
+    pub fn new(start: usize, len: usize) -> Self {
+        match (u32::try_from(start), u32::try_from(len)) {
+            (Ok(start), Ok(len)) => Self { start, len },
+            _ => Self::default(),
+        }
+    }
+
+    /// The bytes in `buffer`; none where the span does not lie in it.
+    pub fn of(self, buffer: &[u8]) -> &[u8] {
+        let start = self.start as usize;
+        buffer.get(start..start + self.len as usize).unwrap_or_default()
+    }
+}
+
+/// One message of a vbucket's stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DcpEvent {
+    /// The vbucket.
+    pub vb: VbId,
+    /// The change's position; for control messages the position at which they stand.
+    pub seqno: Seqno,
+    /// What happened.
+    pub kind: EventKind,
+}
+
+/// What happened to a vbucket or to one of its documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    /// The stream that was asked for began; its first change comes after the event's seqno.
+    StreamReq {
+        /// Branch of the history that the stream follows.
+        vbuuid: VbUuid,
+    },
+    /// The changes that follow belong to this snapshot window.
+    SnapshotMarker {
+        /// First seqno of the window.
+        start: Seqno,
+        /// Last seqno of the window, or [`Seqno::OPEN_END`].
+        end: Seqno,
+    },
+    /// A document was written.
+    Mutation {
+        /// Document key.
+        key: Span,
+        /// The whole document.
+        value: Span,
+    },
+    /// A document was deleted.
+    Deletion {
+        /// Document key.
+        key: Span,
+    },
+    /// A document reached its time to live.
+    Expiration {
+        /// Document key.
+        key: Span,
+    },
+    /// The stream ended.
+    StreamEnd {
+        /// Why.
+        reason: StreamEndReason,
+    },
+}
+
+/// Why a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamEndReason {
+    /// Everything that was asked for was delivered.
+    Finished,
+    /// The data path closed before the stream had ended by itself.
+    Closed,
+}
+
+impl fmt::Display for StreamEndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Finished => "finished",
+            Self::Closed => "closed",
+        })
+    }
+}
+
+/// Events and the one buffer that their spans point into.
+#[derive(Debug, Default)]
+pub struct EventBatch {
+    /// Life of the streams that the events belong to.
+    pub generation: Generation,
+    /// The events, each vbucket's in the order of its stream.
+    pub events: Vec<DcpEvent>,
+    /// Keys and values.
+    pub buffer: Vec<u8>,
+    /// What the buffer weighs on its source's budget.
+    pub charge: Option<Charge>,
+}
+
+/// A bound on the bytes that are under way between a source and the shards.
+#[derive(Debug, Clone)]
+pub struct ByteBudget(Arc<BudgetInner>);
+
+#[derive(Debug)]
+struct BudgetInner {
+    limit_bytes: usize,
+    used_bytes: Mutex<usize>,
+    room: (Sender<()>, Receiver<()>),
+}
+
+/// Bytes taken from a [`ByteBudget`], given back on drop.
+#[derive(Debug)]
+pub struct Charge {
+    budget: Arc<BudgetInner>,
+    bytes: usize,
+}
+
+impl ByteBudget {
+    /// A budget of `limit_bytes`.
+    pub fn new(limit_bytes: usize) -> Self {
+        Self(Arc::new(BudgetInner { limit_bytes, used_bytes: Mutex::new(0), room: bounded(1) }))
+    }
+
+    /// Bytes that are under way now.
+    pub fn used_bytes(&self) -> usize {
+        *self.0.used_bytes.lock()
+    }
+
+    /// Takes `bytes`, waiting until there is room; `None` when `fin` is given first. More bytes than the whole
+    /// budget are granted when nothing else is under way.
+    pub fn charge(&self, bytes: usize, fin: &Fin) -> Option<Charge> {
+        loop {
+            {
+                let mut used = self.0.used_bytes.lock();
+                if *used == 0 || *used + bytes <= self.0.limit_bytes {
+                    *used += bytes;
+                    break;
+                }
+            }
+            select_biased! {
+                recv(fin.receiver()) -> _ => return None,
+                recv(self.0.room.1) -> _ => {}
+            }
+        }
+        // Another waiter may fit as well, and the wake-up that came was the only one.
+        let _ = self.0.room.0.try_send(());
+        Some(Charge { budget: Arc::clone(&self.0), bytes })
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        *self.budget.used_bytes.lock() -= self.bytes;
+        let _ = self.budget.room.0.try_send(());
+    }
+}

@@ -1,0 +1,5 @@
+//! Secondary indexes that follow a document bucket, and sleep for buckets that went idle.
+pub mod durable;
+pub mod event;
+pub mod thread;
+pub mod timestamp;
