@@ -305,3 +305,20 @@ impl<T> Thread<T> {
         }
     }
 }
+
+/// Joins each of `threads` while the limit lasts and gives back those that still run. Panics of the others are
+/// dropped: a thread whose outcome matters is joined by itself.
+pub fn join_all(threads: Vec<Thread<()>>, until: &Until) -> Vec<Thread<()>> {
+    threads
+        .into_iter()
+        .filter_map(|thread| match thread.join(until) {
+            Err(JoinError::StillRunning(thread)) => Some(thread),
+            Ok(()) | Err(JoinError::Panicked(_)) => None,
+        })
+        .collect()
+}
+
+/// The names of threads, for a message.
+pub fn names<T>(threads: &[Thread<T>]) -> Vec<String> {
+    threads.iter().map(|thread| thread.name().to_owned()).collect()
+}

@@ -1,0 +1,123 @@
+//! The unit of writing: what one worker made of one batch of events, for one shard.
+//!
+//! A [`WriteBatch`] holds, for each changed document and index instance, the *whole* set of entries that the
+//! document has from now on, and how far each vbucket was followed, also where no entry changed. A shard applies
+//! it as a whole or not at all. All bytes stand in one buffer, so that the number of allocations belongs to the
+//! batch; a batch that was applied comes back empty, to be filled again.
+
+use std::sync::Arc;
+
+use crate::event::{Generation, Seqno, Span, VbId};
+use crate::timestamp::Position;
+
+use super::InstId;
+
+/// How far a batch moves one vbucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Advance {
+    /// The vbucket.
+    pub vb: VbId,
+    /// The stream's position before the batch. The shard must have reached it, or changes would be missing.
+    pub from: Seqno,
+    /// The position after the batch.
+    pub to: Position,
+}
+
+/// The entries that a document has in an instance from `seqno` on.
+#[derive(Debug, Clone, Copy)]
+pub struct Change<'a> {
+    /// The index instance.
+    pub inst: InstId,
+    /// Vbucket of the document.
+    pub vb: VbId,
+    /// The change's position in the vbucket.
+    pub seqno: Seqno,
+    /// Document id.
+    pub doc_id: &'a [u8],
+    keys: &'a [Span],
+    bytes: &'a [u8],
+}
+
+impl<'a> Change<'a> {
+    /// The encoded keys, ascending and without duplicates; none where the document has no entry.
+    pub fn keys(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone + use<'a> {
+        let bytes = self.bytes;
+        self.keys.iter().map(move |span| span.of(bytes))
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Record {
+    inst: InstId,
+    vb: VbId,
+    seqno: Seqno,
+    doc_id: Span,
+    first_key: usize,
+    key_count: usize,
+}
+
+/// Changes and positions that belong together.
+#[derive(Debug, Default)]
+pub struct WriteBatch {
+    /// Life of the streams that the batch comes from.
+    pub generation: Generation,
+    /// The instances that were evaluated: their positions move, all of them alike.
+    pub instances: Arc<[InstId]>,
+    /// At most one for each vbucket.
+    pub advances: Vec<Advance>,
+    records: Vec<Record>,
+    keys: Vec<Span>,
+    bytes: Vec<u8>,
+}
+
+impl WriteBatch {
+    /// Copies a document's id into the batch, for the changes of that document.
+    pub fn add_document(&mut self, doc_id: &[u8]) -> Span {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(doc_id);
+        Span::since(start, &self.bytes)
+    }
+
+    /// Adds the new entries of a document in one instance. `keys` must be ascending and without duplicates.
+    pub fn add_change<'k>(
+        &mut self,
+        inst: InstId,
+        (vb, seqno): (VbId, Seqno),
+        doc_id: Span,
+        keys: impl IntoIterator<Item = &'k [u8]>,
+    ) {
+        let first_key = self.keys.len();
+        for key in keys {
+            let start = self.bytes.len();
+            self.bytes.extend_from_slice(key);
+            self.keys.push(Span::since(start, &self.bytes));
+        }
+        let key_count = self.keys.len() - first_key;
+        self.records.push(Record { inst, vb, seqno, doc_id, first_key, key_count });
+    }
+
+    /// The changes, in the order in which they were added.
+    pub fn changes(&self) -> impl Iterator<Item = Change<'_>> {
+        self.records.iter().map(|record| Change {
+            inst: record.inst,
+            vb: record.vb,
+            seqno: record.seqno,
+            doc_id: record.doc_id.of(&self.bytes),
+            keys: self.keys.get(record.first_key..record.first_key + record.key_count).unwrap_or_default(),
+            bytes: &self.bytes,
+        })
+    }
+
+    /// Whether applying the batch would change nothing.
+    pub fn is_empty(&self) -> bool {
+        self.advances.is_empty()
+    }
+
+    /// Empties the batch and keeps its memory.
+    pub fn clear(&mut self) {
+        self.advances.clear();
+        self.records.clear();
+        self.keys.clear();
+        self.bytes.clear();
+    }
+}

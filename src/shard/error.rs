@@ -1,0 +1,189 @@
+//! What can go wrong with a shard, one enum an operation.
+
+use std::path::PathBuf;
+
+use crate::durable::{PathError, UnsealError};
+use crate::event::{Generation, Seqno, VbId};
+use crate::thread::{Fin, Stopped};
+
+use super::batch::WriteBatch;
+use super::store::StoreFault;
+use super::{InstId, ShardId};
+
+/// Why a shard was not made or opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// A file or folder.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// The metadata is damaged or of a newer version.
+    #[error("cannot open shard {shard}: {}: {why}; bring the bucket back from an archive with `resume`", path.display())]
+    Spec {
+        /// The shard.
+        shard: ShardId,
+        /// Its metadata file.
+        path: PathBuf,
+        /// What is wrong.
+        why: UnsealError,
+    },
+    /// The folder holds another shard than the one asked for.
+    #[error(
+        "cannot open shard {shard}: {} belongs to another bucket or shard; put the right folder back", path.display()
+    )]
+    Foreign {
+        /// The shard.
+        shard: ShardId,
+        /// Its metadata file.
+        path: PathBuf,
+    },
+    /// The engine refused.
+    #[error("cannot open shard {shard}: {fault}; if a file is damaged, bring the bucket back with `resume`")]
+    Store {
+        /// The shard.
+        shard: ShardId,
+        /// What the engine said.
+        fault: StoreFault,
+    },
+}
+
+/// Why a batch was not applied. Nothing of it was.
+#[derive(Debug)]
+pub enum Refused {
+    /// It may be applied later: the batch comes back with a signal that is given when it is worth another try.
+    Later {
+        /// The batch.
+        batch: Box<WriteBatch>,
+        /// What it waits for.
+        why: Later,
+        /// Given when the wait is over.
+        ready: Fin,
+    },
+    /// It will never be applied.
+    Never(ApplyError),
+}
+
+/// What a batch that came back waits for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Later {
+    /// The shard is locked.
+    #[error("it is locked by {owner}")]
+    Locked {
+        /// Who holds the lock.
+        owner: String,
+    },
+    /// Writing to disk does not keep up: twice the bytes of a recovery point are uncommitted.
+    #[error("it waits for a recovery point")]
+    Full,
+}
+
+/// Why a batch can never be applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// The batch is of an older life of its streams.
+    #[error(
+        "cannot write to shard {shard}: vbucket {vb} is at generation {current}, the batch is of {found}"
+    )]
+    Stale {
+        /// The shard.
+        shard: ShardId,
+        /// First vbucket that was started again since.
+        vb: VbId,
+        /// Its generation.
+        current: Generation,
+        /// The batch's.
+        found: Generation,
+    },
+    /// The batch starts behind the shard's position: changes in between would be lost.
+    #[error(
+        "cannot write to shard {shard}: instance {inst} has vbucket {vb} up to {stored}, the batch starts after \
+         {from}; start the stream again from the stored position"
+    )]
+    Gap {
+        /// The shard.
+        shard: ShardId,
+        /// The instance.
+        inst: InstId,
+        /// The vbucket.
+        vb: VbId,
+        /// The shard's position.
+        stored: Seqno,
+        /// Where the batch starts.
+        from: Seqno,
+    },
+    /// The batch names an instance that is not there, or a vbucket of another shard.
+    #[error("cannot write to shard {shard}: it has no instance {inst} or no vbucket {vb}")]
+    Unknown {
+        /// The shard.
+        shard: ShardId,
+        /// The instance.
+        inst: InstId,
+        /// The vbucket.
+        vb: VbId,
+    },
+    /// The bucket went to sleep.
+    #[error("cannot write to shard {shard}: it was put to sleep by {by}; resume the bucket first")]
+    Sealed {
+        /// The shard.
+        shard: ShardId,
+        /// Who sealed it.
+        by: String,
+    },
+    /// The engine failed; what was applied since the last recovery point may come again after a restart.
+    #[error("cannot write to shard {shard}: {fault}; mend the cause and open the bucket again")]
+    Store {
+        /// The shard.
+        shard: ShardId,
+        /// What the engine said.
+        fault: StoreFault,
+    },
+}
+
+/// Why no recovery point was made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommitError {
+    /// The caller's limit ended first. The recovery point may still be made.
+    #[error("cannot commit shard {shard}: {why}")]
+    Stopped {
+        /// The shard.
+        shard: ShardId,
+        /// What ended the wait.
+        why: Stopped,
+    },
+    /// The engine failed.
+    #[error("cannot commit shard {shard}: {fault}; what is on disk is its last recovery point")]
+    Store {
+        /// The shard.
+        shard: ShardId,
+        /// What the engine said.
+        fault: StoreFault,
+    },
+}
+
+/// Why the instances of a shard stayed as they are.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InstanceError {
+    /// The shard is locked.
+    #[error("cannot {doing} in shard {shard}: it is locked by {owner}; wait until that ends")]
+    Locked {
+        /// What was asked for.
+        doing: &'static str,
+        /// The shard.
+        shard: ShardId,
+        /// Who holds the lock.
+        owner: String,
+    },
+    /// The engine failed.
+    #[error("cannot {doing} in shard {shard}: {fault}")]
+    Store {
+        /// What was asked for.
+        doing: &'static str,
+        /// The shard.
+        shard: ShardId,
+        /// What the engine said.
+        fault: StoreFault,
+    },
+}

@@ -1,0 +1,196 @@
+//! All shards of a bucket, and the two threads that work for them.
+//!
+//! `dm-flush` makes recovery points, by bytes and by time; `dm-compact` merges tables after one was made and
+//! drops what was kept during a lock. They are apart because a merge may take seconds and a recovery point must
+//! not wait for it. Both end when the set is closed.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, after, bounded, never, select_biased};
+use slog::{Logger, error};
+
+use crate::thread::{self, Fin, FinHolder, Thread, Until, fin};
+
+use super::error::{CommitError, OpenError};
+use super::lsm::LsmShared;
+use super::shard::{Shard, ShardConfig, ShardSpec};
+use super::{ShardId, StoreKind};
+
+/// How long the flushing thread waits after a recovery point failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the shards of one bucket have in common.
+#[derive(Debug, Clone)]
+pub struct ShardSetConfig {
+    /// A shard makes a recovery point when this many bytes are uncommitted. Twice as many hold up its writers.
+    pub commit_bytes: u64,
+    /// A shard makes a recovery point this long after its first uncommitted write.
+    pub commit_interval: Duration,
+    /// Block cache of all shards together.
+    pub cache_bytes: u64,
+    /// Open tables of all shards together.
+    pub open_files_max: usize,
+}
+
+impl Default for ShardSetConfig {
+    fn default() -> Self {
+        Self {
+            commit_bytes: 16 * 1024 * 1024,
+            commit_interval: Duration::from_secs(10),
+            cache_bytes: 64 * 1024 * 1024,
+            open_files_max: 256,
+        }
+    }
+}
+
+/// See the module.
+pub struct ShardSet {
+    shards: Vec<Shard>,
+    stop: Option<FinHolder>,
+    threads: Vec<Thread<()>>,
+}
+
+/// The specs of all shards of a bucket.
+pub(crate) fn specs(
+    shards: u16,
+    vbuckets: u16,
+    store: StoreKind,
+    bucket_uuid: u64,
+) -> impl Iterator<Item = ShardSpec> {
+    (0..shards).map(move |id| ShardSpec { id: ShardId(id), shards, vbuckets, store, bucket_uuid })
+}
+
+impl ShardSet {
+    /// Makes the empty shards of a bucket in `folder`, which must exist.
+    pub fn create(folder: &Path, specs: impl Iterator<Item = ShardSpec>) -> Result<(), OpenError> {
+        let lsm = LsmShared::new(0, 16);
+        for spec in specs {
+            Shard::create(&folder.join(spec.id.folder()), spec, &lsm)?;
+        }
+        Ok(())
+    }
+
+    /// Opens the shards of a bucket and starts their threads.
+    pub fn open(
+        folder: &Path,
+        specs: impl Iterator<Item = ShardSpec>,
+        config: &ShardSetConfig,
+        logger: &Logger,
+    ) -> Result<Self, OpenError> {
+        let (flush_wake, flush_woken) = bounded(1);
+        let (compact_wake, compact_woken) = bounded(1);
+        let shard_config = ShardConfig {
+            commit_bytes: config.commit_bytes,
+            commit_interval: config.commit_interval,
+            flush_wake,
+            compact_wake,
+            lsm: LsmShared::new(config.cache_bytes, config.open_files_max),
+        };
+        let shards = specs
+            .map(|spec| Shard::open(&folder.join(spec.id.folder()), spec, shard_config.clone(), logger))
+            .collect::<Result<Vec<_>, _>>()?;
+        let (stop, stopped) = fin();
+        let mut set = Self { shards, stop: Some(stop), threads: Vec::new() };
+        let flusher = Flusher { shards: set.shards.clone(), woken: flush_woken, logger: logger.clone() };
+        let compactor =
+            Compactor { shards: set.shards.clone(), woken: compact_woken, logger: logger.clone() };
+        let flush_stop = stopped.clone();
+        // A failure drops `set`, whose stop signal ends the thread that was started first.
+        let at = |source| {
+            let path = PathBuf::from(folder);
+            OpenError::Path(crate::durable::PathError { doing: "start the threads for", path, source })
+        };
+        set.threads.push(thread::spawn("dm-flush", move || flusher.run(&flush_stop)).map_err(at)?);
+        set.threads.push(thread::spawn("dm-compact", move || compactor.run(&stopped)).map_err(at)?);
+        Ok(set)
+    }
+
+    /// The shards, in ascending order of their ids.
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    /// Makes a recovery point of every shard. All are tried; the first failure is reported.
+    pub fn commit(&self, until: &Until) -> Result<(), CommitError> {
+        let outcomes: Vec<_> = self.shards.iter().map(|shard| shard.commit(until)).collect();
+        outcomes.into_iter().try_for_each(|outcome| outcome.map(drop))
+    }
+
+    /// Ends the threads. What is uncommitted stays so. Gives back the names of the threads that still run when
+    /// the limit ends; the call may then be repeated.
+    pub fn close(&mut self, until: &Until) -> Result<(), Vec<String>> {
+        self.stop = None;
+        self.threads = thread::join_all(std::mem::take(&mut self.threads), until);
+        if self.threads.is_empty() { Ok(()) } else { Err(thread::names(&self.threads)) }
+    }
+}
+
+struct Flusher {
+    shards: Vec<Shard>,
+    woken: Receiver<()>,
+    logger: Logger,
+}
+
+impl Flusher {
+    fn run(&self, stop: &Fin) {
+        loop {
+            let failed = self.commit_due_shards();
+            let next = self.shards.iter().filter_map(Shard::commit_due).min();
+            let timer = match next {
+                _ if failed => after(RETRY_PAUSE),
+                Some(due) => after(due.saturating_duration_since(Instant::now())),
+                None => never(),
+            };
+            select_biased! {
+                recv(stop.receiver()) -> _ => return,
+                recv(timer) -> _ => {}
+                recv(if failed { never() } else { self.woken.clone() }) -> _ => {}
+            }
+        }
+    }
+
+    /// Gives back whether a commit failed.
+    fn commit_due_shards(&self) -> bool {
+        let mut failed = false;
+        for shard in &self.shards {
+            if shard.commit_due().is_some_and(|due| due <= Instant::now())
+                && let Err(error) = shard.commit(&Until::default())
+            {
+                error!(self.logger, "no recovery point was made"; "error" => %error);
+                failed = true;
+            }
+        }
+        failed
+    }
+}
+
+struct Compactor {
+    shards: Vec<Shard>,
+    woken: Receiver<()>,
+    logger: Logger,
+}
+
+impl Compactor {
+    fn run(&self, stop: &Fin) {
+        loop {
+            select_biased! {
+                recv(stop.receiver()) -> _ => return,
+                recv(self.woken) -> _ => {}
+            }
+            for shard in &self.shards {
+                while !stop.is_given() {
+                    match shard.compact() {
+                        Ok(true) => {}
+                        Ok(false) => break,
+                        Err(fault) => {
+                            error!(self.logger, "a compaction failed; it is tried again after the next commit";
+                                "shard" => shard.id().0, "error" => %fault);
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

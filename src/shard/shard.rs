@@ -1,0 +1,506 @@
+//! One shard: who may write to it, and when what was written becomes durable.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use parking_lot::{Mutex, MutexGuard};
+use serde::{Deserialize, Serialize};
+use slog::{Logger, debug, error};
+
+use crate::durable::{self, AtPath};
+use crate::event::{Generation, VbId};
+use crate::thread::{Fin, FinHolder, Stopped, Until, fin};
+use crate::timestamp::TsVbuuid;
+
+use super::batch::WriteBatch;
+use super::error::{ApplyError, CommitError, InstanceError, Later, OpenError, Refused};
+use super::gate::Gate;
+use super::lsm::{LsmShared, LsmStore};
+use super::store::{Entries, EntryBounds, ShardFile, ShardStore, StoreFault, StoreSnapshot};
+use super::{InstId, ShardId, StoreKind};
+
+/// Metadata file of a shard; written last when a shard is made.
+const SPEC_FILE: &str = "shard.meta";
+const SPEC_KIND: &str = "shard";
+const SPEC_VERSION: u32 = 1;
+/// How long a wait for a turn goes on before it looks at its limit again.
+const TURN_SLICE: Duration = Duration::from_millis(20);
+
+/// What a shard is; fixed when it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardSpec {
+    /// Number of the shard.
+    pub id: ShardId,
+    /// Number of shards of the bucket.
+    pub shards: u16,
+    /// Number of vbuckets of the bucket.
+    pub vbuckets: u16,
+    /// Storage engine.
+    pub store: StoreKind,
+    /// The bucket's identity, so that no shard is opened in another bucket's place.
+    pub bucket_uuid: u64,
+}
+
+/// When a shard makes recovery points, and how it wakes the threads that do it.
+#[derive(Clone)]
+pub(super) struct ShardConfig {
+    pub(super) commit_bytes: u64,
+    pub(super) commit_interval: Duration,
+    pub(super) flush_wake: Sender<()>,
+    pub(super) compact_wake: Sender<()>,
+    pub(super) lsm: LsmShared,
+}
+
+/// Where a new instance begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InstanceStart {
+    /// Before the first change: it is to be filled by streams from seqno zero.
+    Zero,
+    /// At the shard's furthest position of each vbucket: it is to be filled by documents that come again as new
+    /// changes, as they do from files.
+    AtShard,
+}
+
+/// A shard that is open. Clones are the same shard.
+#[derive(Clone)]
+pub struct Shard(pub(super) Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) spec: ShardSpec,
+    folder: PathBuf,
+    logger: Logger,
+    config: ShardConfig,
+    pub(super) store: Box<dyn ShardStore>,
+    /// Held by whoever makes a recovery point.
+    commit_turn: Mutex<()>,
+    /// Held by whoever compacts.
+    compact_turn: Mutex<()>,
+    gate: Mutex<Gate>,
+    pub(super) state: Mutex<State>,
+    applied_changes: AtomicU64,
+    commits: AtomicU64,
+}
+
+/// What anyone may look at, for a moment.
+pub(super) struct State {
+    pub(super) access: Access,
+    pub(super) next_token: u64,
+    /// The engine failed in the middle of a batch: nothing may be applied or committed any more.
+    broken: Option<StoreFault>,
+    /// The last flush failed; the next one may succeed.
+    flush_fault: Option<StoreFault>,
+    /// Dropped when a recovery point was made, for those who wait for room.
+    committed: Option<(FinHolder, Fin)>,
+    /// Iterators that ended under the lock: with them files would go from the disk.
+    pub(super) retired: Vec<Entries>,
+    watchers: Vec<Sender<()>>,
+}
+
+pub(super) enum Access {
+    Open,
+    Locked(Grant),
+    Sealed { by: String },
+}
+
+/// One lock that was granted.
+pub(super) struct Grant {
+    pub(super) token: u64,
+    pub(super) owner: String,
+    pub(super) since: Instant,
+    pub(super) unlocked: Fin,
+    /// Dropped with the grant.
+    pub(super) _holder: FinHolder,
+}
+
+/// A look at a shard.
+#[derive(Debug, Clone, Serialize)]
+pub struct ShardStatus {
+    /// The shard.
+    pub shard: ShardId,
+    /// Bytes on disk.
+    pub disk_bytes: u64,
+    /// Roughly the bytes that a crash would lose, which come again from the source.
+    pub uncommitted_bytes: u64,
+    /// Changes that were applied since the shard was opened.
+    pub applied_changes: u64,
+    /// Recovery points that were made since the shard was opened.
+    pub commits: u64,
+    /// Who holds the lock, and for how long, in milliseconds.
+    pub locked_by: Option<(String, u64)>,
+}
+
+impl Shard {
+    /// Makes an empty shard in a folder that must not exist yet.
+    pub(super) fn create(folder: &Path, spec: ShardSpec, lsm: &LsmShared) -> Result<(), OpenError> {
+        std::fs::create_dir(folder).at("create the folder", folder)?;
+        let store = |fault| OpenError::Store { shard: spec.id, fault };
+        match spec.store {
+            StoreKind::Lsm => drop(LsmStore::create(folder, lsm).map_err(store)?),
+        }
+        let sealed = durable::seal(SPEC_KIND, SPEC_VERSION, &spec)
+            .map_err(|e| store(StoreFault::new("describe the shard", &e)))?;
+        durable::replace(&folder.join(SPEC_FILE), &sealed)?;
+        Ok(())
+    }
+
+    /// Opens the shard that `spec` describes.
+    pub(super) fn open(
+        folder: &Path,
+        spec: ShardSpec,
+        config: ShardConfig,
+        logger: &Logger,
+    ) -> Result<Self, OpenError> {
+        let path = folder.join(SPEC_FILE);
+        let sealed = std::fs::read(&path).at("read", &path)?;
+        let found: ShardSpec = durable::unseal(SPEC_KIND, SPEC_VERSION, &sealed)
+            .map_err(|why| OpenError::Spec { shard: spec.id, path: path.clone(), why })?;
+        if found != spec {
+            return Err(OpenError::Foreign { shard: spec.id, path });
+        }
+        let fault = |fault| OpenError::Store { shard: spec.id, fault };
+        let store: Box<dyn ShardStore> = match spec.store {
+            StoreKind::Lsm => Box::new(LsmStore::open(folder, &config.lsm).map_err(fault)?),
+        };
+        let gate = Gate::load(spec, store.load().map_err(fault)?);
+        Ok(Self(Arc::new(Inner {
+            spec,
+            folder: folder.to_owned(),
+            logger: logger.new(slog::o!("shard" => spec.id.0)),
+            config,
+            store,
+            commit_turn: Mutex::new(()),
+            compact_turn: Mutex::new(()),
+            gate: Mutex::new(gate),
+            state: Mutex::new(State {
+                access: Access::Open,
+                next_token: 1,
+                broken: None,
+                flush_fault: None,
+                committed: None,
+                retired: Vec::new(),
+                watchers: Vec::new(),
+            }),
+            applied_changes: AtomicU64::new(0),
+            commits: AtomicU64::new(0),
+        })))
+    }
+
+    /// The shard's number.
+    pub fn id(&self) -> ShardId {
+        self.0.spec.id
+    }
+
+    /// Applies a batch as a whole, or not at all. Instances skip changes at or below their own position. The
+    /// batch comes back empty. This waits for other writers of the shard, and for nothing else: where it would
+    /// have to, the batch comes back with a signal.
+    pub fn try_apply(&self, mut batch: Box<WriteBatch>) -> Result<Box<WriteBatch>, Refused> {
+        let mut gate = self.0.gate.lock();
+        if let Err(refusal) = self.admit(&gate) {
+            return Err(match refusal {
+                Refusal::Later(why, ready) => Refused::Later { batch, why, ready },
+                Refusal::Never(error) => Refused::Never(error),
+            });
+        }
+        gate.check(&batch).map_err(Refused::Never)?;
+        let mut applied = 0;
+        let outcome = {
+            let new = batch.changes().filter(|change| gate.is_new(change));
+            self.0.store.apply(&mut new.inspect(|_| applied += 1))
+        };
+        match outcome {
+            Ok(bytes) => {
+                gate.advance(&batch);
+                self.note_write(&mut gate, bytes);
+            }
+            Err(fault) => {
+                error!(self.0.logger, "a write failed half-way; nothing is committed any more"; "error" => %fault);
+                self.0.state.lock().broken = Some(fault.clone());
+                return Err(Refused::Never(ApplyError::Store { shard: self.id(), fault }));
+            }
+        }
+        drop(gate);
+        self.0.applied_changes.fetch_add(applied, Ordering::Relaxed);
+        self.notify_watchers();
+        batch.clear();
+        Ok(batch)
+    }
+
+    /// Counts a write, and wakes the flushing thread when it has to arm its timer or to commit.
+    fn note_write(&self, gate: &mut Gate, bytes: u64) {
+        if gate.note_write(bytes) || gate.uncommitted_bytes >= self.0.config.commit_bytes {
+            let _ = self.0.config.flush_wake.try_send(());
+        }
+    }
+
+    pub(super) fn wake_maintenance(&self) {
+        let _ = self.0.config.compact_wake.try_send(());
+    }
+
+    /// Whether a batch may be applied now.
+    fn admit(&self, gate: &Gate) -> Result<(), Refusal> {
+        let mut state = self.0.state.lock();
+        let shard = self.id();
+        if let Some(fault) = state.broken.as_ref().or(state.flush_fault.as_ref()) {
+            return Err(Refusal::Never(ApplyError::Store { shard, fault: fault.clone() }));
+        }
+        match &state.access {
+            Access::Sealed { by } => {
+                return Err(Refusal::Never(ApplyError::Sealed { shard, by: by.clone() }));
+            }
+            Access::Locked(grant) => {
+                let why = Later::Locked { owner: grant.owner.clone() };
+                return Err(Refusal::Later(why, grant.unlocked.clone()));
+            }
+            Access::Open => {}
+        }
+        if gate.uncommitted_bytes >= self.0.config.commit_bytes.saturating_mul(2) {
+            let (_, committed) = state.committed.get_or_insert_with(fin);
+            return Err(Refusal::Later(Later::Full, committed.clone()));
+        }
+        Ok(())
+    }
+
+    fn notify_watchers(&self) {
+        self.0.state.lock().watchers.retain(|watcher| {
+            !matches!(watcher.try_send(()), Err(crossbeam::channel::TrySendError::Disconnected(())))
+        });
+    }
+
+    /// A channel that holds a message whenever batches were applied since it was last read.
+    pub fn watch(&self) -> Receiver<()> {
+        let (sender, receiver) = bounded(1);
+        self.0.state.lock().watchers.push(sender);
+        receiver
+    }
+
+    /// The positions of an instance, or `None` where there is no such instance.
+    pub fn positions(&self, inst: InstId) -> Option<TsVbuuid> {
+        self.0.gate.lock().positions(inst)
+    }
+
+    /// The instances of the shard.
+    pub fn instances(&self) -> Vec<InstId> {
+        self.0.gate.lock().instances()
+    }
+
+    /// Whether every instance has reached all the positions of `ts` that are of this shard's vbuckets.
+    pub fn covers(&self, ts: &TsVbuuid) -> bool {
+        self.0.gate.lock().covers(ts)
+    }
+
+    /// From now on only batches of `generation` are applied for those of `vbs` that are of this shard.
+    pub fn install_generation(&self, vbs: impl IntoIterator<Item = VbId>, generation: Generation) {
+        let mut gate = self.0.gate.lock();
+        vbs.into_iter().for_each(|vb| gate.install_generation(vb, generation));
+    }
+
+    /// Adds an empty instance. It lasts from the next recovery point on.
+    pub fn create_instance(&self, inst: InstId, start: InstanceStart) -> Result<(), InstanceError> {
+        let doing = "create an index";
+        let mut gate = self.0.gate.lock();
+        self.refuse_if_locked(doing)?;
+        self.0.store.add_instance(inst).map_err(|fault| InstanceError::Store {
+            doing,
+            shard: self.id(),
+            fault,
+        })?;
+        gate.add_instance(inst, start);
+        self.note_write(&mut gate, 1);
+        Ok(())
+    }
+
+    /// Removes an instance with all its entries. It is gone for good from the next recovery point on.
+    pub fn drop_instance(&self, inst: InstId) -> Result<(), InstanceError> {
+        let doing = "drop an index";
+        let mut gate = self.0.gate.lock();
+        self.refuse_if_locked(doing)?;
+        if gate.remove_instance(inst) {
+            self.note_write(&mut gate, 1);
+            self.0.store.remove_instance(inst).map_err(|fault| InstanceError::Store {
+                doing,
+                shard: self.id(),
+                fault,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn refuse_if_locked(&self, doing: &'static str) -> Result<(), InstanceError> {
+        let owner = match &self.0.state.lock().access {
+            Access::Open => return Ok(()),
+            Access::Locked(grant) => grant.owner.clone(),
+            Access::Sealed { by } => by.clone(),
+        };
+        Err(InstanceError::Locked { doing, shard: self.id(), owner })
+    }
+
+    /// Makes a recovery point of everything that was applied before the call. Gives back whether there was
+    /// anything to commit.
+    pub fn commit(&self, until: &Until) -> Result<bool, CommitError> {
+        let stopped = |why| CommitError::Stopped { shard: self.id(), why };
+        let _turn = take_turn(&self.0.commit_turn, until).map_err(stopped)?;
+        let fail = |fault| CommitError::Store { shard: self.id(), fault };
+        if let Some(fault) = self.0.state.lock().broken.clone() {
+            return Err(fail(fault));
+        }
+        {
+            let mut gate = take_turn(&self.0.gate, until).map_err(stopped)?;
+            if gate.first_uncommitted.is_none() && !gate.flush_is_due {
+                return Ok(false);
+            }
+            let moved = gate.cut();
+            self.0.store.cut(&moved);
+        }
+        let flushed = self.0.store.flush();
+        if flushed.is_ok() {
+            self.0.gate.lock().flush_is_due = false;
+            self.0.commits.fetch_add(1, Ordering::Relaxed);
+            self.wake_maintenance();
+            debug!(self.0.logger, "recovery point made");
+        }
+        let mut state = self.0.state.lock();
+        state.flush_fault = flushed.clone().err();
+        state.committed = None;
+        flushed.map(|()| true).map_err(fail)
+    }
+
+    /// When the next recovery point is due, if anything is uncommitted: at once by bytes or after a failure.
+    pub(super) fn commit_due(&self) -> Option<Instant> {
+        let gate = self.0.gate.lock();
+        if gate.flush_is_due {
+            return Some(Instant::now());
+        }
+        let first = gate.first_uncommitted?;
+        if gate.uncommitted_bytes >= self.0.config.commit_bytes {
+            return Some(first);
+        }
+        Some(first + self.0.config.commit_interval)
+    }
+
+    /// Does one piece of background work, unless the shard is locked. `false` when there is nothing to do.
+    pub(super) fn compact(&self) -> Result<bool, StoreFault> {
+        let _turn = self.0.compact_turn.lock();
+        let (retired, may_compact) = {
+            let mut state = self.0.state.lock();
+            match state.access {
+                Access::Locked(_) => return Ok(false),
+                Access::Sealed { .. } => (std::mem::take(&mut state.retired), false),
+                Access::Open => (std::mem::take(&mut state.retired), true),
+            }
+        };
+        drop(retired);
+        if !may_compact {
+            return Ok(false);
+        }
+        self.0.store.compact()
+    }
+
+    /// Waits until no compaction runs. Afterwards none starts while the state is `Locked`.
+    pub(super) fn wait_for_compaction(&self, until: &Until) -> Result<(), Stopped> {
+        take_turn(&self.0.compact_turn, until).map(drop)
+    }
+
+    /// A snapshot at a batch boundary.
+    pub fn snapshot(&self, until: &Until) -> Result<ShardSnapshot, Stopped> {
+        let _gate = take_turn(&self.0.gate, until)?;
+        Ok(ShardSnapshot { store: self.0.store.snapshot(), shard: self.clone() })
+    }
+
+    /// The files of the newest recovery point, the shard's metadata first.
+    pub(super) fn files(&self) -> Result<Vec<ShardFile>, StoreFault> {
+        let path = self.0.folder.join(SPEC_FILE);
+        let length_bytes =
+            std::fs::metadata(&path).map_err(|e| StoreFault::new("list the shard's files", &e))?.len();
+        let mut files = vec![ShardFile { name: SPEC_FILE.to_owned(), path, length_bytes }];
+        files.extend(self.0.store.files()?);
+        Ok(files)
+    }
+
+    /// A look at the shard.
+    pub fn status(&self) -> ShardStatus {
+        let uncommitted_bytes = self.0.gate.lock().uncommitted_bytes;
+        let locked_by = match &self.0.state.lock().access {
+            Access::Locked(grant) => {
+                let held_ms = u64::try_from(grant.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+                Some((grant.owner.clone(), held_ms))
+            }
+            Access::Open | Access::Sealed { .. } => None,
+        };
+        ShardStatus {
+            shard: self.id(),
+            disk_bytes: self.0.store.disk_bytes(),
+            uncommitted_bytes,
+            applied_changes: self.0.applied_changes.load(Ordering::Relaxed),
+            commits: self.0.commits.load(Ordering::Relaxed),
+            locked_by,
+        }
+    }
+}
+
+enum Refusal {
+    Later(Later, Fin),
+    Never(ApplyError),
+}
+
+/// Takes a mutex that may be held over file access, while the limit lasts.
+fn take_turn<'m, T>(mutex: &'m Mutex<T>, until: &Until) -> Result<MutexGuard<'m, T>, Stopped> {
+    if let Some(guard) = mutex.try_lock() {
+        return Ok(guard);
+    }
+    loop {
+        until.check()?;
+        if let Some(guard) = mutex.try_lock_for(TURN_SLICE) {
+            return Ok(guard);
+        }
+    }
+}
+
+/// A state of a shard that later writes do not touch.
+pub struct ShardSnapshot {
+    store: Box<dyn StoreSnapshot>,
+    shard: Shard,
+}
+
+impl ShardSnapshot {
+    /// The entries of an instance within `bounds`, in key order.
+    pub fn scan(&self, inst: InstId, bounds: &EntryBounds) -> ShardScan {
+        ShardScan { entries: Some(self.store.scan(inst, bounds)), shard: self.shard.clone() }
+    }
+}
+
+/// An open scan. One that ends while the shard is locked leaves its files on disk until the unlock.
+pub struct ShardScan {
+    entries: Option<Entries>,
+    shard: Shard,
+}
+
+impl Iterator for ShardScan {
+    type Item = Result<Vec<u8>, StoreFault>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.entries.as_mut()?.next()
+    }
+}
+
+impl DoubleEndedIterator for ShardScan {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        self.entries.as_mut()?.next_back()
+    }
+}
+
+impl Drop for ShardScan {
+    fn drop(&mut self) {
+        let Some(entries) = self.entries.take() else { return };
+        let mut state = self.shard.0.state.lock();
+        if matches!(state.access, Access::Locked(_)) {
+            state.retired.push(entries);
+        } else {
+            // Dropping may delete files: not under the state's mutex.
+            drop(state);
+            drop(entries);
+        }
+    }
+}
