@@ -57,14 +57,14 @@ const PREFIX_BYTES: usize = 5;
 
 /// Memory and file handles that the trees of one bucket share.
 #[derive(Clone)]
-pub struct LsmShared {
+pub(super) struct LsmShared {
     cache: Arc<Cache>,
     descriptors: Arc<DescriptorTable>,
 }
 
 impl LsmShared {
     /// A block cache of `cache_bytes` and at most `open_files_max` open tables.
-    pub fn new(cache_bytes: u64, open_files_max: usize) -> Self {
+    pub(super) fn new(cache_bytes: u64, open_files_max: usize) -> Self {
         Self {
             cache: Arc::new(Cache::with_capacity_bytes(cache_bytes)),
             descriptors: Arc::new(DescriptorTable::new(open_files_max)),
@@ -76,7 +76,7 @@ impl LsmShared {
 type Snapshots = Arc<Mutex<BTreeMap<SeqNo, usize>>>;
 
 /// See the module.
-pub struct LsmStore {
+pub(super) struct LsmStore {
     tree: AnyTree,
     folder: PathBuf,
     seqno: SequenceNumberCounter,
@@ -151,13 +151,13 @@ fn write_back_value<'k>(value: &mut Vec<u8>, keys: impl Iterator<Item = &'k [u8]
 
 impl LsmStore {
     /// Makes an empty tree in the shard's folder.
-    pub fn create(shard_folder: &Path, shared: &LsmShared) -> Result<Self, StoreFault> {
+    pub(super) fn create(shard_folder: &Path, shared: &LsmShared) -> Result<Self, StoreFault> {
         Self::open_tree(shard_folder, shared, "create the tree")
     }
 
     /// Opens the tree of a shard. A tree without its version file is damaged, never an empty one: the crate
     /// would start afresh and delete the tables.
-    pub fn open(shard_folder: &Path, shared: &LsmShared) -> Result<Self, StoreFault> {
+    pub(super) fn open(shard_folder: &Path, shared: &LsmShared) -> Result<Self, StoreFault> {
         let folder = shard_folder.join(FOLDER);
         let version = current_version_file(&folder)?;
         if !version.is_file() {

@@ -1,0 +1,53 @@
+//! Where workers send what they evaluated.
+
+use crate::shard::batch::WriteBatch;
+use crate::shard::{Refused, Shard, ShardId};
+use crate::thread::Fin;
+
+/// Takes write batches, in the order of each shard's stream. Called by the workers' data threads, several at a
+/// time and never two for the same shard of one `KvData`.
+///
+/// A call must not wait for long: what cannot be taken now is given back with a signal. An endpoint that hangs
+/// all the same holds up its worker's data, and the close of the data path, but no control message.
+pub trait Endpoint: Send + Sync {
+    /// Takes the batch as a whole and gives it back empty, or refuses it as a whole.
+    fn try_apply(&self, shard: ShardId, batch: Box<WriteBatch>) -> Result<Box<WriteBatch>, EndpointRefused>;
+}
+
+/// Why a batch was not taken.
+#[derive(Debug)]
+pub enum EndpointRefused {
+    /// Try again once `ready` is given.
+    Later {
+        /// The batch.
+        batch: Box<WriteBatch>,
+        /// Given when another try is worth it.
+        ready: Fin,
+    },
+    /// The data path has to end.
+    Never(anyhow::Error),
+}
+
+/// The built-in endpoint: the shards of a bucket.
+pub struct ShardEndpoint {
+    shards: Vec<Shard>,
+}
+
+impl ShardEndpoint {
+    /// An endpoint that writes to all of a bucket's shards, which stand in the order of their ids.
+    pub fn new(shards: &[Shard]) -> Self {
+        Self { shards: shards.to_vec() }
+    }
+}
+
+impl Endpoint for ShardEndpoint {
+    fn try_apply(&self, shard: ShardId, batch: Box<WriteBatch>) -> Result<Box<WriteBatch>, EndpointRefused> {
+        let Some(target) = self.shards.get(usize::from(shard.0)) else {
+            return Err(EndpointRefused::Never(anyhow::anyhow!("there is no shard {shard}")));
+        };
+        target.try_apply(batch).map_err(|refused| match refused {
+            Refused::Later { batch, ready, why: _ } => EndpointRefused::Later { batch, ready },
+            Refused::Never(error) => EndpointRefused::Never(error.into()),
+        })
+    }
+}

@@ -1,0 +1,285 @@
+//! The data path of one node: a control thread and a data thread that share only `req_ts`.
+//!
+//! See the [projector](super) for the picture, and the two files for each thread's contract. A [`KvData`] is the
+//! handle: requests are synchronous with a deadline, and after the end of `gen_server` every present and future
+//! one returns [`RequestError::Closed`] — unless its result was produced, which is delivered even then.
+
+mod gen_server;
+mod run_scatter;
+mod stats;
+
+use std::fmt;
+use std::sync::Arc;
+
+use crossbeam::channel::{Receiver, Sender, bounded, select_biased};
+use parking_lot::Mutex;
+use slog::{Logger, o};
+
+use crate::event::{EventBatch, Seqno, VbId};
+use crate::shard::ShardId;
+use crate::thread::{self, Fin, Panicked, Stopped, Thread, Until, fin};
+use crate::timestamp::TsVbuuid;
+
+use super::endpoint::Endpoint;
+use super::engine::Engine;
+use super::feed::FeedLink;
+use super::worker::{Worker, WorkerConfig, WorkerEnd, WorkerStats};
+use gen_server::{GenServer, Holders, Request};
+use run_scatter::RunScatter;
+pub use stats::KvStats;
+
+/// Requests that wait to be served.
+const REQUESTS_MAX: usize = 16;
+
+/// The shape of a data path.
+#[derive(Debug, Clone)]
+pub struct KvDataConfig {
+    /// Number of the node, for the threads' names.
+    pub node: u16,
+    /// Workers; at least one.
+    pub workers: u16,
+    /// The bucket's number of vbuckets.
+    pub vbuckets: u16,
+    /// The bucket's number of shards.
+    pub shards: u16,
+    /// Batches that wait for each worker.
+    pub worker_queue_batches: usize,
+}
+
+/// Why a data path ended.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum EndReason {
+    /// It was closed.
+    Closed,
+    /// Its source is gone.
+    UpstreamClosed,
+    /// A worker did not take its share of a batch.
+    HandOffFailed {
+        /// Number of the worker.
+        worker: usize,
+    },
+    /// One of its threads panicked.
+    Panicked(Panicked),
+    /// The endpoint refused a batch for good.
+    Endpoint(anyhow::Error),
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("it was closed"),
+            Self::UpstreamClosed => f.write_str("its source is gone"),
+            Self::HandOffFailed { worker } => write!(f, "worker {worker} did not take its events"),
+            Self::Panicked(panicked) => panicked.fmt(f),
+            Self::Endpoint(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
+impl From<WorkerEnd> for EndReason {
+    fn from(end: WorkerEnd) -> Self {
+        match end {
+            WorkerEnd::Closed => Self::Closed,
+            WorkerEnd::Panicked(panicked) => Self::Panicked(panicked),
+            WorkerEnd::Endpoint(error) => Self::Endpoint(error),
+        }
+    }
+}
+
+/// Why a request gave no result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// The data path has ended.
+    #[error("the data path is closed")]
+    Closed,
+    /// Too many requests of the kind are under way; nothing was done.
+    #[error("the data path has too many requests under way; try again later")]
+    Busy,
+    /// The caller's limit ended: the outcome is unknown, and asking again is harmless.
+    #[error("the data path gave no answer: {0}")]
+    Stopped(#[from] Stopped),
+}
+
+/// Threads that did not end in time. The call may be repeated.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("these threads are still running: {}; close again to wait longer", threads.join(", "))]
+pub struct StillRunning {
+    /// Their names.
+    pub threads: Vec<String>,
+}
+
+/// A running data path.
+pub struct KvData {
+    requests: Sender<Request>,
+    /// Given when requests are refused.
+    gen_server_stop: Fin,
+    /// Given when everything has ended and was told to the feed.
+    done: Fin,
+    stats: Arc<KvStats>,
+    worker_stats: Arc<WorkerStats>,
+    threads: Vec<Thread<()>>,
+}
+
+impl KvData {
+    /// Starts the threads. Events come from `upstream`; what becomes of the streams is told to `link`.
+    pub fn start(
+        config: &KvDataConfig,
+        endpoint: &Arc<dyn Endpoint>,
+        upstream: Receiver<EventBatch>,
+        link: &FeedLink,
+        logger: &Logger,
+    ) -> std::io::Result<Self> {
+        let logger = logger.new(o!("node" => config.node, "generation" => link.generation().0));
+        let workers = config.workers.max(1);
+        let (worker_ended_tx, worker_ended) = bounded(usize::from(workers));
+        let (installed_tx, installed) = bounded(usize::from(workers));
+        let worker_stats = Arc::new(WorkerStats::default());
+        let mut senders = Vec::new();
+        let mut handles = Vec::new();
+        for number in 0..workers {
+            let worker_config = WorkerConfig {
+                number,
+                workers,
+                shards: config.shards,
+                vbuckets: config.vbuckets,
+                queue_batches: config.worker_queue_batches.max(1),
+                generation: link.generation(),
+            };
+            // A failure drops the workers that were started: their signals end them.
+            let (worker, sender) = Worker::start(
+                &worker_config,
+                Arc::clone(endpoint),
+                installed_tx.clone(),
+                worker_ended_tx.clone(),
+                Arc::clone(&worker_stats),
+                &logger,
+            )?;
+            senders.push(sender);
+            handles.push(worker);
+        }
+        let (requests_tx, requests) = bounded(REQUESTS_MAX);
+        let (hand_over_tx, hand_over) = bounded(1);
+        let (gen_server_fin_holder, gen_server_fin) = fin();
+        let (run_scatter_fin_holder, run_scatter_fin) = fin();
+        let (stop_holder, gen_server_stop) = fin();
+        let (done_holder, done) = fin();
+        let req_ts = Arc::new(Mutex::new(TsVbuuid::default()));
+        let stats = Arc::new(KvStats::default());
+        let scatter = RunScatter {
+            upstream,
+            fin: run_scatter_fin,
+            workers: senders,
+            routes: (0..config.vbuckets)
+                .map(|vb| ShardId::of_vb(VbId(vb), config.shards).0 % workers)
+                .collect(),
+            link: link.clone(),
+            req_ts: Arc::clone(&req_ts),
+            stats: Arc::clone(&stats),
+        };
+        let server = GenServer {
+            requests,
+            scatter_ended: gen_server_fin,
+            hand_over,
+            workers: handles,
+            installed,
+            worker_ended,
+            link: link.clone(),
+            req_ts,
+            logger,
+        };
+        let holders = Holders {
+            gen_server_stop: stop_holder,
+            run_scatter_fin: run_scatter_fin_holder,
+            done: done_holder,
+        };
+        let data_name = format!("kv-data-{}", config.node);
+        let name = data_name.clone();
+        let data =
+            thread::spawn(data_name, move || scatter.run(&name, &hand_over_tx, gen_server_fin_holder))?;
+        let control_name = format!("kv-ctl-{}", config.node);
+        let name = control_name.clone();
+        let control = thread::spawn(control_name, move || server.run(&name, holders))?;
+        Ok(Self {
+            requests: requests_tx,
+            gen_server_stop,
+            done,
+            stats,
+            worker_stats,
+            threads: vec![data, control],
+        })
+    }
+
+    /// Adds engines, or replaces those of the same instances, between two batches. Gives back, for each vbucket
+    /// with a stream, the last seqno that the new ones have *not* seen: they see every later change, and none
+    /// twice.
+    pub fn add_engines(
+        &self,
+        engines: Vec<Engine>,
+        until: &Until,
+    ) -> Result<Vec<(VbId, Seqno)>, RequestError> {
+        self.request(until, |reply| Request::AddEngines { engines, reply })
+    }
+
+    /// Takes over the positions that streams are asked for from now on.
+    pub fn update_ts(&self, ts: TsVbuuid, until: &Until) -> Result<(), RequestError> {
+        self.request(until, |reply| Request::UpdateTs { ts, reply })
+    }
+
+    fn request<T>(
+        &self,
+        until: &Until,
+        request: impl FnOnce(Sender<T>) -> Request,
+    ) -> Result<T, RequestError> {
+        let (reply, answer) = bounded(1);
+        let timer = until.timer();
+        if self.gen_server_stop.is_given() {
+            return Err(RequestError::Closed);
+        }
+        select_biased! {
+            recv(self.gen_server_stop.receiver()) -> _ => return Err(RequestError::Closed),
+            send(self.requests, request(reply)) -> sent => sent.map_err(|_| RequestError::Closed)?,
+            recv(until.cancel().fin().receiver()) -> _ => return Err(Stopped::Cancelled.into()),
+            recv(timer) -> _ => return Err(Stopped::DeadlinePassed.into()),
+        }
+        select_biased! {
+            recv(answer) -> result => result.map_err(|_| {
+                if self.gen_server_stop.is_given() { RequestError::Closed } else { RequestError::Busy }
+            }),
+            // The result may have been produced right before the stop.
+            recv(self.gen_server_stop.receiver()) -> _ => answer.try_recv().map_err(|_| RequestError::Closed),
+            recv(until.cancel().fin().receiver()) -> _ => Err(Stopped::Cancelled.into()),
+            recv(timer) -> _ => Err(Stopped::DeadlinePassed.into()),
+        }
+    }
+
+    /// Counters of the events that were scattered.
+    pub fn stats(&self) -> &KvStats {
+        &self.stats
+    }
+
+    /// Counters of what the workers made of them.
+    pub fn worker_stats(&self) -> &WorkerStats {
+        &self.worker_stats
+    }
+
+    /// Ends everything in order and joins the threads. It is harmless to call it again: after an error it waits
+    /// for what still runs, after success there is nothing left to do.
+    pub fn close(&mut self, until: &Until) -> Result<(), StillRunning> {
+        let timer = until.timer();
+        select_biased! {
+            recv(self.gen_server_stop.receiver()) -> _ => {}
+            send(self.requests, Request::Close) -> _ => {}
+            recv(timer) -> _ => {}
+        }
+        // The join waits for `done` in any case; asking for it first makes one deadline serve both threads.
+        let _ = self.done.wait(until);
+        self.threads = thread::join_all(std::mem::take(&mut self.threads), until);
+        if self.threads.is_empty() {
+            Ok(())
+        } else {
+            Err(StillRunning { threads: thread::names(&self.threads) })
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The data path: from batches of events to batches of index entries.
+//!
+//! ```text
+//!  source ──EventBatch──> KvData                    VbucketWorker (one of several)
+//!                         run_scatter ──events────> run         ──WriteBatch──> Endpoint ──> Shard
+//!  Feed  <─begin,end,fin─ gen_server  ──engines───> gen_server
+//! ```
+//!
+//! [`Feed`] keeps the books of one topic: which streams were asked for, which are active, and why a data path
+//! ended. A [`KvData`] is the data path of one node; it and each of its workers have a control thread
+//! (`gen_server`) and a data thread. Control never waits for data, and data never waits for a lock.
+//!
+//! | thread | name | ends when |
+//! |---|---|---|
+//! | `gen_server` of a `KvData` | `kv-ctl-N` | it is closed, or its data thread or a worker has ended |
+//! | `run_scatter` | `kv-data-N` | its source is gone, a hand-off fails, or `gen_server` has ended |
+//! | `gen_server` of a worker | `vb-ctl-N` | the `KvData` closes it, or its data thread has ended |
+//! | `run` of a worker | `vb-data-N` | its `gen_server` ends it, nothing can come any more, or an apply failed |
+//!
+//! Invariants:
+//! * A signal is given by dropping its only holder, so it is given once on every way out, also by a panic.
+//! * Every stream that began gets exactly one end, and every `KvData` posts exactly one fin, whatever ends first.
+//! * Everything that crosses from one generation to the next carries its generation.
+//! * No thread here holds a mutex over a channel operation or a call into a shard.
+
+mod endpoint;
+mod engine;
+mod feed;
+mod kvdata;
+mod worker;
+
+pub use endpoint::{Endpoint, EndpointRefused, ShardEndpoint};
+pub use engine::{Engine, EngineSet, Evaluator};
+pub use feed::{Feed, FeedLink, StreamState};
+pub use kvdata::{EndReason, KvData, KvDataConfig, KvStats, RequestError, StillRunning};
+pub use worker::WorkerStats;

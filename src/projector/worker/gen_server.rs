@@ -1,0 +1,55 @@
+//! The control thread of a worker.
+
+use std::sync::Arc;
+
+use crossbeam::channel::{Receiver, Sender, select_biased};
+
+use crate::thread::{self, Fin, FinHolder, JoinError, Thread, Until};
+
+use super::super::engine::EngineSet;
+use super::WorkerEnd;
+
+pub(super) struct GenServer {
+    pub(super) name: String,
+    pub(super) installs: Receiver<Arc<EngineSet>>,
+    pub(super) swaps: Sender<Arc<EngineSet>>,
+    pub(super) stopped: Fin,
+    pub(super) data_ended: Fin,
+    pub(super) run_fin: FinHolder,
+    pub(super) data_thread: Thread<WorkerEnd>,
+    /// Wakes the control thread of the `KvData`.
+    pub(super) ended: Sender<()>,
+    /// Keeps how the worker ended for whoever closes it.
+    pub(super) end: Sender<WorkerEnd>,
+}
+
+impl GenServer {
+    pub(super) fn run(self) {
+        let served = thread::catch(&self.name, || self.serve());
+        drop(self.run_fin);
+        let end = match (served, self.data_thread.join(&Until::default())) {
+            (_, Err(JoinError::Panicked(panicked))) | (Err(panicked), _) => WorkerEnd::Panicked(panicked),
+            (Ok(()), Ok(end)) => end,
+            // Without a deadline the join goes on until the thread has ended.
+            (Ok(()), Err(JoinError::StillRunning(_))) => WorkerEnd::Closed,
+        };
+        // Each channel has room for the one message of this worker, in this order: who is woken finds the end.
+        let _ = self.end.try_send(end);
+        let _ = self.ended.try_send(());
+    }
+
+    fn serve(&self) {
+        loop {
+            select_biased! {
+                recv(self.stopped.receiver()) -> _ => return,
+                recv(self.data_ended.receiver()) -> _ => return,
+                recv(self.installs) -> engines => match engines {
+                    Ok(engines) => if thread::send(&self.swaps, engines, &self.data_ended).is_err() {
+                        return;
+                    },
+                    Err(_) => return,
+                },
+            }
+        }
+    }
+}

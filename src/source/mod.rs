@@ -1,0 +1,13 @@
+//! Where batches of events come from.
+//!
+//! A source reads on a thread of its own and sends [`EventBatch`](crate::event::EventBatch)es into a bounded
+//! channel. It stops reading when its byte budget is used up, so that memory is bounded from end to end, and it
+//! ends when it is told to, when nobody takes its batches any more, or when it has delivered everything.
+
+mod line;
+pub mod replay;
+
+pub use line::LineProblem;
+pub use replay::{
+    Input, Replay, ReplayConfig, ReplayEnd, ReplayError, ReplayFormat, ReplayOutcome, ReplayProgress,
+};
