@@ -1,5 +1,6 @@
 //! Secondary indexes that follow a document bucket, and sleep for buckets that went idle.
 pub mod durable;
 pub mod event;
+pub mod index;
 pub mod thread;
 pub mod timestamp;
