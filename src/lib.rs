@@ -1,6 +1,7 @@
 //! Secondary indexes that follow a document bucket, and sleep for buckets that went idle.
 pub mod durable;
 pub mod event;
+pub mod index;
 pub mod projector;
 pub mod shard;
 pub mod source;

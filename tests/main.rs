@@ -1,1 +1,10 @@
-fn main() {}
+//! The tests of the public API, one module for each room or part of a room, in one binary so that it links
+//! once.
+#![expect(clippy::unwrap_used, reason = "in a test's helpers a panic is the failure")]
+
+mod collate;
+mod definition;
+mod evaluate;
+mod path;
+mod range;
+mod support;

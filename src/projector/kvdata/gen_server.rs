@@ -155,7 +155,9 @@ impl GenServer {
             EndReason::Closed | EndReason::UpstreamClosed => {
                 info!(self.logger, "the data path ended: {reason}");
             }
-            _ => warn!(self.logger, "the data path ended: {reason}");,
+            _ => {
+                warn!(self.logger, "the data path ended: {reason}");
+            }
         }
         self.link.post_fin(reason);
         drop(done);

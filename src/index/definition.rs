@@ -1,0 +1,249 @@
+//! What an index is called and what its keys are made of.
+//!
+//! A definition is written on the command line as `NAME=PATH[,PATH…]` and kept with the bucket as JSON:
+//! `{"name":"by_country","kind":"secondary","paths":["country","city"]}`, or
+//! `{"name":"primary","kind":"primary"}`. Members that this version does not know are refused, because an index
+//! that is read without them would have other entries than it says.
+//!
+//! Invariants: a secondary index has 1 to [`PATHS_MAX`] paths, and at most one of them holds `[]`, so that the
+//! number of a document's entries is the length of one array and never a product.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::path::{KeyPath, KeyPathError};
+use super::shown;
+
+/// The longest name of an index.
+pub const NAME_BYTES_MAX: usize = 100;
+
+/// The most paths of a secondary index.
+pub const PATHS_MAX: usize = 16;
+
+/// The name of an index: 1 to [`NAME_BYTES_MAX`] ASCII letters, digits, `_`, `-`, `.` and `#`, and no `.` in
+/// front.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct IndexName(String);
+
+/// A named index and what its keys are made of. Two definitions are equal when they give every document the
+/// same entries under the same name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
+pub struct IndexDefinition {
+    name: IndexName,
+    kind: IndexKind,
+}
+
+/// What the keys of an index are made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IndexKind {
+    /// The document's id.
+    Primary,
+    /// Values of the document.
+    Secondary {
+        /// Where they lie, in the order of the key's parts.
+        paths: Vec<KeyPath>,
+    },
+}
+
+/// Why an index cannot be defined so.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DefinitionError {
+    /// The text has no `=`.
+    #[error(
+        "cannot define an index by `{text}`: expected NAME=PATH[,PATH…], such as by_country=country,city"
+    )]
+    Form {
+        /// The text.
+        text: String,
+    },
+    /// The name is empty, too long or holds other characters.
+    #[error(
+        "`{name}` cannot name an index: expected 1 to {NAME_BYTES_MAX} letters (a-z, A-Z), digits, `_`, `-`, `.` \
+         and `#`, not beginning with `.`"
+    )]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// A path is none.
+    #[error("cannot define index {name}: {source}")]
+    Path {
+        /// The index.
+        name: IndexName,
+        /// What is wrong.
+        source: KeyPathError,
+    },
+    /// There is no path, or there are too many.
+    #[error("cannot define index {name}: found {found} paths, expected 1 to {PATHS_MAX}")]
+    PathCount {
+        /// The index.
+        name: IndexName,
+        /// Number of paths.
+        found: usize,
+    },
+    /// Two paths hold `[]`.
+    #[error(
+        "cannot define index {name}: both `{first}` and `{second}` hold `[]`, expected at most one such path"
+    )]
+    TwoArrays {
+        /// The index.
+        name: IndexName,
+        /// The first of the paths.
+        first: KeyPath,
+        /// The next one.
+        second: KeyPath,
+    },
+    /// A primary index was given paths.
+    #[error("cannot define index {name}: a primary index has no paths")]
+    PrimaryWithPaths {
+        /// The index.
+        name: IndexName,
+    },
+}
+
+impl IndexName {
+    /// The name's text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for IndexName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for IndexName {
+    type Error = DefinitionError;
+
+    fn try_from(name: String) -> Result<Self, DefinitionError> {
+        let may_hold = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.#".contains(&byte);
+        if (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(may_hold)
+        {
+            Ok(Self(name))
+        } else {
+            Err(DefinitionError::Name { name: shown(&name) })
+        }
+    }
+}
+
+impl FromStr for IndexName {
+    type Err = DefinitionError;
+
+    fn from_str(name: &str) -> Result<Self, DefinitionError> {
+        name.to_owned().try_into()
+    }
+}
+
+impl From<IndexName> for String {
+    fn from(name: IndexName) -> Self {
+        name.0
+    }
+}
+
+impl IndexDefinition {
+    /// An index over the document's id.
+    pub fn primary(name: IndexName) -> Self {
+        Self { name, kind: IndexKind::Primary }
+    }
+
+    /// An index over values of the document.
+    pub fn secondary(name: IndexName, paths: Vec<KeyPath>) -> Result<Self, DefinitionError> {
+        if !(1..=PATHS_MAX).contains(&paths.len()) {
+            return Err(DefinitionError::PathCount { name, found: paths.len() });
+        }
+        let mut arrays = paths.iter().filter(|path| path.is_array());
+        if let (Some(first), Some(second)) = (arrays.next(), arrays.next()) {
+            return Err(DefinitionError::TwoArrays { name, first: first.clone(), second: second.clone() });
+        }
+        Ok(Self { name, kind: IndexKind::Secondary { paths } })
+    }
+
+    /// A secondary index as the command line writes it: `NAME=PATH[,PATH…]`.
+    pub fn parse(text: &str) -> Result<Self, DefinitionError> {
+        let (name, paths) =
+            text.split_once('=').ok_or_else(|| DefinitionError::Form { text: shown(text) })?;
+        let name: IndexName = name.parse()?;
+        match KeyPath::parse_list(paths) {
+            Ok(paths) => Self::secondary(name, paths),
+            Err(source) => Err(DefinitionError::Path { name, source }),
+        }
+    }
+
+    /// What the index is called.
+    pub fn name(&self) -> &IndexName {
+        &self.name
+    }
+
+    /// What its keys are made of.
+    pub fn kind(&self) -> &IndexKind {
+        &self.kind
+    }
+
+    /// Number of parts of its keys.
+    pub fn components(&self) -> usize {
+        match &self.kind {
+            IndexKind::Primary => 1,
+            IndexKind::Secondary { paths } => paths.len(),
+        }
+    }
+}
+
+impl fmt::Display for IndexDefinition {
+    /// The form of the command line; of a primary index the name alone.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)?;
+        if let IndexKind::Secondary { paths } = &self.kind {
+            for (count, path) in paths.iter().enumerate() {
+                write!(f, "{}{path}", if count == 0 { '=' } else { ',' })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The JSON form of a definition, before it is checked.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    name: IndexName,
+    kind: StoredKind,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    paths: Vec<KeyPath>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum StoredKind {
+    Primary,
+    Secondary,
+}
+
+impl From<IndexDefinition> for Stored {
+    fn from(definition: IndexDefinition) -> Self {
+        let (kind, paths) = match definition.kind {
+            IndexKind::Primary => (StoredKind::Primary, Vec::new()),
+            IndexKind::Secondary { paths } => (StoredKind::Secondary, paths),
+        };
+        Self { name: definition.name, kind, paths }
+    }
+}
+
+impl TryFrom<Stored> for IndexDefinition {
+    type Error = DefinitionError;
+
+    fn try_from(stored: Stored) -> Result<Self, DefinitionError> {
+        match stored.kind {
+            StoredKind::Secondary => Self::secondary(stored.name, stored.paths),
+            StoredKind::Primary if stored.paths.is_empty() => Ok(Self::primary(stored.name)),
+            StoredKind::Primary => Err(DefinitionError::PrimaryWithPaths { name: stored.name }),
+        }
+    }
+}

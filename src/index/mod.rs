@@ -1,0 +1,36 @@
+//! Which entries a document has in an index, and in which order entries stand.
+//!
+//! An [`IndexDefinition`] names the [`KeyPath`]s whose values make up a key; its evaluation turns a document
+//! into a [`KeyList`]; [`collate`] writes keys as bytes whose plain order is the order of the values; a
+//! [`KeyRange`] turns what was asked for into bounds on those bytes. Everything here computes only: no files,
+//! no threads, and no knowledge of who stores the entries.
+//!
+//! A stored entry is the encoded key followed by the document's id. Invariant: two entries compare as bytes as
+//! their keys compare as JSON values, and entries of equal keys as their ids.
+
+pub mod collate;
+mod definition;
+mod evaluate;
+mod path;
+mod range;
+
+pub use definition::{DefinitionError, IndexDefinition, IndexKind, IndexName, NAME_BYTES_MAX, PATHS_MAX};
+pub use evaluate::{KEY_BYTES_MAX, KeyList};
+pub use path::{KeyPath, KeyPathError, STEPS_MAX};
+pub use range::{KeyBounds, KeyRange, RangeError};
+
+/// The most characters of somebody's input that an error message repeats.
+const SHOWN_CHARS_MAX: usize = 200;
+
+/// `text` as it fits into a one-line message: without control characters, and cut when it is long.
+fn shown(text: &str) -> String {
+    let mut line = String::new();
+    for (count, c) in text.chars().enumerate() {
+        if count == SHOWN_CHARS_MAX {
+            line.push('…');
+            break;
+        }
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
+}
