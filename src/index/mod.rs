@@ -13,11 +13,13 @@ mod definition;
 mod evaluate;
 mod path;
 mod range;
+mod scan;
 
 pub use definition::{DefinitionError, IndexDefinition, IndexKind, IndexName, NAME_BYTES_MAX, PATHS_MAX};
 pub use evaluate::{KEY_BYTES_MAX, KeyList};
 pub use path::{KeyPath, KeyPathError, STEPS_MAX};
 pub use range::{KeyBounds, KeyRange, RangeError};
+pub use scan::{Scan, ScanEntry, ScanError};
 
 /// The most characters of somebody's input that an error message repeats.
 const SHOWN_CHARS_MAX: usize = 200;

@@ -1,0 +1,525 @@
+//! An open bucket: its shards, its indexes and what they hold.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use parking_lot::{Mutex, MutexGuard};
+use serde::Serialize;
+use slog::{Discard, Logger, info, o};
+
+use crate::durable::PathError;
+use crate::event::{Generation, VbId};
+use crate::index::{IndexDefinition, IndexName, KeyRange, RangeError, Scan, ScanError};
+use crate::projector::Engine;
+use crate::shard::{
+    CommitError, InstId, InstanceError, InstanceStart, OpenError, Shard, ShardSet, ShardSetConfig, ShardSpec,
+    ShardStatus,
+};
+use crate::thread::Until;
+use crate::timestamp::{Position, TsVbuuid};
+
+use super::folder::{DataDir, DataDirError};
+use super::meta::{
+    BucketMeta, BucketName, BucketState, IndexEntry, IndexState, MetaError, SourceKind,
+};
+
+/// How a bucket works, as opposed to what it is. Every field has a default.
+#[derive(Debug, Clone)]
+pub struct BucketConfig {
+    /// Where the bucket logs to.
+    pub logger: Logger,
+    /// When shards make recovery points, and their caches.
+    pub shards: ShardSetConfig,
+    /// Workers of a data path; each has two threads.
+    pub workers: u16,
+    /// Bytes that may be under way between a source and the shards.
+    pub budget_bytes: usize,
+    /// A source sends a batch when it has this many bytes.
+    pub batch_bytes: usize,
+    /// A source sends a batch when it has this many documents.
+    pub batch_events: usize,
+    /// Batches that wait in front of each thread of the data path.
+    pub queue_batches: usize,
+}
+
+impl Default for BucketConfig {
+    fn default() -> Self {
+        Self {
+            logger: Logger::root(Discard, o!()),
+            shards: ShardSetConfig::default(),
+            workers: 2,
+            budget_bytes: 64 * 1024 * 1024,
+            batch_bytes: 256 * 1024,
+            batch_events: 512,
+            queue_batches: 4,
+        }
+    }
+}
+
+/// Why a bucket was not opened, made or dropped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BucketError {
+    /// There is none.
+    #[error("there is no bucket {bucket} in {}: {}", data_dir.display(), there_are(there))]
+    Missing {
+        /// The name that was asked for.
+        bucket: BucketName,
+        /// Where it was looked for.
+        data_dir: PathBuf,
+        /// The buckets that are there.
+        there: Vec<BucketName>,
+    },
+    /// There is one already.
+    #[error("cannot create bucket {bucket}: it is there already; drop it first, or take another name")]
+    Exists {
+        /// Its name.
+        bucket: BucketName,
+    },
+    /// Its numbers are out of range.
+    #[error("cannot create bucket {bucket}: {problem}")]
+    Spec {
+        /// Its name.
+        bucket: BucketName,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Its local data was removed after a pause.
+    #[error("bucket {bucket} sleeps in {archive} and its local data was removed: resume it first")]
+    Evicted {
+        /// Its name.
+        bucket: BucketName,
+        /// Where its data is.
+        archive: String,
+    },
+    /// The data folder.
+    #[error(transparent)]
+    DataDir(DataDirError),
+    /// A file or folder.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// Its metadata.
+    #[error(transparent)]
+    Meta(#[from] MetaError),
+    /// A shard.
+    #[error(transparent)]
+    Shard(OpenError),
+    /// A shard's instances could not be brought in line with the metadata.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+}
+
+fn there_are(buckets: &[BucketName]) -> String {
+    if buckets.is_empty() {
+        return "it has none yet; `ingest` makes one".to_owned();
+    }
+    let names: Vec<&str> = buckets.iter().map(BucketName::as_str).collect();
+    format!("it has {}", names.join(", "))
+}
+
+/// Why an index was not made, dropped or scanned.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IndexError {
+    /// There is none.
+    #[error("bucket {bucket} has no index `{index}`: {}", indexes_are(there))]
+    Missing {
+        /// The bucket.
+        bucket: BucketName,
+        /// The name that was asked for.
+        index: IndexName,
+        /// The indexes that are there.
+        there: Vec<IndexName>,
+    },
+    /// There is another one of the name.
+    #[error("cannot create index `{wanted}`: there is one with another definition, `{there}`; drop it first")]
+    Differs {
+        /// What was asked for.
+        wanted: IndexDefinition,
+        /// What is there.
+        there: IndexDefinition,
+    },
+    /// The bucket has data already.
+    #[error(
+        "cannot create index `{wanted}`: bucket {bucket} has data already; ingest all its documents again with \
+         --rebuild"
+    )]
+    NeedsRebuild {
+        /// The bucket.
+        bucket: BucketName,
+        /// What was asked for.
+        wanted: IndexDefinition,
+    },
+    /// It does not hold everything yet.
+    #[error(
+        "cannot scan index `{index}`: it is unfinished, {documents} changes came since it was created; ingest all \
+         documents of bucket {bucket} with --rebuild"
+    )]
+    Unfinished {
+        /// The bucket.
+        bucket: BucketName,
+        /// The index.
+        index: IndexName,
+        /// Changes that it has seen.
+        documents: u64,
+    },
+    /// The bucket sleeps.
+    #[error("cannot {doing} in bucket {bucket}: it is paused in {archive}; resume it first")]
+    Paused {
+        /// What was asked for.
+        doing: &'static str,
+        /// The bucket.
+        bucket: BucketName,
+        /// Where it sleeps.
+        archive: String,
+    },
+    /// The ends of the range do not fit the index.
+    #[error("cannot scan index `{index}`: {error}")]
+    Range {
+        /// The index.
+        index: IndexName,
+        /// What is wrong.
+        error: RangeError,
+    },
+    /// The bucket's metadata.
+    #[error(transparent)]
+    Meta(#[from] MetaError),
+    /// A shard's instances.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    /// A shard's recovery point.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// The scan itself.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+}
+
+fn indexes_are(indexes: &[IndexName]) -> String {
+    if indexes.is_empty() {
+        return "it has none; `ingest --index` makes one".to_owned();
+    }
+    let names: Vec<&str> = indexes.iter().map(IndexName::as_str).collect();
+    format!("it has {}", names.join(", "))
+}
+
+/// A look at an index.
+#[derive(Debug, Clone, Serialize)]
+pub struct IndexStatus {
+    /// Its name.
+    pub name: IndexName,
+    /// Its definition, as on the command line.
+    pub definition: String,
+    /// Whether it may be scanned.
+    pub state: IndexState,
+    /// Changes that it covers: the sum of its seqnos over all vbuckets.
+    pub changes: u64,
+}
+
+/// A look at a bucket.
+#[derive(Debug, Clone, Serialize)]
+pub struct BucketStatus {
+    /// Its name.
+    pub bucket: BucketName,
+    /// What it is doing.
+    #[serde(flatten)]
+    pub state: BucketState,
+    /// Where its changes come from.
+    pub source: SourceKind,
+    /// Storage engine of its shards.
+    pub store: crate::shard::StoreKind,
+    /// Number of vbuckets.
+    pub vbuckets: u16,
+    /// Its indexes.
+    pub indexes: Vec<IndexStatus>,
+    /// Its shards; none where the local data was removed.
+    pub shards: Vec<ShardStatus>,
+}
+
+/// An open bucket. It may be used from several threads at a time.
+pub struct Bucket {
+    pub(super) data_dir: DataDir,
+    pub(super) folder: PathBuf,
+    pub(super) config: BucketConfig,
+    pub(super) logger: Logger,
+    pub(super) set: ShardSet,
+    pub(super) generations: AtomicU64,
+    /// Held for as long as something is ingested.
+    pub(super) ingesting: Mutex<()>,
+    /// Held for as long as the bucket is being paused or its indexes change.
+    pub(super) changing: Mutex<()>,
+    /// Never held over a file access but that of the metadata itself.
+    meta: Mutex<BucketMeta>,
+}
+
+impl BucketMeta {
+    pub(super) fn shard_specs(&self) -> impl Iterator<Item = ShardSpec> + use<> {
+        let (spec, bucket_uuid) = (self.spec, self.uuid);
+        ShardSpec::all(spec.shards, spec.vbuckets, spec.store, bucket_uuid)
+    }
+
+    fn index(&self, name: &IndexName) -> Option<&IndexEntry> {
+        self.indexes.iter().find(|entry| entry.definition.name() == name)
+    }
+}
+
+impl Bucket {
+    pub(super) fn open(data_dir: &DataDir, meta: BucketMeta, config: &BucketConfig) -> Result<Self, BucketError> {
+        let folder = data_dir.bucket_folder(&meta.name);
+        let logger = config.logger.new(o!("bucket" => meta.name.to_string()));
+        let sealed_by = match &meta.state {
+            BucketState::Online => None,
+            BucketState::Paused { archive, evicted: true, .. } => {
+                return Err(BucketError::Evicted { bucket: meta.name, archive: archive.clone() });
+            }
+            BucketState::Paused { pause, .. } => Some(format!("pause {pause}")),
+        };
+        let set =
+            ShardSet::open(&folder, meta.shard_specs(), &config.shards, sealed_by.as_deref(), &logger)
+                .map_err(BucketError::Shard)?;
+        let bucket = Self {
+            data_dir: data_dir.clone(),
+            folder,
+            config: config.clone(),
+            logger,
+            set,
+            generations: AtomicU64::new(1),
+            ingesting: Mutex::new(()),
+            changing: Mutex::new(()),
+            meta: Mutex::new(meta),
+        };
+        if sealed_by.is_none() {
+            bucket.align_instances()?;
+        }
+        Ok(bucket)
+    }
+
+    /// Brings the shards in line with the metadata, where a crash came between the two.
+    fn align_instances(&self) -> Result<(), InstanceError> {
+        let wanted: Vec<InstId> = self.meta().indexes.iter().map(|entry| entry.inst).collect();
+        for shard in self.set.shards() {
+            let there = shard.instances();
+            for inst in wanted.iter().filter(|inst| !there.contains(inst)) {
+                info!(self.logger, "an index is made again in a shard"; "shard" => shard.id().0, "instance" => inst.0);
+                shard.create_instance(*inst, InstanceStart::AtShard)?;
+            }
+            for inst in there.iter().filter(|inst| !wanted.contains(inst)) {
+                info!(self.logger, "an index is dropped from a shard"; "shard" => shard.id().0, "instance" => inst.0);
+                shard.drop_instance(*inst)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the bucket keeps about itself, for a moment.
+    pub(super) fn meta(&self) -> MutexGuard<'_, BucketMeta> {
+        self.meta.lock()
+    }
+
+    /// Changes the metadata durably: in memory only once it is on disk.
+    pub(super) fn change_meta(&self, change: impl FnOnce(&mut BucketMeta)) -> Result<(), MetaError> {
+        let mut meta = self.meta.lock();
+        let mut changed = meta.clone();
+        change(&mut changed);
+        changed.write(&self.folder)?;
+        *meta = changed;
+        Ok(())
+    }
+
+    /// Its name.
+    pub fn name(&self) -> BucketName {
+        self.meta().name.clone()
+    }
+
+    /// The metadata as it is now.
+    pub fn describe(&self) -> BucketMeta {
+        self.meta().clone()
+    }
+
+    /// Its shards, in ascending order of their ids.
+    pub fn shards(&self) -> &[Shard] {
+        self.set.shards()
+    }
+
+    /// The archive that the bucket sleeps in, if it does.
+    pub(super) fn paused_in(&self) -> Option<String> {
+        match &self.meta().state {
+            BucketState::Online => None,
+            BucketState::Paused { archive, .. } => Some(archive.clone()),
+        }
+    }
+
+    fn refuse_if_paused(&self, doing: &'static str) -> Result<(), IndexError> {
+        self.paused_in()
+            .map_or(Ok(()), |archive| Err(IndexError::Paused { doing, bucket: self.name(), archive }))
+    }
+
+    /// For each vbucket, where the furthest instance stands: what a stream of files continues.
+    pub(super) fn start_positions(&self) -> TsVbuuid {
+        let meta = self.meta().clone();
+        let mut start: TsVbuuid =
+            (0_u16..).zip(&meta.vbuuids).map(|(vb, vbuuid)| (VbId(vb), Position { vbuuid: *vbuuid, ..Position::default() })).collect();
+        for shard in self.set.shards() {
+            for positions in meta.indexes.iter().filter_map(|entry| shard.positions(entry.inst)) {
+                for (vb, position) in positions.iter() {
+                    if start.get(vb).is_none_or(|furthest| furthest.seqno < position.seqno) {
+                        start.insert(vb, position);
+                    }
+                }
+            }
+        }
+        start
+    }
+
+    fn has_data(&self) -> bool {
+        self.start_positions().iter().any(|(_, position)| position.seqno.0 > 0)
+    }
+
+    /// The next generation of streams.
+    pub(super) fn next_generation(&self) -> Generation {
+        Generation(self.generations.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+    }
+
+    /// The engines of all indexes.
+    pub(super) fn engines(&self) -> Vec<Engine> {
+        let meta = self.meta();
+        let engine = |entry: &IndexEntry| Engine { inst: entry.inst, evaluator: Arc::new(entry.definition.clone()) };
+        meta.indexes.iter().map(engine).collect()
+    }
+
+    /// Makes sure that there is such an index. On a bucket that has data a new one needs `rebuild`, which says
+    /// that all documents are going to be ingested again; it can be scanned after that.
+    pub fn ensure_index(&self, wanted: &IndexDefinition, rebuild: bool) -> Result<(), IndexError> {
+        let _changing = self.changing.lock();
+        if let Some(entry) = self.meta().index(wanted.name()) {
+            if entry.definition != *wanted {
+                let (wanted, there) = (wanted.clone(), entry.definition.clone());
+                return Err(IndexError::Differs { wanted, there });
+            }
+            return Ok(());
+        }
+        self.refuse_if_paused("create an index")?;
+        let has_data = self.has_data();
+        if has_data && !rebuild {
+            return Err(IndexError::NeedsRebuild { bucket: self.name(), wanted: wanted.clone() });
+        }
+        let inst = self.meta().next_inst;
+        let state = if has_data { IndexState::Building } else { IndexState::Ready };
+        self.change_meta(|meta| {
+            meta.next_inst = InstId(inst.0 + 1);
+            meta.indexes.push(IndexEntry { inst, definition: wanted.clone(), state });
+        })?;
+        for shard in self.set.shards() {
+            shard.create_instance(inst, InstanceStart::AtShard)?;
+        }
+        Ok(())
+    }
+
+    /// Removes an index and its entries, durably.
+    pub fn drop_index(&self, name: &IndexName, until: &Until) -> Result<(), IndexError> {
+        let _changing = self.changing.lock();
+        let inst = self.find_index(name)?.inst;
+        self.refuse_if_paused("drop an index")?;
+        self.change_meta(|meta| meta.indexes.retain(|entry| entry.inst != inst))?;
+        for shard in self.set.shards() {
+            shard.drop_instance(inst)?;
+        }
+        self.set.commit(until)?;
+        Ok(())
+    }
+
+    fn find_index(&self, name: &IndexName) -> Result<IndexEntry, IndexError> {
+        let meta = self.meta();
+        meta.index(name).cloned().ok_or_else(|| IndexError::Missing {
+            bucket: meta.name.clone(),
+            index: name.clone(),
+            there: meta.indexes.iter().map(|entry| entry.definition.name().clone()).collect(),
+        })
+    }
+
+    /// Scans an index, in key order or in reverse, as it is now.
+    pub fn scan(
+        &self,
+        name: &IndexName,
+        range: &KeyRange,
+        reverse: bool,
+        until: &Until,
+    ) -> Result<Scan, IndexError> {
+        let entry = self.find_index(name)?;
+        if entry.state == IndexState::Building {
+            let documents = self.changes_of(entry.inst);
+            return Err(IndexError::Unfinished { bucket: self.name(), index: name.clone(), documents });
+        }
+        let components = entry.definition.components();
+        let bounds = range
+            .bounds(components)
+            .map_err(|error| IndexError::Range { index: name.clone(), error })?;
+        Ok(Scan::begin(self.set.shards(), (entry.inst, components), &bounds, reverse, until)?)
+    }
+
+    fn changes_of(&self, inst: InstId) -> u64 {
+        let positions = self.set.shards().iter().filter_map(|shard| shard.positions(inst));
+        positions.map(|ts| ts.iter().map(|(_, position)| position.seqno.0).sum::<u64>()).sum()
+    }
+
+    /// A look at the bucket.
+    pub fn status(&self) -> BucketStatus {
+        let meta = self.describe();
+        let indexes = meta.indexes.iter().map(|entry| IndexStatus {
+            name: entry.definition.name().clone(),
+            definition: entry.definition.to_string(),
+            state: entry.state,
+            changes: self.changes_of(entry.inst),
+        });
+        BucketStatus {
+            indexes: indexes.collect(),
+            shards: self.set.shards().iter().map(Shard::status).collect(),
+            ..BucketStatus::closed(&meta)
+        }
+    }
+
+    /// Makes everything that was applied durable and ends the threads. Gives back the names of threads that
+    /// still run when the limit ends; the call may then be repeated.
+    pub fn close(&mut self, until: &Until) -> Result<(), CloseError> {
+        let committed = if self.paused_in().is_some() { Ok(()) } else { self.set.commit(until) };
+        self.set.close(until).map_err(|threads| CloseError::StillRunning { threads })?;
+        Ok(committed?)
+    }
+}
+
+/// Why a bucket did not close in order.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CloseError {
+    /// Threads did not end in time.
+    #[error("cannot close the bucket: these threads are still running: {}; close again to wait longer", threads.join(", "))]
+    StillRunning {
+        /// Their names.
+        threads: Vec<String>,
+    },
+    /// The last recovery point could not be made.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+impl BucketStatus {
+    /// What can be told of a bucket whose shards are closed.
+    pub fn closed(meta: &BucketMeta) -> Self {
+        let indexes = meta.indexes.iter().map(|entry| IndexStatus {
+            name: entry.definition.name().clone(),
+            definition: entry.definition.to_string(),
+            state: entry.state,
+            changes: 0,
+        });
+        Self {
+            bucket: meta.name.clone(),
+            state: meta.state.clone(),
+            source: meta.spec.source,
+            store: meta.spec.store,
+            vbuckets: meta.spec.vbuckets,
+            indexes: indexes.collect(),
+            shards: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! What a bucket is: fixed numbers, its indexes and its state, in one small file.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::durable::{self, AtPath, PathError, UnsealError};
+use crate::event::{VBUCKETS_MAX, VbUuid};
+use crate::index::IndexDefinition;
+use crate::pause::PauseId;
+use crate::shard::{InstId, StoreKind};
+
+/// The metadata's file within the bucket's folder.
+const FILE: &str = "bucket.meta";
+const KIND: &str = "bucket";
+const VERSION: u32 = 1;
+/// The most shards of a bucket.
+pub const SHARDS_MAX: u16 = 1024;
+const NAME_BYTES_MAX: usize = 100;
+
+/// Name of a bucket, by the rules of Couchbase: 1 to 100 of ASCII letters, digits and `_ - . %`, with no dot first.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BucketName(String);
+
+/// A text that is no bucket's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no bucket name: 1 to {NAME_BYTES_MAX} letters, digits and _ - . % are allowed, with no dot first")]
+pub struct BucketNameError(String);
+
+impl FromStr for BucketName {
+    type Err = BucketNameError;
+
+    fn from_str(text: &str) -> Result<Self, BucketNameError> {
+        let allowed = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.%".contains(&b));
+        if allowed && (1..=NAME_BYTES_MAX).contains(&text.len()) && !text.starts_with('.') {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(BucketNameError(text.to_owned()))
+        }
+    }
+}
+
+impl TryFrom<String> for BucketName {
+    type Error = BucketNameError;
+
+    fn try_from(text: String) -> Result<Self, BucketNameError> {
+        text.parse()
+    }
+}
+
+impl From<BucketName> for String {
+    fn from(name: BucketName) -> Self {
+        name.0
+    }
+}
+
+impl BucketName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for BucketName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Where a bucket's changes come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    /// Files of JSON lines.
+    Files,
+}
+
+impl fmt::Display for SourceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Files => "files",
+        })
+    }
+}
+
+/// What is fixed when a bucket is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BucketSpec {
+    /// Number of vbuckets.
+    pub vbuckets: u16,
+    /// Number of shards, at most one for each vbucket.
+    pub shards: u16,
+    /// Storage engine of the shards.
+    pub store: StoreKind,
+    /// Where changes come from.
+    pub source: SourceKind,
+}
+
+impl Default for BucketSpec {
+    fn default() -> Self {
+        Self { vbuckets: 1024, shards: 4, store: StoreKind::Lsm, source: SourceKind::Files }
+    }
+}
+
+impl BucketSpec {
+    /// What is wrong with the numbers, if something is.
+    pub(super) fn problem(&self) -> Option<String> {
+        let Self { vbuckets, shards, .. } = *self;
+        if vbuckets == 0 || vbuckets > VBUCKETS_MAX {
+            return Some(format!("{vbuckets} vbuckets are out of range: give 1 to {VBUCKETS_MAX}"));
+        }
+        let most = vbuckets.min(SHARDS_MAX);
+        (shards == 0 || shards > most)
+            .then(|| format!("{shards} shards are out of range: give 1 to {most} for {vbuckets} vbuckets"))
+    }
+}
+
+/// Whether an index may be scanned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IndexState {
+    /// It holds everything up to its positions.
+    Ready,
+    /// It is being filled from documents that come again.
+    Building,
+}
+
+/// An index of a bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexEntry {
+    /// Its instance in the shards.
+    pub inst: InstId,
+    /// What it indexes.
+    pub definition: IndexDefinition,
+    /// Whether it may be scanned.
+    pub state: IndexState,
+}
+
+/// What a bucket is doing, across restarts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum BucketState {
+    /// It takes changes.
+    Online,
+    /// It sleeps in an archive.
+    Paused {
+        /// The pause that holds it.
+        pause: PauseId,
+        /// URL of the archive.
+        archive: String,
+        /// The local data was removed.
+        evicted: bool,
+    },
+}
+
+/// Everything that a bucket keeps about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BucketMeta {
+    /// Its name.
+    pub name: BucketName,
+    /// Its identity, random.
+    pub uuid: u64,
+    /// What was fixed when it was made.
+    pub spec: BucketSpec,
+    /// The branch of each vbucket's history, random.
+    pub vbuuids: Vec<VbUuid>,
+    /// Its indexes.
+    pub indexes: Vec<IndexEntry>,
+    /// The number that the next instance gets.
+    pub next_inst: InstId,
+    /// What it is doing.
+    #[serde(flatten)]
+    pub state: BucketState,
+}
+
+/// Why a bucket's metadata was not read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MetaError {
+    /// The file.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// It is damaged.
+    #[error("cannot read {}: {why}; bring the bucket back from an archive with `resume`", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: UnsealError,
+    },
+    /// No randomness or no memory for it: nothing that this program can mend.
+    #[error("cannot describe bucket {bucket}: {cause}")]
+    Describe {
+        /// The bucket.
+        bucket: BucketName,
+        /// What was said.
+        cause: String,
+    },
+}
+
+impl BucketMeta {
+    /// A new bucket with random identities.
+    pub(super) fn new(name: &BucketName, spec: BucketSpec) -> Result<Self, MetaError> {
+        let random = || {
+            getrandom::u64().map_err(|e| MetaError::Describe { bucket: name.clone(), cause: e.to_string() })
+        };
+        // Zero means "no branch" on the wire.
+        let vbuuids = (0..spec.vbuckets).map(|_| Ok(VbUuid(random()?.max(1)))).collect::<Result<_, MetaError>>()?;
+        Ok(Self {
+            name: name.clone(),
+            uuid: random()?,
+            spec,
+            vbuuids,
+            indexes: Vec::new(),
+            next_inst: InstId(1),
+            state: BucketState::Online,
+        })
+    }
+
+    /// Reads the metadata of the bucket in `folder`.
+    pub(super) fn read(folder: &Path) -> Result<Self, MetaError> {
+        let path = folder.join(FILE);
+        let sealed = std::fs::read(&path).at("read", &path)?;
+        durable::unseal(KIND, VERSION, &sealed).map_err(|why| MetaError::Damaged { path, why })
+    }
+
+    /// Writes the metadata, durably and in one step.
+    pub(super) fn write(&self, folder: &Path) -> Result<(), MetaError> {
+        let sealed = durable::seal(KIND, VERSION, self)
+            .map_err(|e| MetaError::Describe { bucket: self.name.clone(), cause: e.to_string() })?;
+        Ok(durable::replace(&folder.join(FILE), &sealed)?)
+    }
+}
