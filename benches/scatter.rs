@@ -1,1 +1,2 @@
+//! Benches of the scatter path.
 fn main() {}

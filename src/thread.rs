@@ -285,11 +285,6 @@ impl<T> Thread<T> {
         &self.name
     }
 
-    /// The channel on which the thread's result arrives, for use in a `select` with [`Receiver`] readiness.
-    pub fn outcome(&self) -> &Receiver<Result<T, Panicked>> {
-        &self.outcome
-    }
-
     /// Waits for the end of the thread and takes its result.
     pub fn join(self, until: &Until) -> Result<T, JoinError<T>> {
         match recv(&self.outcome, until) {

@@ -2,9 +2,13 @@
 //! once.
 #![expect(clippy::unwrap_used, reason = "in a test's helpers a panic is the failure")]
 
+mod archive;
+mod bucket;
 mod collate;
 mod definition;
 mod evaluate;
+mod manifest;
+mod objstore;
 mod path;
 mod range;
 mod support;

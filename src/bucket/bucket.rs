@@ -20,9 +20,7 @@ use crate::thread::Until;
 use crate::timestamp::{Position, TsVbuuid};
 
 use super::folder::{DataDir, DataDirError};
-use super::meta::{
-    BucketMeta, BucketName, BucketState, IndexEntry, IndexState, MetaError, SourceKind,
-};
+use super::meta::{BucketMeta, BucketName, BucketState, IndexEntry, IndexState, MetaError, SourceKind};
 
 /// How a bucket works, as opposed to what it is. Every field has a default.
 #[derive(Debug, Clone)]
@@ -265,7 +263,11 @@ impl BucketMeta {
 }
 
 impl Bucket {
-    pub(super) fn open(data_dir: &DataDir, meta: BucketMeta, config: &BucketConfig) -> Result<Self, BucketError> {
+    pub(super) fn open(
+        data_dir: &DataDir,
+        meta: BucketMeta,
+        config: &BucketConfig,
+    ) -> Result<Self, BucketError> {
         let folder = data_dir.bucket_folder(&meta.name);
         let logger = config.logger.new(o!("bucket" => meta.name.to_string()));
         let sealed_by = match &meta.state {
@@ -275,9 +277,8 @@ impl Bucket {
             }
             BucketState::Paused { pause, .. } => Some(format!("pause {pause}")),
         };
-        let set =
-            ShardSet::open(&folder, meta.shard_specs(), &config.shards, sealed_by.as_deref(), &logger)
-                .map_err(BucketError::Shard)?;
+        let set = ShardSet::open(&folder, meta.shard_specs(), &config.shards, sealed_by.as_deref(), &logger)
+            .map_err(BucketError::Shard)?;
         let bucket = Self {
             data_dir: data_dir.clone(),
             folder,
@@ -358,8 +359,10 @@ impl Bucket {
     /// For each vbucket, where the furthest instance stands: what a stream of files continues.
     pub(super) fn start_positions(&self) -> TsVbuuid {
         let meta = self.meta().clone();
-        let mut start: TsVbuuid =
-            (0_u16..).zip(&meta.vbuuids).map(|(vb, vbuuid)| (VbId(vb), Position { vbuuid: *vbuuid, ..Position::default() })).collect();
+        let mut start: TsVbuuid = (0_u16..)
+            .zip(&meta.vbuuids)
+            .map(|(vb, vbuuid)| (VbId(vb), Position { vbuuid: *vbuuid, ..Position::default() }))
+            .collect();
         for shard in self.set.shards() {
             for positions in meta.indexes.iter().filter_map(|entry| shard.positions(entry.inst)) {
                 for (vb, position) in positions.iter() {
@@ -384,7 +387,8 @@ impl Bucket {
     /// The engines of all indexes.
     pub(super) fn engines(&self) -> Vec<Engine> {
         let meta = self.meta();
-        let engine = |entry: &IndexEntry| Engine { inst: entry.inst, evaluator: Arc::new(entry.definition.clone()) };
+        let engine =
+            |entry: &IndexEntry| Engine { inst: entry.inst, evaluator: Arc::new(entry.definition.clone()) };
         meta.indexes.iter().map(engine).collect()
     }
 
@@ -452,9 +456,8 @@ impl Bucket {
             return Err(IndexError::Unfinished { bucket: self.name(), index: name.clone(), documents });
         }
         let components = entry.definition.components();
-        let bounds = range
-            .bounds(components)
-            .map_err(|error| IndexError::Range { index: name.clone(), error })?;
+        let bounds =
+            range.bounds(components).map_err(|error| IndexError::Range { index: name.clone(), error })?;
         Ok(Scan::begin(self.set.shards(), (entry.inst, components), &bounds, reverse, until)?)
     }
 

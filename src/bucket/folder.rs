@@ -53,7 +53,11 @@ struct Inner {
 impl DataDir {
     /// Opens a data folder, which must be there.
     pub fn open(root: &Path) -> Result<Self, DataDirError> {
-        if root.join(BUCKETS).is_dir() { Self::take(root) } else { Err(DataDirError::Missing { path: root.to_owned() }) }
+        if root.join(BUCKETS).is_dir() {
+            Self::take(root)
+        } else {
+            Err(DataDirError::Missing { path: root.to_owned() })
+        }
     }
 
     /// Opens a data folder, and makes it where there is none.

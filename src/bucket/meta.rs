@@ -17,7 +17,7 @@ const FILE: &str = "bucket.meta";
 const KIND: &str = "bucket";
 const VERSION: u32 = 1;
 /// The most shards of a bucket.
-pub const SHARDS_MAX: u16 = 1024;
+const SHARDS_MAX: u16 = 1024;
 const NAME_BYTES_MAX: usize = 100;
 
 /// Name of a bucket, by the rules of Couchbase: 1 to 100 of ASCII letters, digits and `_ - . %`, with no dot first.
@@ -27,7 +27,9 @@ pub struct BucketName(String);
 
 /// A text that is no bucket's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no bucket name: 1 to {NAME_BYTES_MAX} letters, digits and _ - . % are allowed, with no dot first")]
+#[error(
+    "`{0}` is no bucket name: 1 to {NAME_BYTES_MAX} letters, digits and _ - . % are allowed, with no dot first"
+)]
 pub struct BucketNameError(String);
 
 impl FromStr for BucketName {
@@ -107,8 +109,8 @@ impl Default for BucketSpec {
 
 impl BucketSpec {
     /// What is wrong with the numbers, if something is.
-    pub(super) fn problem(&self) -> Option<String> {
-        let Self { vbuckets, shards, .. } = *self;
+    pub(super) fn problem(self) -> Option<String> {
+        let Self { vbuckets, shards, .. } = self;
         if vbuckets == 0 || vbuckets > VBUCKETS_MAX {
             return Some(format!("{vbuckets} vbuckets are out of range: give 1 to {VBUCKETS_MAX}"));
         }
@@ -208,7 +210,8 @@ impl BucketMeta {
             getrandom::u64().map_err(|e| MetaError::Describe { bucket: name.clone(), cause: e.to_string() })
         };
         // Zero means "no branch" on the wire.
-        let vbuuids = (0..spec.vbuckets).map(|_| Ok(VbUuid(random()?.max(1)))).collect::<Result<_, MetaError>>()?;
+        let vbuuids =
+            (0..spec.vbuckets).map(|_| Ok(VbUuid(random()?.max(1)))).collect::<Result<_, MetaError>>()?;
         Ok(Self {
             name: name.clone(),
             uuid: random()?,

@@ -27,6 +27,8 @@ mod resuming;
 pub use bucket::{Bucket, BucketConfig, BucketError, BucketStatus, IndexError, IndexStatus};
 pub use folder::{DataDir, DataDirError};
 pub use ingest::{IngestError, IngestOptions, IngestProgress, IngestReport};
-pub use meta::{BucketMeta, BucketName, BucketNameError, BucketSpec, BucketState, IndexEntry, IndexState, SourceKind};
+pub use meta::{
+    BucketMeta, BucketName, BucketNameError, BucketSpec, BucketState, IndexEntry, IndexState, SourceKind,
+};
 pub use pausing::{PauseError, PauseReport};
 pub use resuming::{ResumeError, ResumeReport};

@@ -15,7 +15,6 @@ use crate::thread::{self, Fin, FinHolder, Thread, Until, fin};
 use super::error::{CommitError, OpenError};
 use super::lsm::LsmShared;
 use super::shard::{Shard, ShardConfig, ShardSpec};
-use super::{ShardId, StoreKind};
 
 /// How long the flushing thread waits after a recovery point failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -51,16 +50,6 @@ pub struct ShardSet {
     threads: Vec<Thread<()>>,
 }
 
-/// The specs of all shards of a bucket.
-pub(crate) fn specs(
-    shards: u16,
-    vbuckets: u16,
-    store: StoreKind,
-    bucket_uuid: u64,
-) -> impl Iterator<Item = ShardSpec> {
-    (0..shards).map(move |id| ShardSpec { id: ShardId(id), shards, vbuckets, store, bucket_uuid })
-}
-
 impl ShardSet {
     /// Makes the empty shards of a bucket in `folder`, which must exist.
     pub fn create(folder: &Path, specs: impl Iterator<Item = ShardSpec>) -> Result<(), OpenError> {
@@ -71,11 +60,13 @@ impl ShardSet {
         Ok(())
     }
 
-    /// Opens the shards of a bucket and starts their threads.
+    /// Opens the shards of a bucket and starts their threads. With `sealed_by` they are open for reading alone,
+    /// and those who try to write are told that name.
     pub fn open(
         folder: &Path,
         specs: impl Iterator<Item = ShardSpec>,
         config: &ShardSetConfig,
+        sealed_by: Option<&str>,
         logger: &Logger,
     ) -> Result<Self, OpenError> {
         let (flush_wake, flush_woken) = bounded(1);
@@ -88,7 +79,9 @@ impl ShardSet {
             lsm: LsmShared::new(config.cache_bytes, config.open_files_max),
         };
         let shards = specs
-            .map(|spec| Shard::open(&folder.join(spec.id.folder()), spec, shard_config.clone(), logger))
+            .map(|spec| {
+                Shard::open(&folder.join(spec.id.folder()), spec, shard_config.clone(), sealed_by, logger)
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let (stop, stopped) = fin();
         let mut set = Self { shards, stop: Some(stop), threads: Vec::new() };

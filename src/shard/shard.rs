@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Sender, TrySendError};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use slog::{Logger, debug, error};
@@ -42,6 +42,13 @@ pub struct ShardSpec {
     pub store: StoreKind,
     /// The bucket's identity, so that no shard is opened in another bucket's place.
     pub bucket_uuid: u64,
+}
+
+impl ShardSpec {
+    /// The shards of a bucket, in ascending order of their ids.
+    pub fn all(shards: u16, vbuckets: u16, store: StoreKind, bucket_uuid: u64) -> impl Iterator<Item = Self> {
+        (0..shards).map(move |id| Self { id: ShardId(id), shards, vbuckets, store, bucket_uuid })
+    }
 }
 
 /// When a shard makes recovery points, and how it wakes the threads that do it.
@@ -151,6 +158,7 @@ impl Shard {
         folder: &Path,
         spec: ShardSpec,
         config: ShardConfig,
+        sealed_by: Option<&str>,
         logger: &Logger,
     ) -> Result<Self, OpenError> {
         let path = folder.join(SPEC_FILE);
@@ -175,7 +183,7 @@ impl Shard {
             compact_turn: Mutex::new(()),
             gate: Mutex::new(gate),
             state: Mutex::new(State {
-                access: Access::Open,
+                access: sealed_by.map_or(Access::Open, |by| Access::Sealed { by: by.to_owned() }),
                 next_token: 1,
                 broken: None,
                 flush_fault: None,
@@ -264,16 +272,17 @@ impl Shard {
     }
 
     fn notify_watchers(&self) {
-        self.0.state.lock().watchers.retain(|watcher| {
-            !matches!(watcher.try_send(()), Err(crossbeam::channel::TrySendError::Disconnected(())))
-        });
+        self.0
+            .state
+            .lock()
+            .watchers
+            .retain(|watcher| !matches!(watcher.try_send(()), Err(TrySendError::Disconnected(()))));
     }
 
-    /// A channel that holds a message whenever batches were applied since it was last read.
-    pub fn watch(&self) -> Receiver<()> {
-        let (sender, receiver) = bounded(1);
-        self.0.state.lock().watchers.push(sender);
-        receiver
+    /// From now on a message is sent into `wake` after each batch, where there is room, for as long as somebody
+    /// holds its receiver.
+    pub fn watch(&self, wake: Sender<()>) {
+        self.0.state.lock().watchers.push(wake);
     }
 
     /// The positions of an instance, or `None` where there is no such instance.

@@ -112,7 +112,8 @@ pub enum ReplayError {
 }
 
 /// A line that was skipped.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{input}: line {line}: {problem}")]
 pub struct BadLine {
     /// File or reader.
     pub input: String,

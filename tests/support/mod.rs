@@ -1,3 +1,186 @@
 //! What several modules of tests use.
 
 pub(crate) mod json;
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use dormouse::objstore::{Body, ObjectKey, ObjectMeta, ObjectStore, Operation, StoreError};
+use dormouse::pause::{
+    ImageFile, Manifest, ManifestFile, Membership, PauseId, plan_upload, reusable_files, upload,
+};
+use dormouse::shard::ShardId;
+use dormouse::thread::{Cancel, Until};
+
+/// A limit that never ends.
+pub(crate) fn forever() -> Until {
+    Until::default()
+}
+
+/// A limit that has ended.
+pub(crate) fn cancelled() -> Until {
+    let cancel = Cancel::new();
+    cancel.cancel();
+    Until::new(None, cancel)
+}
+
+pub(crate) fn key(text: &str) -> ObjectKey {
+    ObjectKey::new(text).unwrap()
+}
+
+/// Name of the bucket that tests archive.
+pub(crate) const BUCKET: &str = "travel";
+
+/// Makes the file `<folder>/<shard>-<name>` and gives it as a part of an image.
+pub(crate) fn image(folder: &Path, shard: u16, name: &str, content: &[u8]) -> ImageFile {
+    let path = folder.join(format!("{shard}-{}", name.replace('/', "-")));
+    std::fs::write(&path, content).unwrap();
+    ImageFile { shard: ShardId(shard), name: key(name), path, length_bytes: content.len() as u64 }
+}
+
+/// The manifest of a pause of [`BUCKET`] in two shards.
+pub(crate) fn manifest(pause: PauseId, parent: Option<PauseId>, files: Vec<ManifestFile>) -> Manifest {
+    Manifest {
+        pause,
+        attempt: "00000000000000bb".parse().unwrap(),
+        parent,
+        created: "2026-01-02T03:04:05Z".to_owned(),
+        bucket: BUCKET.to_owned(),
+        bucket_uuid: 0xfedc_ba98_7654_3210,
+        vbuckets: 16,
+        shards: 2,
+        store: "lsm".to_owned(),
+        source: "files".to_owned(),
+        membership: Membership::WHOLE,
+        definitions: serde_json::json!([{ "name": "primary" }]),
+        positions: serde_json::json!({ "0": { "primary": { "0": { "seqno": u64::MAX } } } }),
+        files,
+    }
+}
+
+/// Uploads `files` after `parent`, publishes the pause, and gives its manifest.
+pub(crate) fn archive(
+    store: &dyn ObjectStore,
+    pause: PauseId,
+    files: &[ImageFile],
+    parent: Option<&Manifest>,
+    until: &Until,
+) -> anyhow::Result<Manifest> {
+    let reusable = parent.map(|parent| reusable_files(parent, store, until)).transpose()?.unwrap_or_default();
+    let attempt = "00000000000000bb".parse()?;
+    let plan = plan_upload(BUCKET, attempt, files, &reusable, until, &mut |_| {})?;
+    let files = upload(&plan, store, until, &mut |_| {})?;
+    let manifest = manifest(pause, parent.map(|parent| parent.pause), files);
+    manifest.publish(store, until)?;
+    Ok(manifest)
+}
+
+/// Every file below `folder`, by its path from there.
+pub(crate) fn tree(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(folder).unwrap().to_str().unwrap().to_owned();
+                files.insert(name, std::fs::read(path).unwrap());
+            }
+        }
+    }
+    files
+}
+
+/// When the chosen call of a [`FailingStore`] fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fails {
+    /// Before it has done anything.
+    Before,
+    /// After it was carried out: its answer is lost.
+    After,
+}
+
+/// Hands calls on to another store, counts them, and fails one of them.
+pub(crate) struct FailingStore<'a> {
+    inner: &'a dyn ObjectStore,
+    fail_at: usize,
+    fails: Fails,
+    calls: AtomicUsize,
+    puts: AtomicUsize,
+}
+
+impl<'a> FailingStore<'a> {
+    /// Fails the call number `fail_at`, counted from 1; 0 fails none.
+    pub(crate) fn new(inner: &'a dyn ObjectStore, fail_at: usize, fails: Fails) -> Self {
+        Self { inner, fail_at, fails, calls: AtomicUsize::new(0), puts: AtomicUsize::new(0) }
+    }
+
+    /// Calls that were made.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// Calls of both kinds of put that were made.
+    pub(crate) fn puts(&self) -> usize {
+        self.puts.load(Ordering::Relaxed)
+    }
+
+    /// Whether the chosen call was made.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.fail_at != 0 && self.calls() >= self.fail_at
+    }
+
+    fn call<T>(
+        &self,
+        operation: Operation,
+        key: Option<&ObjectKey>,
+        carry_out: impl FnOnce() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let number = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let made_up =
+            || StoreError::new(operation, key, self.describe(), io::Error::other("it was made to fail"));
+        if number != self.fail_at {
+            return carry_out();
+        }
+        match self.fails {
+            Fails::Before => Err(made_up()),
+            Fails::After => carry_out().and_then(|_| Err(made_up())),
+        }
+    }
+}
+
+impl ObjectStore for FailingStore<'_> {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    fn put(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
+        self.puts.fetch_add(1, Ordering::Relaxed);
+        self.call(Operation::Put, Some(key), || self.inner.put(key, body, until))
+    }
+
+    fn put_if_absent(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
+        self.puts.fetch_add(1, Ordering::Relaxed);
+        self.call(Operation::Put, Some(key), || self.inner.put_if_absent(key, body, until))
+    }
+
+    fn get(&self, key: &ObjectKey, to: &mut dyn Write, until: &Until) -> Result<u64, StoreError> {
+        self.call(Operation::Get, Some(key), || self.inner.get(key, to, until))
+    }
+
+    fn head(&self, key: &ObjectKey, until: &Until) -> Result<Option<u64>, StoreError> {
+        self.call(Operation::Head, Some(key), || self.inner.head(key, until))
+    }
+
+    fn list(&self, folder: Option<&ObjectKey>, until: &Until) -> Result<Vec<ObjectMeta>, StoreError> {
+        self.call(Operation::List, folder, || self.inner.list(folder, until))
+    }
+
+    fn delete(&self, key: &ObjectKey, until: &Until) -> Result<(), StoreError> {
+        self.call(Operation::Delete, Some(key), || self.inner.delete(key, until))
+    }
+}

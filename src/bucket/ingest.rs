@@ -1,0 +1,410 @@
+//! Following a source until it ends: the data path is built, run, and taken down again in order.
+//!
+//! Everything happens on the caller's thread but the reading and the data path, whose threads are joined before
+//! the call returns. However it ends, what was applied is committed: a bad line, an interrupt and a failed disk
+//! keep every change before them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, bounded, never, select_biased, tick};
+use serde::Serialize;
+use slog::info;
+
+use crate::event::{ByteBudget, EventBatch, Generation};
+use crate::projector::{EndReason, Endpoint, Feed, KvData, KvDataConfig, RequestError, ShardEndpoint};
+use crate::shard::{ApplyError, CommitError, Shard};
+use crate::source::{
+    Input, Replay, ReplayConfig, ReplayEnd, ReplayError, ReplayFormat, ReplayOutcome, ReplayProgress,
+};
+use crate::thread::{self, Fin, FinHolder, JoinError, Panicked, Stopped, Thread, Until, fin};
+use crate::timestamp::TsVbuuid;
+
+use super::bucket::Bucket;
+use super::meta::{BucketName, IndexState, MetaError};
+
+/// How often the caller is told of progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// What the end of an ingest may take after its limit has passed: to close, to join and to commit.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// What is ingested, and how.
+#[derive(Debug, Clone)]
+pub struct IngestOptions {
+    /// What a line is.
+    pub format: ReplayFormat,
+    /// Go on after bad lines, and count them.
+    pub skip_bad: bool,
+    /// The inputs hold all documents of the bucket: indexes that are unfinished are finished afterwards.
+    pub rebuild: bool,
+}
+
+/// How far an ingest is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IngestProgress {
+    /// Changes that were handed to the data path.
+    pub documents: u64,
+    /// Bytes that were read.
+    pub read_bytes: u64,
+    /// Bytes of all inputs, where that is known.
+    pub total_bytes: Option<u64>,
+}
+
+/// What an ingest did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct IngestReport {
+    /// The bucket.
+    pub bucket: BucketName,
+    /// Changes that were applied and are durable.
+    pub documents: u64,
+    /// Lines that were skipped.
+    pub bad_lines: u64,
+    /// Evaluations that failed; the document has no entry in that index.
+    pub quarantined: u64,
+    /// Keys that were too long for an index.
+    pub oversize_keys: u64,
+    /// Time from the first byte to the last recovery point.
+    pub total_ms: u64,
+    /// The first of the lines that were skipped, and what is wrong with them.
+    pub first_bad_lines: Vec<String>,
+}
+
+/// Why an ingest did not come to its end. Unless a commit failed, what `kept` counts is applied and durable.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IngestError {
+    /// The bucket sleeps.
+    #[error("cannot ingest into bucket {bucket}: it is paused in {archive}; resume it first")]
+    Paused {
+        /// The bucket.
+        bucket: BucketName,
+        /// Where it sleeps.
+        archive: String,
+    },
+    /// It was put to sleep meanwhile.
+    #[error("the ingest ended: bucket {bucket} was put to sleep by {by}; resume it and ingest again")]
+    PutToSleep {
+        /// The bucket.
+        bucket: BucketName,
+        /// The pause.
+        by: String,
+    },
+    /// Another ingest runs.
+    #[error("cannot ingest into bucket {bucket}: another ingest is running; wait for it to end")]
+    Busy {
+        /// The bucket.
+        bucket: BucketName,
+    },
+    /// An index waits for its documents.
+    #[error(
+        "cannot ingest into bucket {bucket}: index `{index}` is unfinished; pass --rebuild with all documents"
+    )]
+    Unfinished {
+        /// The bucket.
+        bucket: BucketName,
+        /// The index.
+        index: String,
+    },
+    /// An input failed.
+    #[error("{error}; the {kept} changes before it are kept")]
+    Source {
+        /// What failed.
+        error: ReplayError,
+        /// Changes that are kept.
+        kept: u64,
+    },
+    /// The data path failed.
+    #[error("cannot ingest into bucket {bucket}: {reason}")]
+    DataPath {
+        /// The bucket.
+        bucket: BucketName,
+        /// Why it ended.
+        reason: EndReason,
+    },
+    /// The data path did not take a request.
+    #[error("cannot ingest into bucket {bucket}: {error}")]
+    Request {
+        /// The bucket.
+        bucket: BucketName,
+        /// What it said.
+        error: RequestError,
+    },
+    /// The reading thread panicked.
+    #[error("cannot ingest into bucket {bucket}: {panicked}")]
+    Panicked {
+        /// The bucket.
+        bucket: BucketName,
+        /// What it said.
+        panicked: Panicked,
+    },
+    /// The caller's limit ended.
+    #[error(
+        "the ingest into bucket {bucket} ended early: {why}; the {kept} changes that were applied are kept"
+    )]
+    Stopped {
+        /// The bucket.
+        bucket: BucketName,
+        /// What ended it.
+        why: Stopped,
+        /// Changes that are kept.
+        kept: u64,
+    },
+    /// Threads could not be started.
+    #[error("cannot ingest into bucket {bucket}: no thread could be started: {source}")]
+    Spawn {
+        /// The bucket.
+        bucket: BucketName,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Threads hang, in a disk or in the host's code.
+    #[error("the ingest into bucket {bucket} ended, but these threads are still running: {}", threads.join(", "))]
+    StillRunning {
+        /// The bucket.
+        bucket: BucketName,
+        /// Their names.
+        threads: Vec<String>,
+    },
+    /// What was applied is not durable.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// The bucket's metadata.
+    #[error(transparent)]
+    Meta(#[from] MetaError),
+}
+
+/// A running data path with its source.
+struct Following {
+    generation: Generation,
+    feed: Feed,
+    kvdata: KvData,
+    /// Kept so that the source's end does not end the data path before everything was applied.
+    _upstream: Sender<EventBatch>,
+    source: Option<Thread<ReplayOutcome>>,
+    source_ended: Fin,
+    source_fin: Option<FinHolder>,
+    progress: Arc<ReplayProgress>,
+    /// Holds a message when a shard applied something.
+    applied: Receiver<()>,
+}
+
+/// What ended a data path before its time.
+enum Broken {
+    Stopped(Stopped),
+    Ended(EndReason),
+    Panicked(Panicked),
+}
+
+impl Bucket {
+    /// Reads all inputs and returns when everything in them is applied and durable. `on_progress` is called on
+    /// this thread, several times a second.
+    pub fn ingest(
+        &self,
+        inputs: Vec<Input>,
+        options: &IngestOptions,
+        until: &Until,
+        on_progress: &mut dyn FnMut(IngestProgress),
+    ) -> Result<IngestReport, IngestError> {
+        let began = Instant::now();
+        let bucket = self.name();
+        let busy = || IngestError::Busy { bucket: bucket.clone() };
+        let _only_one = self.ingesting.try_lock().ok_or_else(busy)?;
+        self.admit(options)?;
+        let start = self.start_positions();
+        let mut following = self.follow(inputs, options, &start, until)?;
+        let followed = following.run(self.set.shards(), until, on_progress);
+        let taken_down = following.take_down();
+        // Also after a failure: what was applied is kept.
+        let committed = self.set.commit(&Until::within(GRACE));
+        let kept = count_changes(&self.start_positions()) - count_changes(&start);
+        let outcome = followed.map_err(|broken| self.explain(broken, kept))?;
+        taken_down.map_err(|threads| IngestError::StillRunning { bucket: bucket.clone(), threads })?;
+        committed?;
+        match outcome.end {
+            ReplayEnd::Failed(error) => return Err(IngestError::Source { error, kept }),
+            ReplayEnd::Stopped => return Err(self.explain(Broken::Stopped(Stopped::Cancelled), kept)),
+            ReplayEnd::Finished => {}
+        }
+        if options.rebuild {
+            self.change_meta(|meta| {
+                meta.indexes.iter_mut().for_each(|entry| entry.state = IndexState::Ready);
+            })?;
+        }
+        let stats = following.kvdata.worker_stats();
+        let report = IngestReport {
+            bucket,
+            documents: kept,
+            bad_lines: following.progress.bad_lines(),
+            quarantined: stats.quarantined(),
+            oversize_keys: stats.oversize_keys(),
+            total_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            first_bad_lines: outcome.bad_lines.iter().map(ToString::to_string).collect(),
+        };
+        info!(self.logger, "ingested"; "documents" => report.documents, "ms" => report.total_ms);
+        Ok(report)
+    }
+
+    fn admit(&self, options: &IngestOptions) -> Result<(), IngestError> {
+        let bucket = self.name();
+        if let Some(archive) = self.paused_in() {
+            return Err(IngestError::Paused { bucket, archive });
+        }
+        let meta = self.meta();
+        let unfinished = meta.indexes.iter().find(|entry| entry.state == IndexState::Building);
+        match unfinished.filter(|_| !options.rebuild) {
+            Some(entry) => {
+                Err(IngestError::Unfinished { bucket, index: entry.definition.name().to_string() })
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn explain(&self, broken: Broken, kept: u64) -> IngestError {
+        let bucket = self.name();
+        match broken {
+            Broken::Stopped(why) => IngestError::Stopped { bucket, why, kept },
+            Broken::Panicked(panicked) => IngestError::Panicked { bucket, panicked },
+            Broken::Ended(EndReason::Endpoint(error)) => match error.downcast::<ApplyError>() {
+                Ok(ApplyError::Sealed { by, .. }) => IngestError::PutToSleep { bucket, by },
+                Ok(error) => IngestError::DataPath { bucket, reason: EndReason::Endpoint(error.into()) },
+                Err(error) => IngestError::DataPath { bucket, reason: EndReason::Endpoint(error) },
+            },
+            Broken::Ended(reason) => IngestError::DataPath { bucket, reason },
+        }
+    }
+
+    /// Builds the data path and starts the source.
+    fn follow(
+        &self,
+        inputs: Vec<Input>,
+        options: &IngestOptions,
+        start: &TsVbuuid,
+        until: &Until,
+    ) -> Result<Following, IngestError> {
+        let bucket = self.name();
+        let (spec, generation) = (self.meta().spec, self.next_generation());
+        let shards = self.set.shards();
+        let (wake, applied) = bounded(1);
+        for shard in shards {
+            shard.install_generation(start.iter().map(|(vb, _)| vb), generation);
+            shard.watch(wake.clone());
+        }
+        let feed = Feed::default();
+        let link = feed.begin_generation(generation, start);
+        let endpoint: Arc<dyn Endpoint> = Arc::new(ShardEndpoint::new(shards));
+        let (upstream, batches) = bounded(self.config.queue_batches.max(1));
+        let kvdata_config = KvDataConfig {
+            node: 0,
+            workers: self.config.workers.clamp(1, spec.shards),
+            vbuckets: spec.vbuckets,
+            shards: spec.shards,
+            worker_queue_batches: self.config.queue_batches,
+        };
+        let spawn = |source| IngestError::Spawn { bucket: bucket.clone(), source };
+        let kvdata = KvData::start(&kvdata_config, &endpoint, batches, &link, &self.logger).map_err(spawn)?;
+        let request = |error| IngestError::Request { bucket: bucket.clone(), error };
+        kvdata.add_engines(self.engines(), until).map_err(request)?;
+        kvdata.update_ts(start.clone(), until).map_err(request)?;
+        let replay_config = ReplayConfig {
+            format: options.format.clone(),
+            skip_bad: options.skip_bad,
+            batch_bytes: self.config.batch_bytes,
+            batch_events: self.config.batch_events,
+        };
+        let (source_fin, source_stopped) = fin();
+        let (ended_holder, source_ended) = fin();
+        let budget = ByteBudget::new(self.config.budget_bytes);
+        let replay = Replay::new(replay_config, generation, start, upstream.clone(), budget, source_stopped);
+        let progress = replay.progress();
+        let body = move || {
+            // Dropped on every way out, also by a panic.
+            let _ended = ended_holder;
+            replay.run(inputs)
+        };
+        let source = thread::spawn("dm-source", body).map_err(spawn)?;
+        Ok(Following {
+            generation,
+            feed,
+            kvdata,
+            _upstream: upstream,
+            source: Some(source),
+            source_ended,
+            source_fin: Some(source_fin),
+            progress,
+            applied,
+        })
+    }
+}
+
+fn count_changes(ts: &TsVbuuid) -> u64 {
+    ts.iter().map(|(_, position)| position.seqno.0).sum()
+}
+
+impl Following {
+    /// Waits for the end of the source, and then until everything that it sent is applied.
+    fn run(
+        &mut self,
+        shards: &[Shard],
+        until: &Until,
+        on_progress: &mut dyn FnMut(IngestProgress),
+    ) -> Result<ReplayOutcome, Broken> {
+        let ticker = tick(PROGRESS_INTERVAL);
+        let timer = until.timer();
+        let (never_ended, source_ended) = (never(), self.source_ended.receiver().clone());
+        let mut outcome: Option<ReplayOutcome> = None;
+        loop {
+            if let Some(fin) = self.feed.take_fin(self.generation) {
+                return Err(Broken::Ended(fin));
+            }
+            if let Some(read) = &outcome
+                && shards.iter().all(|shard| shard.covers(&read.reached))
+            {
+                on_progress(self.progress());
+                return outcome.ok_or(Broken::Stopped(Stopped::Cancelled));
+            }
+            let waits_for_source = if outcome.is_none() { &source_ended } else { &never_ended };
+            select_biased! {
+                recv(until.cancel().fin().receiver()) -> _ => return Err(Broken::Stopped(Stopped::Cancelled)),
+                recv(timer) -> _ => return Err(Broken::Stopped(Stopped::DeadlinePassed)),
+                recv(self.feed.woken()) -> _ => {}
+                recv(waits_for_source) -> _ => outcome = self.join_source(until)?,
+                recv(ticker) -> _ => on_progress(self.progress()),
+                recv(self.applied) -> _ => {}
+            }
+        }
+    }
+
+    fn join_source(&mut self, until: &Until) -> Result<Option<ReplayOutcome>, Broken> {
+        let Some(source) = self.source.take() else { return Ok(None) };
+        match source.join(until) {
+            Ok(outcome) => Ok(Some(outcome)),
+            Err(JoinError::Panicked(panicked)) => Err(Broken::Panicked(panicked)),
+            Err(JoinError::StillRunning(source)) => {
+                self.source = Some(source);
+                Ok(None)
+            }
+        }
+    }
+
+    fn progress(&self) -> IngestProgress {
+        IngestProgress {
+            documents: self.progress.documents(),
+            read_bytes: self.progress.read_bytes(),
+            total_bytes: self.progress.total_bytes(),
+        }
+    }
+
+    /// Ends the data path first, then the source, and joins their threads. Gives back the names of those that
+    /// do not end.
+    fn take_down(&mut self) -> Result<(), Vec<String>> {
+        let grace = Until::within(GRACE);
+        self.source_fin = None;
+        let mut running = self.kvdata.close(&grace).err().map(|still| still.threads).unwrap_or_default();
+        if let Some(source) = self.source.take()
+            && let Err(JoinError::StillRunning(source)) = source.join(&grace)
+        {
+            running.push(source.name().to_owned());
+        }
+        if running.is_empty() { Ok(()) } else { Err(running) }
+    }
+}

@@ -1,0 +1,355 @@
+//! Putting a bucket to sleep: lock, upload, publish, record, unlock.
+//!
+//! The guards of the shards' locks live in this call's frame. They are dropped when it returns, however it
+//! returns; only after `paused` was recorded durably are they told to leave the shards sealed, so no write is
+//! accepted between the cut and the record, and none after it.
+
+use std::time::{Instant, SystemTime};
+
+use serde::Serialize;
+use slog::{info, warn};
+
+use crate::durable::PathError;
+use crate::objstore::{KeyError, ObjectKey, ObjectStore};
+use crate::pause::{
+    AttemptId, IdError, ImageFile, Manifest, ManifestError, Membership, PauseId, Progress, UploadError,
+    UploadPlan, VerifyError, list_pauses, plan_upload, reusable_files, upload, verify,
+};
+use crate::shard::{LockError, ShardLock, lock_all};
+use crate::thread::{Stopped, Until};
+
+use super::bucket::Bucket;
+use super::meta::{BucketName, BucketState, IndexState, MetaError};
+
+/// What a pause did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PauseReport {
+    /// The pause that was published; none for a dry run.
+    pub pause: Option<PauseId>,
+    /// Files of all shards.
+    pub files: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Files that the archive did not have.
+    pub uploaded_files: usize,
+    /// Their bytes.
+    pub uploaded_bytes: u64,
+    /// How long the shards were locked.
+    pub locked_ms: u64,
+    /// How long it took.
+    pub total_ms: u64,
+}
+
+/// Why a bucket was not paused, or not all of it. Its shards are unlocked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PauseError {
+    /// It sleeps already.
+    #[error("cannot pause bucket {bucket}: it is paused in {archive} already")]
+    Paused {
+        /// The bucket.
+        bucket: BucketName,
+        /// Where it sleeps.
+        archive: String,
+    },
+    /// Another pause is under way, or an index is being made.
+    #[error(
+        "cannot pause bucket {bucket}: another pause or a change of its indexes is under way; wait for it"
+    )]
+    Busy {
+        /// The bucket.
+        bucket: BucketName,
+    },
+    /// An index is unfinished: there would be nothing to fill it from after a resume.
+    #[error(
+        "cannot pause bucket {bucket}: index `{index}` is unfinished; finish it with --rebuild, or drop it"
+    )]
+    Unfinished {
+        /// The bucket.
+        bucket: BucketName,
+        /// The index.
+        index: String,
+    },
+    /// It has nothing to archive.
+    #[error("cannot pause bucket {bucket}: it has no index, so there is nothing to archive; drop it instead")]
+    Empty {
+        /// The bucket.
+        bucket: BucketName,
+    },
+    /// The shards.
+    #[error("cannot pause bucket {bucket}: {error}")]
+    Lock {
+        /// The bucket.
+        bucket: BucketName,
+        /// Why.
+        error: LockError,
+    },
+    /// A file's name cannot be archived.
+    #[error("cannot pause bucket {bucket}: {error}")]
+    Name {
+        /// The bucket.
+        bucket: BucketName,
+        /// What is wrong with it.
+        error: KeyError,
+    },
+    /// No identity could be made for the pause.
+    #[error("cannot pause bucket {bucket}: {error}")]
+    Id {
+        /// The bucket.
+        bucket: BucketName,
+        /// Why.
+        error: IdError,
+    },
+    /// The files.
+    #[error("cannot pause bucket {bucket}, which stays online: {error}")]
+    Upload {
+        /// The bucket.
+        bucket: BucketName,
+        /// What failed.
+        error: UploadError,
+    },
+    /// The archive's manifests.
+    #[error("cannot pause bucket {bucket}, which stays online: {error}")]
+    Manifest {
+        /// The bucket.
+        bucket: BucketName,
+        /// What failed.
+        error: ManifestError,
+    },
+    /// The caller's limit ended.
+    #[error("cannot pause bucket {bucket}, which stays online: {why}")]
+    Stopped {
+        /// The bucket.
+        bucket: BucketName,
+        /// What ended it.
+        why: Stopped,
+    },
+    /// It is archived and not known to be.
+    #[error(
+        "bucket {bucket} was archived as pause {pause} and stays online, because that could not be recorded: \
+         {error}; pause it again"
+    )]
+    Record {
+        /// The bucket.
+        bucket: BucketName,
+        /// The pause.
+        pause: PauseId,
+        /// Why.
+        error: MetaError,
+    },
+    /// It is paused, and its local data was kept.
+    #[error("bucket {bucket} is paused as {pause}, and its local data is kept: {cause}")]
+    Evict {
+        /// The bucket.
+        bucket: BucketName,
+        /// The pause.
+        pause: PauseId,
+        /// Why.
+        cause: String,
+    },
+}
+
+impl Bucket {
+    /// What a pause into `store` would upload. Nothing is changed, here or there, and nothing is locked: the
+    /// files are those of the last recovery point.
+    pub fn plan_pause(&self, store: &dyn ObjectStore, until: &Until) -> Result<PauseReport, PauseError> {
+        let began = Instant::now();
+        self.check_pausable()?;
+        let parent = self.newest_pause(store, until)?;
+        // Locking is what makes a recovery point's files stand still; a dry run does it for a moment only.
+        let guards = self.lock_for("a dry run of a pause", until)?;
+        let plan = self.plan(store, &guards, parent.as_ref(), until, &mut |_| {})?.1;
+        Ok(PauseReport { locked_ms: 0, ..report(None, &plan, began, began) })
+    }
+
+    /// Archives the bucket in `store` and leaves it paused. With `evict` the local data is removed after
+    /// everything that was published was read back and checked. `on_progress` is called on this thread with the
+    /// bytes that are durable.
+    pub fn pause(
+        &self,
+        store: &dyn ObjectStore,
+        evict: bool,
+        until: &Until,
+        on_progress: &mut dyn FnMut(Progress),
+    ) -> Result<PauseReport, PauseError> {
+        let began = Instant::now();
+        let bucket = self.name();
+        let busy = || PauseError::Busy { bucket: bucket.clone() };
+        let _only_one = self.changing.try_lock().ok_or_else(busy)?;
+        self.check_pausable()?;
+        let parent = self.newest_pause(store, until)?;
+        let pause = PauseId::following(parent.as_ref().map(|parent| parent.pause))
+            .map_err(|error| PauseError::Id { bucket: bucket.clone(), error })?;
+        let owner = format!("pause {pause}");
+        let locked = Instant::now();
+        let mut guards = self.lock_for(&owner, until)?;
+        let (attempt, plan) = self.plan(store, &guards, parent.as_ref(), until, &mut |_| {})?;
+        let files = upload(&plan, store, until, on_progress)
+            .map_err(|error| PauseError::Upload { bucket: bucket.clone(), error })?;
+        until.check().map_err(|why| PauseError::Stopped { bucket: bucket.clone(), why })?;
+        let manifest = self.describe_pause(pause, attempt, parent.as_ref(), files);
+        self.publish(&manifest, store, until)?;
+        let archive = store.describe();
+        self.change_meta(|meta| meta.state = BucketState::Paused { pause, archive, evicted: false })
+            .map_err(|error| PauseError::Record { bucket: bucket.clone(), pause, error })?;
+        for guard in &mut guards {
+            guard.seal_on_drop(&owner);
+        }
+        drop(guards);
+        let done = report(Some(pause), &plan, locked, began);
+        info!(self.logger, "paused"; "pause" => %pause, "bytes" => done.bytes, "locked_ms" => done.locked_ms);
+        if evict {
+            self.evict(&manifest, store, until)?;
+        }
+        Ok(PauseReport { total_ms: millis(began), ..done })
+    }
+
+    fn check_pausable(&self) -> Result<(), PauseError> {
+        let bucket = self.name();
+        if let Some(archive) = self.paused_in() {
+            return Err(PauseError::Paused { bucket, archive });
+        }
+        let meta = self.meta();
+        if meta.indexes.is_empty() {
+            return Err(PauseError::Empty { bucket });
+        }
+        match meta.indexes.iter().find(|entry| entry.state == IndexState::Building) {
+            Some(entry) => Err(PauseError::Unfinished { bucket, index: entry.definition.name().to_string() }),
+            None => Ok(()),
+        }
+    }
+
+    fn newest_pause(&self, store: &dyn ObjectStore, until: &Until) -> Result<Option<Manifest>, PauseError> {
+        let bucket = self.name();
+        let failed = |error| PauseError::Manifest { bucket: bucket.clone(), error };
+        let newest = list_pauses(store, bucket.as_str(), until).map_err(failed)?.pop();
+        newest.map(|pause| Manifest::read(store, bucket.as_str(), pause, until)).transpose().map_err(failed)
+    }
+
+    fn lock_for(&self, owner: &str, until: &Until) -> Result<Vec<ShardLock>, PauseError> {
+        lock_all(self.set.shards(), owner, until)
+            .map_err(|error| PauseError::Lock { bucket: self.name(), error })
+    }
+
+    fn plan(
+        &self,
+        store: &dyn ObjectStore,
+        guards: &[ShardLock],
+        parent: Option<&Manifest>,
+        until: &Until,
+        on_progress: &mut dyn FnMut(Progress),
+    ) -> Result<(AttemptId, UploadPlan), PauseError> {
+        let bucket = self.name();
+        let failed = |error| PauseError::Upload { bucket: bucket.clone(), error };
+        let attempt =
+            AttemptId::generate().map_err(|error| PauseError::Id { bucket: bucket.clone(), error })?;
+        let mut files = Vec::new();
+        for guard in guards {
+            for file in guard.files() {
+                let name = ObjectKey::new(file.name.as_str())
+                    .map_err(|error| PauseError::Name { bucket: bucket.clone(), error })?;
+                let (shard, path, length_bytes) = (guard.shard().id(), file.path.clone(), file.length_bytes);
+                files.push(ImageFile { shard, name, path, length_bytes });
+            }
+        }
+        let reusable =
+            parent.map(|parent| reusable_files(parent, store, until)).transpose().map_err(failed)?;
+        let reusable = reusable.unwrap_or_default();
+        let plan =
+            plan_upload(bucket.as_str(), attempt, &files, &reusable, until, on_progress).map_err(failed)?;
+        Ok((attempt, plan))
+    }
+
+    fn describe_pause(
+        &self,
+        pause: PauseId,
+        attempt: AttemptId,
+        parent: Option<&Manifest>,
+        files: Vec<crate::pause::ManifestFile>,
+    ) -> Manifest {
+        let meta = self.describe();
+        let positions: Vec<_> = meta
+            .indexes
+            .iter()
+            .map(|entry| {
+                let shards = self.set.shards().iter().filter_map(|shard| shard.positions(entry.inst));
+                let mut positions = crate::timestamp::TsVbuuid::default();
+                shards.for_each(|of_shard| positions.union(&of_shard));
+                (entry.inst, positions)
+            })
+            .collect();
+        Manifest {
+            pause,
+            attempt,
+            parent: parent.map(|parent| parent.pause),
+            created: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            bucket: meta.name.to_string(),
+            bucket_uuid: meta.uuid,
+            vbuckets: meta.spec.vbuckets,
+            shards: meta.spec.shards,
+            store: meta.spec.store.to_string(),
+            source: meta.spec.source.to_string(),
+            membership: Membership::WHOLE,
+            // Neither can fail: plain numbers and texts under text keys.
+            definitions: serde_json::to_value(&meta).unwrap_or_default(),
+            positions: serde_json::to_value(&positions).unwrap_or_default(),
+            files,
+        }
+    }
+
+    /// Publishes the manifest. Where the store's answer is lost, the manifest's key says what happened.
+    fn publish(&self, manifest: &Manifest, store: &dyn ObjectStore, until: &Until) -> Result<(), PauseError> {
+        let published = manifest.publish(store, until);
+        if let Err(error @ ManifestError::Store(_)) = published {
+            let read = Manifest::read(store, &manifest.bucket, manifest.pause, until);
+            if read.is_ok_and(|read| read == *manifest) {
+                warn!(self.logger, "the manifest's answer was lost, and it is there"; "error" => %error);
+                return Ok(());
+            }
+            return Err(PauseError::Manifest { bucket: self.name(), error });
+        }
+        published.map_err(|error| PauseError::Manifest { bucket: self.name(), error })
+    }
+
+    /// Removes the local data, once the archive was proved to hold it.
+    fn evict(&self, manifest: &Manifest, store: &dyn ObjectStore, until: &Until) -> Result<(), PauseError> {
+        let (bucket, pause) = (self.name(), manifest.pause);
+        let kept = |cause: String| PauseError::Evict { bucket: bucket.clone(), pause, cause };
+        let read = Manifest::read(store, &manifest.bucket, pause, until).map_err(|e| kept(e.to_string()))?;
+        if read != *manifest {
+            return Err(kept("the archive gave back another manifest than the one published".to_owned()));
+        }
+        let bad = verify(&read, store, until).map_err(|e: VerifyError| kept(e.to_string()))?;
+        if let Some(first) = bad.first() {
+            return Err(kept(format!("{} objects are bad, such as {first}", bad.len())));
+        }
+        self.change_meta(|meta| {
+            if let BucketState::Paused { evicted, .. } = &mut meta.state {
+                *evicted = true;
+            }
+        })
+        .map_err(|e| kept(e.to_string()))?;
+        for shard in self.set.shards() {
+            let folder = self.folder.join(shard.id().folder());
+            self.data_dir.discard(&folder).map_err(|e: PathError| kept(e.to_string()))?;
+        }
+        info!(self.logger, "the local data was removed"; "pause" => %pause);
+        Ok(())
+    }
+}
+
+fn report(pause: Option<PauseId>, plan: &UploadPlan, locked: Instant, began: Instant) -> PauseReport {
+    PauseReport {
+        pause,
+        files: plan.files(),
+        bytes: plan.bytes(),
+        uploaded_files: plan.new_files(),
+        uploaded_bytes: plan.new_bytes(),
+        locked_ms: millis(locked),
+        total_ms: millis(began),
+    }
+}
+
+pub(super) fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,302 @@
+//! A folder as an object store.
+//!
+//! The default archive: no server, no credentials, and files that other tools can copy. An object is a file at
+//! `<root>/<key>`. It is written under a temporary name in its own folder, flushed, renamed to its key, and the
+//! folders from there up to the root are flushed; an object is therefore whole from the moment it can be seen.
+//! Files are readable by their owner only, and so are folders that the store makes.
+//!
+//! Invariants: nothing outside the root is touched: keys cannot name it, and a symbolic link that stands in the
+//! place of a folder or an object is not followed. (The root itself may be reached through links; it is resolved
+//! once. Whoever can change the root's folders *while* a call runs is trusted.) A root that has vanished is an
+//! error, never an empty store.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use super::hash::{COPY_BYTES, HashingWriter, ReadError, read_pieces};
+use super::key::ObjectKey;
+use super::store::{Body, ObjectMeta, ObjectStore, Operation, StoreCause, StoreError};
+use crate::durable::{TEMPORARY_SUFFIX, sync_folder};
+use crate::thread::Until;
+
+/// An [`ObjectStore`] in a folder.
+#[derive(Debug)]
+pub struct FileStore {
+    root: PathBuf,
+}
+
+impl FileStore {
+    /// The store in the folder `root`, which is created, with its parents, if it is not there.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        create_folders(root)
+            .and_then(|()| Ok(fs::canonicalize(root)?))
+            .and_then(|root| if folder_is_there(&root)? { Ok(Self { root }) } else { Err(vanished(&root)) })
+            .map_err(|cause| StoreError::new(Operation::Open, None, url_of(root), cause))
+    }
+
+    fn named<T>(
+        &self,
+        operation: Operation,
+        key: Option<&ObjectKey>,
+        result: Result<T, StoreCause>,
+    ) -> Result<T, StoreError> {
+        result.map_err(|cause| StoreError::new(operation, key, self.describe(), cause))
+    }
+
+    /// The root and the folders below it that `key` goes through, outermost first.
+    fn folders_of(&self, key: &ObjectKey) -> Vec<PathBuf> {
+        let path = self.root.join(key.as_str());
+        let outward = path.ancestors().skip(1).take_while(|folder| folder.starts_with(&self.root));
+        let mut folders: Vec<PathBuf> = outward.map(Path::to_owned).collect();
+        folders.reverse();
+        folders
+    }
+
+    /// Whether every folder that `key` goes through is there.
+    fn is_reachable(&self, key: &ObjectKey) -> Result<bool, StoreCause> {
+        self.root_is_there()?;
+        for folder in self.folders_of(key) {
+            if !folder_is_there(&folder)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The object's file and its length; `None` if there is none.
+    fn find(&self, key: &ObjectKey) -> Result<Option<(PathBuf, u64)>, StoreCause> {
+        if !self.is_reachable(key)? {
+            return Ok(None);
+        }
+        let path = self.root.join(key.as_str());
+        match fs::symlink_metadata(&path) {
+            Ok(found) if found.is_file() => Ok(Some((path, found.len()))),
+            Ok(_) => Err(io::Error::other("something is in its place that is no file").into()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn root_is_there(&self) -> Result<(), StoreCause> {
+        if folder_is_there(&self.root)? { Ok(()) } else { Err(vanished(&self.root)) }
+    }
+
+    fn write(
+        &self,
+        key: &ObjectKey,
+        body: Body<'_>,
+        until: &Until,
+        place: impl FnOnce(tempfile::NamedTempFile, &Path) -> Result<(), StoreCause>,
+    ) -> Result<(), StoreCause> {
+        until.check()?;
+        self.root_is_there()?;
+        let folders = self.folders_of(key);
+        for folder in &folders {
+            if !folder_is_there(folder)? {
+                create_folder(folder)?;
+            }
+        }
+        let folder = folders.last().unwrap_or(&self.root);
+        // Removed on drop, so on every early return.
+        let mut temporary = tempfile::Builder::new()
+            .prefix(".")
+            .rand_bytes(16)
+            .suffix(TEMPORARY_SUFFIX)
+            .tempfile_in(folder)?;
+        write_body(temporary.as_file_mut(), body, until)?;
+        temporary.as_file().sync_all()?;
+        until.check()?;
+        place(temporary, &self.root.join(key.as_str()))?;
+        // Also the folders that were there already: whoever made them may have died before flushing them.
+        folders.iter().rev().try_for_each(|folder| File::open(folder)?.sync_all())?;
+        Ok(())
+    }
+
+    fn read(&self, key: &ObjectKey, to: &mut dyn Write, until: &Until) -> Result<u64, StoreCause> {
+        until.check()?;
+        let (path, _) = self.find(key)?.ok_or(StoreCause::NotFound)?;
+        let file = match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(StoreCause::NotFound),
+            opened => opened?,
+        };
+        // Of the file that is open: the object may have been replaced since it was found.
+        let length_bytes = file.metadata()?.len();
+        let copied =
+            read_pieces(&file, length_bytes, until, |piece| to.write_all(piece).map_err(GetError::To));
+        match copied {
+            Ok(()) => to.flush().map_err(StoreCause::Receiver)?,
+            Err(GetError::To(e)) => return Err(StoreCause::Receiver(e)),
+            Err(GetError::From(ReadError::Stopped(why))) => return Err(why.into()),
+            Err(GetError::From(ReadError::Io(e))) => return Err(e.into()),
+            Err(GetError::From(short @ ReadError::TooShort { .. })) => {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, short.to_string()).into());
+            }
+        }
+        Ok(length_bytes)
+    }
+
+    fn walk(&self, folder: Option<&ObjectKey>, until: &Until) -> Result<Vec<ObjectMeta>, StoreCause> {
+        until.check()?;
+        self.root_is_there()?;
+        if !folder.map_or(Ok(true), |key| self.is_reachable(key))? {
+            return Ok(Vec::new());
+        }
+        let mut objects = Vec::new();
+        let mut folders = vec![folder.cloned()];
+        while let Some(folder) = folders.pop() {
+            let path = folder.as_ref().map_or_else(|| self.root.clone(), |key| self.root.join(key.as_str()));
+            if folder_is_there(&path)? {
+                list_folder(&path, folder.as_ref(), until, &mut objects, &mut folders)?;
+            }
+        }
+        objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        Ok(objects)
+    }
+
+    fn remove(&self, key: &ObjectKey, until: &Until) -> Result<(), StoreCause> {
+        until.check()?;
+        let Some((path, _)) = self.find(key)? else { return Ok(()) };
+        match fs::remove_file(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => Ok(result?),
+        }
+    }
+}
+
+impl ObjectStore for FileStore {
+    fn describe(&self) -> String {
+        url_of(&self.root)
+    }
+
+    fn put(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
+        let result = self.write(key, body, until, |temporary, path| {
+            temporary.persist(path).map(drop).map_err(|e| e.error.into())
+        });
+        self.named(Operation::Put, Some(key), result)
+    }
+
+    fn put_if_absent(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
+        let result = self.write(key, body, until, |temporary, path| {
+            temporary.persist_noclobber(path).map(drop).map_err(|e| match e.error.kind() {
+                io::ErrorKind::AlreadyExists => StoreCause::Exists,
+                _ => e.error.into(),
+            })
+        });
+        self.named(Operation::Put, Some(key), result)
+    }
+
+    fn get(&self, key: &ObjectKey, to: &mut dyn Write, until: &Until) -> Result<u64, StoreError> {
+        self.named(Operation::Get, Some(key), self.read(key, to, until))
+    }
+
+    fn head(&self, key: &ObjectKey, until: &Until) -> Result<Option<u64>, StoreError> {
+        let found = until.check().map_err(StoreCause::from).and_then(|()| self.find(key));
+        self.named(Operation::Head, Some(key), found.map(|file| file.map(|(_, length_bytes)| length_bytes)))
+    }
+
+    fn list(&self, folder: Option<&ObjectKey>, until: &Until) -> Result<Vec<ObjectMeta>, StoreError> {
+        self.named(Operation::List, folder, self.walk(folder, until))
+    }
+
+    fn delete(&self, key: &ObjectKey, until: &Until) -> Result<(), StoreError> {
+        self.named(Operation::Delete, Some(key), self.remove(key, until))
+    }
+}
+
+/// Which side of a copy failed.
+enum GetError {
+    From(ReadError),
+    To(io::Error),
+}
+
+impl From<ReadError> for GetError {
+    fn from(error: ReadError) -> Self {
+        Self::From(error)
+    }
+}
+
+fn url_of(root: &Path) -> String {
+    format!("file://{}", root.display())
+}
+
+fn vanished(root: &Path) -> StoreCause {
+    let text = format!("the folder {} is gone; is its disk mounted?", root.display());
+    io::Error::new(io::ErrorKind::NotFound, text).into()
+}
+
+/// Whether there is a folder at `path`; anything else there, a symbolic link too, is an error.
+fn folder_is_there(path: &Path) -> Result<bool, StoreCause> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => Ok(true),
+        Ok(_) => {
+            let text = format!("{} is no folder", path.display());
+            Err(io::Error::new(io::ErrorKind::NotADirectory, text).into())
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Makes one folder; one that somebody else makes at the same time will do.
+fn create_folder(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
+}
+
+/// Makes a folder and those above it that are missing, durably.
+fn create_folders(path: &Path) -> Result<(), StoreCause> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.map_or(Ok(()), create_folders)?;
+    create_folder(path)?;
+    sync_folder(parent.unwrap_or(Path::new("."))).map_err(|e| e.source.into())
+}
+
+fn write_body(file: &mut File, body: Body<'_>, until: &Until) -> Result<(), StoreCause> {
+    match body {
+        Body::Bytes(bytes) => bytes.chunks(COPY_BYTES).try_for_each(|piece| {
+            until.check()?;
+            Ok(file.write_all(piece)?)
+        }),
+        Body::File { file: from, length_bytes, hash: expected } => {
+            let mut to = HashingWriter::new(file);
+            read_pieces(from, length_bytes, until, |piece| Ok::<_, StoreCause>(to.write_all(piece)?))?;
+            let found = to.finish().0.hash;
+            if found == expected { Ok(()) } else { Err(StoreCause::BodyChanged { found }) }
+        }
+    }
+}
+
+fn list_folder(
+    path: &Path,
+    folder: Option<&ObjectKey>,
+    until: &Until,
+    objects: &mut Vec<ObjectMeta>,
+    folders: &mut Vec<Option<ObjectKey>>,
+) -> Result<(), StoreCause> {
+    for entry in fs::read_dir(path)? {
+        until.check()?;
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        // Temporary names are no keys.
+        let Ok(key) = folder.map_or_else(|| ObjectKey::new(&*name), |folder| folder.join(&name)) else {
+            continue;
+        };
+        let found = match entry.metadata() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            found => found?,
+        };
+        if found.is_dir() {
+            folders.push(Some(key));
+        } else if found.is_file() {
+            objects.push(ObjectMeta { key, length_bytes: found.len() });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,20 @@
+//! Object stores: where archives are kept.
+//!
+//! The room exists so that pausing and resuming know one small contract, [`ObjectStore`], and not where its
+//! bytes lie. It knows nothing of shards, buckets or manifests. What all stores share is here too: keys that
+//! cannot leave a store ([`ObjectKey`]), the one content hash of the library ([`ContentHash`]) and errors that
+//! say what was being done, to which object of which store, and whether another try can help.
+//!
+//! Invariant: an object is there whole, durable and with the promised content, or it is not there at all.
+
+mod file;
+mod hash;
+mod key;
+mod store;
+mod url;
+
+pub use file::FileStore;
+pub use hash::{CHUNK_BYTES, Content, ContentHash, HashingWriter, ParseHashError, ReadError, hash_file};
+pub use key::{KEY_BYTES_MAX, KeyError, ObjectKey, SEGMENT_BYTES_MAX};
+pub use store::{Body, ObjectMeta, ObjectStore, Operation, StoreCause, StoreError};
+pub use url::{ArchiveUrl, ArchiveUrlError, parse_archive};

@@ -1,0 +1,340 @@
+//! The manifest: the one document that makes a pause.
+//!
+//! It names every object of the pause with length and hash, and everything else that a resume needs. It is
+//! written after all that it names, and under a key that no pause had before.
+//!
+//! Invariant: a [`Manifest`] that was read is whole (its checksum was right), belongs to the bucket and the
+//! pause that were asked for, and names only files inside shard folders and only objects of its bucket.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::id::{AttemptId, PauseId, parse_hex};
+use crate::durable::{UnsealError, seal, unseal};
+use crate::objstore::{Body, ContentHash, KeyError, ObjectKey, ObjectStore, StoreCause, StoreError};
+use crate::shard::ShardId;
+use crate::thread::Until;
+
+/// The version of the archive's format that this program writes and reads.
+pub const FORMAT_VERSION: u32 = 1;
+
+const KIND: &str = "manifest";
+const KEY_SUFFIX: &str = ".manifest";
+
+/// A published pause of a bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The pause; its generation is 1 + the greatest that the archive listed for the bucket.
+    pub pause: PauseId,
+    /// The attempt that made the pause.
+    pub attempt: AttemptId,
+    /// The pause whose objects this one may name again.
+    pub parent: Option<PauseId>,
+    /// When the pause was made, in RFC 3339.
+    pub created: String,
+    /// Name of the bucket.
+    pub bucket: String,
+    /// Identity of the bucket, as 16 hexadecimal digits: readers of JSON may not keep 64 bits of a number.
+    #[serde(with = "hex_u64")]
+    pub bucket_uuid: u64,
+    /// Number of the bucket's vbuckets.
+    pub vbuckets: u16,
+    /// Number of the bucket's shards.
+    pub shards: u16,
+    /// Kind of the shards' store.
+    pub store: String,
+    /// Kind of the bucket's source.
+    pub source: String,
+    /// Which part of a bucket that is spread over several members this is.
+    pub membership: Membership,
+    /// Definitions of the indexes, as the caller keeps them.
+    pub definitions: serde_json::Value,
+    /// Positions of the shards' index instances, as the caller keeps them.
+    pub positions: serde_json::Value,
+    /// Every file of every shard.
+    pub files: Vec<ManifestFile>,
+}
+
+/// Member `member` of `of`, counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Membership {
+    /// This member.
+    pub member: u16,
+    /// How many there are.
+    pub of: u16,
+}
+
+impl Membership {
+    /// The only member there is.
+    pub const WHOLE: Self = Self { member: 1, of: 1 };
+}
+
+/// One file of a shard, and the object with its content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestFile {
+    /// The shard.
+    pub shard: ShardId,
+    /// Path of the file inside the shard's folder.
+    pub name: ObjectKey,
+    /// Length of the file and of the object.
+    pub length_bytes: u64,
+    /// Hash of the content.
+    pub hash: ContentHash,
+    /// The object.
+    pub object: ObjectKey,
+}
+
+impl ManifestFile {
+    /// Path of the file inside a folder that holds all shards.
+    pub fn path(&self) -> String {
+        format!("{}/{}", self.shard.folder(), self.name)
+    }
+}
+
+/// Why a manifest could not be written, found or believed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ManifestError {
+    /// The bucket's name cannot be used in an archive.
+    #[error("cannot archive the bucket {bucket:?}: {source}; give the bucket another name")]
+    Bucket {
+        /// Name of the bucket.
+        bucket: String,
+        /// The rule that the name breaks.
+        source: KeyError,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no such pause.
+    #[error("bucket {bucket} has no pause {pause} in {store}: `archive list` shows those that there are")]
+    Missing {
+        /// Name of the bucket.
+        bucket: String,
+        /// The pause that was asked for.
+        pause: PauseId,
+        /// URL of the store.
+        store: String,
+    },
+    /// Another pause has the key.
+    #[error("cannot publish pause {pause} in {store}: another manifest has its key; pause again")]
+    Taken {
+        /// The pause.
+        pause: PauseId,
+        /// URL of the store.
+        store: String,
+    },
+    /// The manifest is not what was written.
+    #[error("cannot read the manifest {key} in {store}: {source}; resume from another pause")]
+    Damaged {
+        /// The manifest's object.
+        key: ObjectKey,
+        /// URL of the store.
+        store: String,
+        /// What is wrong.
+        source: UnsealError,
+    },
+    /// The manifest breaks a rule of the format.
+    #[error("the manifest of pause {pause} of bucket {bucket} is not valid: {reason}; use another pause")]
+    Invalid {
+        /// The pause.
+        pause: PauseId,
+        /// Name of the bucket.
+        bucket: String,
+        /// The rule.
+        reason: String,
+    },
+    /// The manifest cannot be written as JSON.
+    #[error("cannot write the manifest of pause {pause}: {source}")]
+    Encode {
+        /// The pause.
+        pause: PauseId,
+        /// What the encoder said.
+        source: serde_json::Error,
+    },
+    /// Two processes paused the bucket at the same time.
+    #[error(
+        "bucket {bucket} in {store} has two pauses of one generation, {first} and {second}: \
+         `verify` both and remove the manifest of the one that is not wanted"
+    )]
+    TwoOfOneGeneration {
+        /// Name of the bucket.
+        bucket: String,
+        /// URL of the store.
+        store: String,
+        /// One of the two.
+        first: PauseId,
+        /// The other one.
+        second: PauseId,
+    },
+}
+
+/// The key of the object that holds a content which `attempt` uploads for `bucket`.
+pub fn object_key(bucket: &str, hash: ContentHash, attempt: AttemptId) -> Result<ObjectKey, ManifestError> {
+    objects_folder(bucket)?.join(&format!("{hash}-{attempt}")).map_err(|e| unusable(bucket, e))
+}
+
+/// The folder of a bucket's objects.
+pub(super) fn objects_folder(bucket: &str) -> Result<ObjectKey, ManifestError> {
+    folder(bucket, "objects")
+}
+
+fn manifests_folder(bucket: &str) -> Result<ObjectKey, ManifestError> {
+    folder(bucket, "manifests")
+}
+
+fn folder(bucket: &str, name: &str) -> Result<ObjectKey, ManifestError> {
+    if bucket.contains('/') {
+        let slash = KeyError { text: bucket.to_owned(), reason: "it holds a slash" };
+        return Err(unusable(bucket, slash));
+    }
+    // The name alone first: behind it, a slash hides that it is empty.
+    ObjectKey::new(bucket).and_then(|key| key.join(name)).map_err(|e| unusable(bucket, e))
+}
+
+fn unusable(bucket: &str, source: KeyError) -> ManifestError {
+    ManifestError::Bucket { bucket: bucket.to_owned(), source }
+}
+
+fn manifest_key(bucket: &str, pause: PauseId) -> Result<ObjectKey, ManifestError> {
+    manifests_folder(bucket)?.join(&format!("{pause}{KEY_SUFFIX}")).map_err(|e| unusable(bucket, e))
+}
+
+/// The pauses of `bucket` in `store`, oldest first. Objects whose names are none of ours are left out.
+pub fn list_pauses(
+    store: &dyn ObjectStore,
+    bucket: &str,
+    until: &Until,
+) -> Result<Vec<PauseId>, ManifestError> {
+    let folder = manifests_folder(bucket)?;
+    let listed = store.list(Some(&folder), until)?;
+    let names = listed.iter().filter_map(|object| object.key.below(&folder)?.strip_suffix(KEY_SUFFIX));
+    let mut pauses: Vec<PauseId> = names.filter_map(|name| name.parse().ok()).collect();
+    pauses.sort_unstable();
+    let pairs = pauses.iter().zip(pauses.iter().skip(1));
+    if let Some((&first, &second)) = pairs.into_iter().find(|(a, b)| a.generation() == b.generation()) {
+        let (bucket, store) = (bucket.to_owned(), store.describe());
+        return Err(ManifestError::TwoOfOneGeneration { bucket, store, first, second });
+    }
+    Ok(pauses)
+}
+
+impl Manifest {
+    /// Checks the manifest and creates its object: from then on the pause exists. All objects that it names must
+    /// be there already. Publishing the same manifest again is fine.
+    ///
+    /// After [`ManifestError::Store`] it is unknown whether the pause exists: publish again, or read it.
+    pub fn publish(&self, store: &dyn ObjectStore, until: &Until) -> Result<(), ManifestError> {
+        self.validate()?;
+        let key = manifest_key(&self.bucket, self.pause)?;
+        let encode = |source| ManifestError::Encode { pause: self.pause, source };
+        let sealed = seal(KIND, FORMAT_VERSION, self).map_err(encode)?;
+        let put = store.put_if_absent(&key, Body::Bytes(&sealed), until);
+        match put {
+            // An earlier try may have succeeded although its answer was lost.
+            Err(e) if matches!(e.cause, StoreCause::Exists) => {
+                let mut found = Vec::new();
+                store.get(&key, &mut found, until)?;
+                let taken = || ManifestError::Taken { pause: self.pause, store: store.describe() };
+                if found == sealed { Ok(()) } else { Err(taken()) }
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// Reads and checks the manifest of a pause.
+    pub fn read(
+        store: &dyn ObjectStore,
+        bucket: &str,
+        pause: PauseId,
+        until: &Until,
+    ) -> Result<Self, ManifestError> {
+        let key = manifest_key(bucket, pause)?;
+        let mut sealed = Vec::new();
+        if let Err(e) = store.get(&key, &mut sealed, until) {
+            return Err(match e.cause {
+                StoreCause::NotFound => {
+                    ManifestError::Missing { bucket: bucket.to_owned(), pause, store: store.describe() }
+                }
+                _ => e.into(),
+            });
+        }
+        let manifest: Self = unseal(KIND, FORMAT_VERSION, &sealed)
+            .map_err(|source| ManifestError::Damaged { key, store: store.describe(), source })?;
+        let invalid = |reason| ManifestError::Invalid { pause, bucket: bucket.to_owned(), reason };
+        if manifest.pause != pause {
+            return Err(invalid(format!("it is that of pause {}", manifest.pause)));
+        }
+        if manifest.bucket != bucket {
+            return Err(invalid(format!("it is that of bucket {:?}", manifest.bucket)));
+        }
+        manifest.validate()?;
+        Ok(manifest)
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().fold(0, |sum, file| sum.saturating_add(file.length_bytes))
+    }
+
+    fn validate(&self) -> Result<(), ManifestError> {
+        let objects = objects_folder(&self.bucket)?;
+        match self.broken_rule(&objects) {
+            None => Ok(()),
+            Some(reason) => {
+                Err(ManifestError::Invalid { pause: self.pause, bucket: self.bucket.clone(), reason })
+            }
+        }
+    }
+
+    fn broken_rule(&self, objects: &ObjectKey) -> Option<String> {
+        let Membership { member, of } = self.membership;
+        if member == 0 || member > of {
+            return Some(format!("it is that of member {member} of {of}"));
+        }
+        if self.vbuckets == 0 || self.shards == 0 {
+            return Some(format!("it has {} vbuckets and {} shards", self.vbuckets, self.shards));
+        }
+        if self.parent.is_some_and(|parent| parent >= self.pause) {
+            return Some("its parent is no earlier pause".to_owned());
+        }
+        let mut names = BTreeSet::new();
+        self.files.iter().find_map(|file| {
+            if file.shard.0 >= self.shards {
+                return Some(format!("{} is in none of its {} shards", file.path(), self.shards));
+            }
+            if !names.insert((file.shard, &file.name)) {
+                return Some(format!("it names {} twice", file.path()));
+            }
+            (!names_its_content(file, objects))
+                .then(|| format!("the object {} of {} is none of its bucket's", file.object, file.path()))
+        })
+    }
+}
+
+/// Whether the file's object lies in the folder `objects` and is named after the file's hash.
+fn names_its_content(file: &ManifestFile, objects: &ObjectKey) -> bool {
+    file.object
+        .below(objects)
+        .and_then(|name| name.split_once('-'))
+        .is_some_and(|(hash, attempt)| hash == file.hash.to_string() && parse_hex(attempt).is_some())
+}
+
+mod hex_u64 {
+    use serde::de::{Deserialize, Deserializer, Error};
+    use serde::ser::Serializer;
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+    pub(super) fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{value:016x}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        super::parse_hex(&text).ok_or_else(|| D::Error::custom("an identity takes 16 hexadecimal digits"))
+    }
+}

@@ -1,0 +1,60 @@
+//! Archives: what a paused bucket leaves in an object store, and the ways there and back.
+//!
+//! Pausing is a [`plan_upload`], an [`upload`] and, last, a [`Manifest::publish`]; resuming is a
+//! [`Manifest::read`] and a [`download`], or a [`check_local`] where the files are still there. The room knows
+//! files, hashes and objects; what a shard is, and when it may be read, is the caller's knowledge.
+//!
+//! An archive holds, for each bucket:
+//!
+//! ```text
+//! <bucket>/objects/<content hash>-<attempt>        the content of a file; never changed
+//! <bucket>/manifests/<pause>.manifest              one pause; created last, never changed
+//! ```
+//!
+//! `<attempt>` is an [`AttemptId`], `<pause>` a [`PauseId`], `<content hash>` a
+//! [`ContentHash`](crate::objstore::ContentHash). A manifest is a [sealed](crate::durable::seal) JSON document of
+//! the kind `manifest`, with the fields of [`Manifest`]. This is format version [`FORMAT_VERSION`].
+//!
+//! Invariants: no key is ever written with two different contents, so a published pause cannot be damaged by a
+//! later attempt. A pause exists when its manifest does; what an unfinished attempt left is named by no manifest
+//! and is invisible. Nothing that comes from an archive is believed before its length and hash were checked.
+
+mod download;
+mod id;
+mod manifest;
+mod upload;
+mod verify;
+
+pub use download::{DownloadError, download};
+pub use id::{AttemptId, GENERATION_MAX, IdError, PauseId};
+pub use manifest::{
+    FORMAT_VERSION, Manifest, ManifestError, ManifestFile, Membership, list_pauses, object_key,
+};
+pub use upload::{ImageFile, PlannedFile, UploadError, UploadPlan, plan_upload, reusable_files, upload};
+pub use verify::{BadObject, CheckError, Difference, VerifyError, check_local, verify};
+
+/// How far a call has come. The numbers of one call never fall.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes whose work is done: hashed, durable in the store, or flushed to the disk, as the call says.
+    pub done_bytes: u64,
+    /// Bytes that the whole call is about.
+    pub total_bytes: u64,
+}
+
+/// Adds up finished files and tells the caller of each, on the caller's thread.
+struct Meter<'a> {
+    progress: Progress,
+    on_progress: &'a mut dyn FnMut(Progress),
+}
+
+impl<'a> Meter<'a> {
+    fn new(total_bytes: u64, on_progress: &'a mut dyn FnMut(Progress)) -> Self {
+        Self { progress: Progress { done_bytes: 0, total_bytes }, on_progress }
+    }
+
+    fn add(&mut self, bytes: u64) {
+        self.progress.done_bytes = self.progress.done_bytes.saturating_add(bytes);
+        (self.on_progress)(self.progress);
+    }
+}

@@ -1,0 +1,217 @@
+//! From files to an archive: first the plan, then the act.
+//!
+//! The plan reads each file once, names its content and decides what the archive lacks; it changes nothing and
+//! can be shown instead of carried out. What the archive has already is named again, not uploaded.
+//!
+//! Invariant: an object that was uploaded holds the content that was planned. A file that changes between the
+//! two is an error, never an archive. An upload that fails leaves objects that no manifest names.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::fs::File;
+use std::path::PathBuf;
+
+use super::manifest::{Manifest, ManifestError, ManifestFile, object_key, objects_folder};
+use super::{AttemptId, Meter, Progress};
+use crate::durable::{AtPath, PathError};
+use crate::objstore::{
+    Body, ContentHash, ObjectKey, ObjectStore, ReadError, StoreCause, StoreError, hash_file,
+};
+use crate::shard::ShardId;
+use crate::thread::{Stopped, Until};
+
+/// A file of a shard that is to be archived. Its first `length_bytes` must not change until the upload is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageFile {
+    /// The shard.
+    pub shard: ShardId,
+    /// Path of the file inside the shard's folder, as the archive is to name it.
+    pub name: ObjectKey,
+    /// Where the file lies now.
+    pub path: PathBuf,
+    /// How much of the file belongs to the image; a longer file is cut there, a shorter one is an error.
+    pub length_bytes: u64,
+}
+
+/// What is to be uploaded, and what need not be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UploadPlan {
+    files: Vec<PlannedFile>,
+}
+
+/// One file of a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedFile {
+    /// The file as the manifest will name it.
+    pub file: ManifestFile,
+    /// Where it lies now.
+    pub path: PathBuf,
+    /// Whether its object is uploaded for it. It is not if the archive has it, or if an equal file comes first.
+    pub is_new: bool,
+}
+
+/// Why files could not be planned for or uploaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UploadError {
+    /// A file cannot be read.
+    #[error(transparent)]
+    Local(#[from] PathError),
+    /// A file is shorter than its image, or has another content than when the upload was planned.
+    #[error("cannot archive {}: it changed while it was read ({what}); pause again", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// How.
+        what: String,
+    },
+    /// The bucket's name cannot be used in an archive.
+    #[error(transparent)]
+    Bucket(ManifestError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(StoreError),
+    /// The caller's limit ended first.
+    #[error("cannot archive all files: {0}")]
+    Stopped(#[from] Stopped),
+}
+
+impl UploadPlan {
+    /// The files, in the order in which they were given.
+    pub fn planned(&self) -> &[PlannedFile] {
+        &self.files
+    }
+
+    /// Number of files.
+    pub fn files(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        total_bytes(self.files.iter())
+    }
+
+    /// Number of files that are uploaded.
+    pub fn new_files(&self) -> usize {
+        self.only_new().count()
+    }
+
+    /// Bytes that are uploaded.
+    pub fn new_bytes(&self) -> u64 {
+        total_bytes(self.only_new())
+    }
+
+    fn only_new(&self) -> impl Iterator<Item = &PlannedFile> {
+        self.files.iter().filter(|planned| planned.is_new)
+    }
+}
+
+fn total_bytes<'a>(files: impl Iterator<Item = &'a PlannedFile>) -> u64 {
+    files.fold(0, |sum, planned| sum.saturating_add(planned.file.length_bytes))
+}
+
+impl fmt::Display for UploadPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (files, bytes) = (self.files(), self.bytes());
+        write!(
+            f,
+            "{files} files with {bytes} bytes, of which {} files with {} bytes are uploaded",
+            self.new_files(),
+            self.new_bytes()
+        )
+    }
+}
+
+/// The files of `parent`, an earlier pause of the same bucket, whose objects are still in the store with their
+/// length: those that a new pause may name again. One listing, no object is read.
+pub fn reusable_files(
+    parent: &Manifest,
+    store: &dyn ObjectStore,
+    until: &Until,
+) -> Result<Vec<ManifestFile>, UploadError> {
+    let folder = objects_folder(&parent.bucket).map_err(UploadError::Bucket)?;
+    let listed = store.list(Some(&folder), until).map_err(store_error)?;
+    let present: HashSet<(&ObjectKey, u64)> =
+        listed.iter().map(|object| (&object.key, object.length_bytes)).collect();
+    let still_there = |file: &&ManifestFile| present.contains(&(&file.object, file.length_bytes));
+    Ok(parent.files.iter().filter(still_there).cloned().collect())
+}
+
+/// Reads every file and plans its upload for `bucket` as part of `attempt`. An object of `reusable` is named
+/// again for a file of equal hash and length. Bytes count as done when they were hashed.
+pub fn plan_upload(
+    bucket: &str,
+    attempt: AttemptId,
+    files: &[ImageFile],
+    reusable: &[ManifestFile],
+    until: &Until,
+    on_progress: &mut dyn FnMut(Progress),
+) -> Result<UploadPlan, UploadError> {
+    let total_bytes = files.iter().fold(0, |sum: u64, image| sum.saturating_add(image.length_bytes));
+    let mut meter = Meter::new(total_bytes, on_progress);
+    let mut objects: HashMap<(ContentHash, u64), ObjectKey> =
+        reusable.iter().map(|file| ((file.hash, file.length_bytes), file.object.clone())).collect();
+    let mut planned = Vec::with_capacity(files.len());
+    for image in files {
+        let hash = hash_image(image, until)?;
+        let content = (hash, image.length_bytes);
+        let known = objects.get(&content).cloned();
+        let is_new = known.is_none();
+        let object = match known {
+            Some(object) => object,
+            None => object_key(bucket, hash, attempt).map_err(UploadError::Bucket)?,
+        };
+        objects.insert(content, object.clone());
+        let (shard, name, length_bytes) = (image.shard, image.name.clone(), image.length_bytes);
+        let file = ManifestFile { shard, name, length_bytes, hash, object };
+        planned.push(PlannedFile { file, path: image.path.clone(), is_new });
+        meter.add(image.length_bytes);
+    }
+    Ok(UploadPlan { files: planned })
+}
+
+/// Carries the plan out and gives the files for the manifest, in the plan's order. Bytes count as done when
+/// their object is durable in the store. Carrying out a plan again is fine.
+pub fn upload(
+    plan: &UploadPlan,
+    store: &dyn ObjectStore,
+    until: &Until,
+    on_progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<ManifestFile>, UploadError> {
+    let mut meter = Meter::new(plan.new_bytes(), on_progress);
+    for PlannedFile { file, path, .. } in plan.only_new() {
+        until.check()?;
+        let content = File::open(path).at("open", path)?;
+        let body = Body::File { file: &content, length_bytes: file.length_bytes, hash: file.hash };
+        store.put(&file.object, body, until).map_err(|e| match e.cause {
+            StoreCause::BodyTooShort { .. } | StoreCause::BodyChanged { .. } => {
+                UploadError::Changed { path: path.clone(), what: e.cause.to_string() }
+            }
+            StoreCause::Body(source) => PathError { doing: "read", path: path.clone(), source }.into(),
+            _ => store_error(e),
+        })?;
+        meter.add(file.length_bytes);
+    }
+    Ok(plan.files.iter().map(|planned| planned.file.clone()).collect())
+}
+
+fn hash_image(image: &ImageFile, until: &Until) -> Result<ContentHash, UploadError> {
+    until.check()?;
+    let path = &image.path;
+    let file = File::open(path).at("open", path)?;
+    hash_file(&file, image.length_bytes, until).map_err(|e| match e {
+        ReadError::Stopped(why) => why.into(),
+        ReadError::Io(source) => PathError { doing: "read", path: path.clone(), source }.into(),
+        short @ ReadError::TooShort { .. } => {
+            UploadError::Changed { path: path.clone(), what: short.to_string() }
+        }
+    })
+}
+
+fn store_error(error: StoreError) -> UploadError {
+    match error.cause {
+        StoreCause::Stopped(why) => why.into(),
+        _ => UploadError::Store(error),
+    }
+}

@@ -1,0 +1,195 @@
+//! Comparing bytes with what a manifest says of them.
+//!
+//! Resuming, checking an archive and checking local files ask one question: is this the content that was
+//! archived? It is answered here, always from the bytes themselves.
+//!
+//! Invariant: only content of equal length *and* equal hash counts as the same.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+
+use super::manifest::{Manifest, ManifestFile};
+use crate::durable::{AtPath, PathError};
+use crate::objstore::{
+    Content, ContentHash, HashingWriter, ObjectKey, ObjectStore, ReadError, StoreCause, StoreError, hash_file,
+};
+use crate::thread::{Stopped, Until};
+
+/// How something differs from what the manifest says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Difference {
+    /// It is not there.
+    #[error("it is missing")]
+    Missing,
+    /// It is longer or shorter.
+    #[error("it has {found_bytes} bytes instead of {expected_bytes}")]
+    Length {
+        /// What the manifest says.
+        expected_bytes: u64,
+        /// What is there.
+        found_bytes: u64,
+    },
+    /// It is as long and has another content.
+    #[error("its content is damaged: its hash is {found} instead of {expected}")]
+    Hash {
+        /// What the manifest says.
+        expected: ContentHash,
+        /// What is there.
+        found: ContentHash,
+    },
+    /// The store cannot give it.
+    #[error("it cannot be read: {0}")]
+    Unreadable(String),
+}
+
+/// An object of a pause that is not what its manifest says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the object {object}, the content of {file}: {difference}")]
+pub struct BadObject {
+    /// The object.
+    pub object: ObjectKey,
+    /// The first of the files that it is the content of, as `<shard folder>/<name>`.
+    pub file: String,
+    /// What is wrong.
+    pub difference: Difference,
+}
+
+/// Why an archive could not be verified; this says nothing of its objects.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VerifyError {
+    /// The store failed in a way that may pass.
+    #[error("{0}; verify again")]
+    Store(#[from] StoreError),
+    /// The caller's limit ended first.
+    #[error("cannot verify to the end: {0}")]
+    Stopped(#[from] Stopped),
+}
+
+/// Why local files are not, or cannot be compared with, those of a manifest.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckError {
+    /// A file is not what the manifest says.
+    #[error(
+        "the local file {file} is not that of pause {pause}: {difference}; resume into another data folder"
+    )]
+    Differs {
+        /// The file, as `<shard folder>/<name>`.
+        file: String,
+        /// The pause.
+        pause: super::PauseId,
+        /// What is wrong.
+        difference: Difference,
+    },
+    /// A file cannot be read.
+    #[error(transparent)]
+    Local(#[from] PathError),
+    /// The caller's limit ended first.
+    #[error("cannot compare all local files: {0}")]
+    Stopped(#[from] Stopped),
+}
+
+/// Reads every object of the manifest back and gives those that are not as they should be; none is good news.
+/// An object that several files share is read once.
+pub fn verify(
+    manifest: &Manifest,
+    store: &dyn ObjectStore,
+    until: &Until,
+) -> Result<Vec<BadObject>, VerifyError> {
+    let mut objects = BTreeMap::new();
+    for file in &manifest.files {
+        objects.entry((&file.object, file.length_bytes)).or_insert(file);
+    }
+    let mut bad = Vec::new();
+    for file in objects.into_values() {
+        let difference = match receive(store, file, io::sink(), until) {
+            Ok(Ok(_)) => continue,
+            Ok(Err(difference)) => difference,
+            Err(StoreError { cause: StoreCause::Stopped(why), .. }) => return Err(why.into()),
+            Err(e) if e.is_temporary() => return Err(e.into()),
+            Err(e) => Difference::Unreadable(e.cause.to_string()),
+        };
+        bad.push(BadObject { object: file.object.clone(), file: file.path(), difference });
+    }
+    Ok(bad)
+}
+
+/// Compares the files below `folder`, which holds the shards' folders, with the manifest: each listed file must
+/// be there with equal length and hash. Other files do not matter. The first difference ends the comparison.
+pub fn check_local(manifest: &Manifest, folder: &Path, until: &Until) -> Result<(), CheckError> {
+    for file in &manifest.files {
+        let differs =
+            |difference| CheckError::Differs { file: file.path(), pause: manifest.pause, difference };
+        let path = folder.join(file.path());
+        let opened = match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(differs(Difference::Missing)),
+            opened => opened.at("open", &path)?,
+        };
+        let found_bytes = opened.metadata().at("look at", &path)?.len();
+        let hash = if found_bytes == file.length_bytes {
+            match hash_file(&opened, found_bytes, until) {
+                Err(ReadError::Stopped(why)) => return Err(why.into()),
+                Err(ReadError::Io(e)) => return Err(e).at("read", &path)?,
+                Err(e) => return Err(io::Error::other(e.to_string())).at("read", &path)?,
+                Ok(hash) => hash,
+            }
+        } else {
+            file.hash
+        };
+        compare(file, Content { length_bytes: found_bytes, hash }).map_err(differs)?;
+    }
+    Ok(())
+}
+
+/// Gets the object of `file` into `to` and compares what came; `to` takes no more than the expected length.
+pub(super) fn receive<W: Write>(
+    store: &dyn ObjectStore,
+    file: &ManifestFile,
+    to: W,
+    until: &Until,
+) -> Result<Result<W, Difference>, StoreError> {
+    let mut receiver = HashingWriter::new(Bounded { inner: to, room_bytes: file.length_bytes });
+    match store.get(&file.object, &mut receiver, until) {
+        Ok(_) => {
+            let (content, bounded) = receiver.finish();
+            Ok(compare(file, content).map(|()| bounded.inner))
+        }
+        Err(StoreError { cause: StoreCause::NotFound, .. }) => Ok(Err(Difference::Missing)),
+        Err(e) => Err(e),
+    }
+}
+
+fn compare(file: &ManifestFile, found: Content) -> Result<(), Difference> {
+    if found.length_bytes != file.length_bytes {
+        Err(Difference::Length { expected_bytes: file.length_bytes, found_bytes: found.length_bytes })
+    } else if found.hash != file.hash {
+        Err(Difference::Hash { expected: file.hash, found: found.hash })
+    } else {
+        Ok(())
+    }
+}
+
+/// Hands on the bytes that are expected and swallows the rest, so that an object that is too long fills no disk
+/// and its length is still known.
+struct Bounded<W> {
+    inner: W,
+    room_bytes: u64,
+}
+
+impl<W: Write> Write for Bounded<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = usize::try_from(self.room_bytes).unwrap_or(usize::MAX);
+        let expected = bytes.get(..room).unwrap_or(bytes);
+        self.inner.write_all(expected)?;
+        self.room_bytes -= expected.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}

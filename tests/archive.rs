@@ -1,0 +1,359 @@
+//! From files to an archive and back: nothing lost, nothing mixed up, nothing believed unseen.
+
+use std::fs;
+use std::path::Path;
+
+use dormouse::objstore::{Body, FileStore, ObjectStore};
+use dormouse::pause::{
+    CheckError, Difference, DownloadError, ImageFile, Manifest, PauseId, Progress, UploadError, VerifyError,
+    check_local, download, list_pauses, plan_upload, reusable_files, upload, verify,
+};
+use dormouse::thread::{Cancel, Stopped, Until};
+use tempfile::TempDir;
+
+use crate::support::{BUCKET, FailingStore, Fails, archive, cancelled, forever, image, tree};
+
+/// A folder with files of two shards, and a store beside them. Two of the four files are equal.
+struct Scene {
+    folder: TempDir,
+    store: FileStore,
+    files: Vec<ImageFile>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = FileStore::open(&folder.path().join("archive")).unwrap();
+        let files = vec![
+            image(folder.path(), 0, "a.sst", &vec![b'a'; 1_500_000]),
+            image(folder.path(), 0, "deep/er/b.sst", b"beta"),
+            image(folder.path(), 1, "a.sst", b"beta"),
+            image(folder.path(), 1, "empty", b""),
+        ];
+        Self { folder, store, files }
+    }
+
+    fn archive(
+        &self,
+        store: &dyn ObjectStore,
+        pause: PauseId,
+        parent: Option<&Manifest>,
+    ) -> anyhow::Result<Manifest> {
+        archive(store, pause, &self.files, parent, &forever())
+    }
+
+    fn archived(&self) -> Manifest {
+        self.archive(&self.store, first(), None).unwrap()
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn plan(&self) -> dormouse::pause::UploadPlan {
+        plan_upload(BUCKET, attempt(), &self.files, &[], &forever(), &mut |_| {}).unwrap()
+    }
+
+    fn download(&self, manifest: &Manifest, store: &dyn ObjectStore) -> Result<(), DownloadError> {
+        download(manifest, store, &self.path("staging"), &forever(), &mut |_| {})
+    }
+
+    /// Changes one bit in the middle of the object of the manifest's first file.
+    fn damage(&self, manifest: &Manifest) {
+        let path = self.path("archive").join(manifest.files[0].object.as_str());
+        let mut content = fs::read(&path).unwrap();
+        let middle = content.len() / 2;
+        content[middle] ^= 1;
+        fs::write(path, content).unwrap();
+    }
+}
+
+fn first() -> PauseId {
+    "0000000001-00000000000000aa".parse().unwrap()
+}
+
+fn second() -> PauseId {
+    "0000000002-00000000000000ab".parse().unwrap()
+}
+
+fn attempt() -> dormouse::pause::AttemptId {
+    "00000000000000bb".parse().unwrap()
+}
+
+fn restored(scene: &Scene) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let content = |image: &ImageFile| {
+        let name = format!("shard-{:04}/{}", image.shard, image.name);
+        (name, fs::read(&image.path).unwrap())
+    };
+    scene.files.iter().map(content).collect()
+}
+
+fn cut(path: &Path, length_bytes: u64) {
+    fs::OpenOptions::new().write(true).open(path).unwrap().set_len(length_bytes).unwrap();
+}
+
+#[test]
+fn what_is_downloaded_is_byte_for_byte_what_was_uploaded() {
+    let scene = Scene::new();
+    let manifest = scene.archived();
+    scene.download(&manifest, &scene.store).unwrap();
+    assert!(tree(&scene.path("staging")) == restored(&scene));
+    assert_eq!(verify(&manifest, &scene.store, &forever()).unwrap(), []);
+    check_local(&manifest, &scene.path("staging"), &forever()).unwrap();
+}
+
+#[test]
+fn equal_files_are_uploaded_once() {
+    let scene = Scene::new();
+    let plan = scene.plan();
+    assert_eq!(
+        (plan.files(), plan.bytes(), plan.new_files(), plan.new_bytes()),
+        (4, 1_500_008, 3, 1_500_004)
+    );
+    assert_eq!(
+        plan.to_string(),
+        "4 files with 1500008 bytes, of which 3 files with 1500004 bytes are uploaded"
+    );
+    let counting = FailingStore::new(&scene.store, 0, Fails::Before);
+    let files = upload(&plan, &counting, &forever(), &mut |_| {}).unwrap();
+    assert_eq!(counting.puts(), 3);
+    assert_eq!(files[1].object, files[2].object);
+}
+
+#[test]
+fn a_plan_changes_nothing() {
+    let scene = Scene::new();
+    scene.plan();
+    assert!(tree(&scene.path("archive")).is_empty());
+}
+
+#[test]
+fn a_second_upload_after_its_parent_uploads_nothing() {
+    let scene = Scene::new();
+    let parent = scene.archived();
+    let counting = FailingStore::new(&scene.store, 0, Fails::Before);
+    let manifest = scene.archive(&counting, second(), Some(&parent)).unwrap();
+    assert_eq!(counting.puts(), 1, "the manifest alone");
+    assert_eq!(manifest.files, parent.files);
+}
+
+#[test]
+fn an_object_of_the_parent_that_is_gone_or_cut_is_not_named_again() {
+    let scene = Scene::new();
+    let parent = scene.archived();
+    let archive = scene.path("archive");
+    fs::remove_file(archive.join(parent.files[0].object.as_str())).unwrap();
+    cut(&archive.join(parent.files[1].object.as_str()), 2);
+    let reusable = reusable_files(&parent, &scene.store, &forever()).unwrap();
+    assert_eq!(reusable, parent.files[3..]);
+}
+
+#[test]
+fn a_file_that_changes_between_plan_and_upload_is_refused() {
+    let scene = Scene::new();
+    let plan = scene.plan();
+    let path = &scene.files[0].path;
+    let mut content = fs::read(path).unwrap();
+    content[1_400_000] ^= 1;
+    fs::write(path, &content).unwrap();
+    let changed = upload(&plan, &scene.store, &forever(), &mut |_| {}).unwrap_err();
+    assert!(matches!(&changed, UploadError::Changed { path: named, .. } if named == path), "{changed}");
+    cut(path, 1_400_000);
+    let shorter = upload(&plan, &scene.store, &forever(), &mut |_| {}).unwrap_err();
+    assert!(matches!(&shorter, UploadError::Changed { path: named, .. } if named == path), "{shorter}");
+    assert!(tree(&scene.path("archive")).is_empty());
+}
+
+#[test]
+fn a_file_that_is_shorter_than_its_image_is_refused_by_the_plan() {
+    let scene = Scene::new();
+    cut(&scene.files[0].path, 10);
+    let error = plan_upload(BUCKET, attempt(), &scene.files, &[], &forever(), &mut |_| {}).unwrap_err();
+    assert!(matches!(error, UploadError::Changed { .. }), "{error}");
+}
+
+#[test]
+fn what_is_appended_behind_the_image_is_not_archived() {
+    let scene = Scene::new();
+    let plan = scene.plan();
+    fs::write(&scene.files[1].path, b"beta and more").unwrap();
+    let files = upload(&plan, &scene.store, &forever(), &mut |_| {}).unwrap();
+    assert_eq!(fs::read(scene.path("archive").join(files[1].object.as_str())).unwrap(), b"beta");
+}
+
+#[test]
+fn whichever_call_fails_no_manifest_appears_and_the_next_attempt_succeeds() {
+    for pauses_before in [0, 1] {
+        for number in 1.. {
+            let scene = Scene::new();
+            let parent = (pauses_before == 1).then(|| scene.archived());
+            let failing = FailingStore::new(&scene.store, number, Fails::Before);
+            let result = scene.archive(&failing, second(), parent.as_ref());
+            let listed = list_pauses(&scene.store, BUCKET, &forever()).unwrap();
+            if !failing.has_failed() {
+                assert!(number > failing.calls());
+                result.unwrap();
+                break;
+            }
+            assert!(result.unwrap_err().to_string().contains("it was made to fail"));
+            assert_eq!(listed.len(), pauses_before);
+            let manifest = scene.archive(&scene.store, second(), parent.as_ref()).unwrap();
+            assert_eq!(verify(&manifest, &scene.store, &forever()).unwrap(), []);
+        }
+    }
+}
+
+#[test]
+fn whichever_answer_is_lost_a_manifest_that_appears_is_whole() {
+    for number in 1.. {
+        let scene = Scene::new();
+        let failing = FailingStore::new(&scene.store, number, Fails::After);
+        let result = scene.archive(&failing, first(), None);
+        if !failing.has_failed() {
+            assert!(result.is_ok());
+            break;
+        }
+        result.unwrap_err();
+        for pause in list_pauses(&scene.store, BUCKET, &forever()).unwrap() {
+            let manifest = Manifest::read(&scene.store, BUCKET, pause, &forever()).unwrap();
+            assert_eq!(verify(&manifest, &scene.store, &forever()).unwrap(), []);
+        }
+    }
+}
+
+#[test]
+fn whichever_call_fails_a_download_says_so() {
+    let scene = Scene::new();
+    let manifest = scene.archived();
+    for number in 1.. {
+        let staging = tempfile::tempdir().unwrap();
+        let failing = FailingStore::new(&scene.store, number, Fails::Before);
+        let result = download(&manifest, &failing, staging.path(), &forever(), &mut |_| {});
+        if !failing.has_failed() {
+            assert!(result.is_ok());
+            break;
+        }
+        assert!(matches!(result, Err(DownloadError::Store { .. })), "{result:?}");
+    }
+}
+
+#[test]
+fn a_missing_object_is_named_with_its_file() {
+    let scene = Scene::new();
+    let manifest = scene.archived();
+    scene.store.delete(&manifest.files[1].object, &forever()).unwrap();
+    let error = scene.download(&manifest, &scene.store).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains(manifest.files[1].object.as_str()), "{text}");
+    assert!(text.contains("the content of shard-0000/deep/er/b.sst: it is missing; `verify`"), "{text}");
+    let bad = verify(&manifest, &scene.store, &forever()).unwrap();
+    assert_eq!(bad.len(), 1, "an object that two files share is named once");
+    assert_eq!(bad[0].difference, Difference::Missing);
+}
+
+#[test]
+fn an_object_with_a_flipped_bit_is_refused() {
+    let scene = Scene::new();
+    let manifest = scene.archived();
+    scene.damage(&manifest);
+    let Err(DownloadError::Bad { bad, .. }) = scene.download(&manifest, &scene.store) else {
+        panic!("it was restored")
+    };
+    assert_eq!(bad.object, manifest.files[0].object);
+    assert!(
+        matches!(bad.difference, Difference::Hash { expected, .. } if expected == manifest.files[0].hash)
+    );
+    assert_eq!(verify(&manifest, &scene.store, &forever()).unwrap(), [*bad]);
+}
+
+#[test]
+fn an_object_that_is_too_long_is_refused_and_fills_no_disk() {
+    let scene = Scene::new();
+    let manifest = scene.archived();
+    let body = Body::Bytes(&[b'b'; 4000]);
+    scene.store.put(&manifest.files[1].object, body, &forever()).unwrap();
+    let Err(DownloadError::Bad { bad, .. }) = scene.download(&manifest, &scene.store) else {
+        panic!("it was restored")
+    };
+    assert_eq!(bad.difference, Difference::Length { expected_bytes: 4, found_bytes: 4000 });
+    assert_eq!(tree(&scene.path("staging"))["shard-0000/deep/er/b.sst"].len(), 4);
+}
+
+#[test]
+fn a_download_writes_over_nothing() {
+    let scene = Scene::new();
+    let manifest = scene.archived();
+    let file = scene.path("staging/shard-0001/a.sst");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(&file, b"somebody's").unwrap();
+    assert!(matches!(scene.download(&manifest, &scene.store), Err(DownloadError::Local(_))));
+    assert_eq!(fs::read(file).unwrap(), b"somebody's");
+}
+
+#[test]
+fn local_files_that_differ_from_the_manifest_are_named() {
+    let scene = Scene::new();
+    let manifest = scene.archived();
+    scene.download(&manifest, &scene.store).unwrap();
+    let first_difference = |name: &str, content: Option<&[u8]>| {
+        let path = scene.path("staging").join(name);
+        let before = fs::read(&path).unwrap();
+        content.map_or_else(|| fs::remove_file(&path), |content| fs::write(&path, content)).unwrap();
+        let result = check_local(&manifest, &scene.path("staging"), &forever());
+        fs::write(&path, before).unwrap();
+        let Err(CheckError::Differs { file, difference, .. }) = result else { panic!("{result:?}") };
+        assert_eq!(file, name);
+        difference
+    };
+    assert_eq!(first_difference("shard-0001/empty", None), Difference::Missing);
+    let longer = Difference::Length { expected_bytes: 4, found_bytes: 5 };
+    assert_eq!(first_difference("shard-0001/a.sst", Some(b"betas")), longer);
+    assert!(matches!(first_difference("shard-0001/a.sst", Some(b"bete")), Difference::Hash { .. }));
+}
+
+#[test]
+fn progress_only_grows_and_ends_at_the_total() {
+    let scene = Scene::new();
+    let mut seen: Vec<Vec<Progress>> = vec![Vec::new(); 3];
+    let [planning, uploading, downloading] = &mut seen[..] else { unreachable!() };
+    let plan = plan_upload(BUCKET, attempt(), &scene.files, &[], &forever(), &mut |progress| {
+        planning.push(progress);
+    });
+    upload(&plan.unwrap(), &scene.store, &forever(), &mut |progress| uploading.push(progress)).unwrap();
+    let manifest = scene.archived();
+    let staging = scene.path("staging");
+    download(&manifest, &scene.store, &staging, &forever(), &mut |progress| downloading.push(progress))
+        .unwrap();
+    for (calls, total_bytes) in seen.iter().zip([1_500_008, 1_500_004, 1_500_008]) {
+        assert!(calls.is_sorted_by_key(|progress| progress.done_bytes));
+        assert!(calls.iter().all(|progress| progress.total_bytes == total_bytes));
+        assert_eq!(calls.last().unwrap().done_bytes, total_bytes);
+    }
+}
+
+#[test]
+fn a_cancel_stops_an_upload_after_the_object_that_is_under_way() {
+    let scene = Scene::new();
+    let plan = scene.plan();
+    let cancel = Cancel::new();
+    let until = Until::new(None, cancel.clone());
+    let result = upload(&plan, &scene.store, &until, &mut |_| cancel.cancel());
+    assert!(matches!(result, Err(UploadError::Stopped(Stopped::Cancelled))));
+    assert_eq!(tree(&scene.path("archive")).len(), 1);
+}
+
+#[test]
+fn a_cancel_stops_every_walk() {
+    let scene = Scene::new();
+    let manifest = scene.archived();
+    let until = cancelled();
+    let planned = plan_upload(BUCKET, attempt(), &scene.files, &[], &until, &mut |_| {});
+    assert!(matches!(planned, Err(UploadError::Stopped(_))));
+    assert!(matches!(reusable_files(&manifest, &scene.store, &until), Err(UploadError::Stopped(_))));
+    let downloaded = download(&manifest, &scene.store, &scene.path("staging"), &until, &mut |_| {});
+    assert!(matches!(downloaded, Err(DownloadError::Stopped(_))));
+    scene.download(&manifest, &scene.store).unwrap();
+    let checked = check_local(&manifest, &scene.path("staging"), &until);
+    assert!(matches!(checked, Err(CheckError::Stopped(_))));
+    assert!(matches!(verify(&manifest, &scene.store, &until), Err(VerifyError::Stopped(_))));
+}

@@ -1,0 +1,288 @@
+//! Manifests: published last and once, believed only when whole.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use dormouse::durable::seal;
+use dormouse::event::Generation;
+use dormouse::objstore::{Body, FileStore, ObjectStore};
+use dormouse::pause::{
+    AttemptId, FORMAT_VERSION, IdError, Manifest, ManifestError, Membership, PauseId, check_local, download,
+    list_pauses, object_key, verify,
+};
+use tempfile::TempDir;
+
+use crate::support::{BUCKET, FailingStore, Fails, archive, forever, image, key, manifest, tree};
+
+const FIRST: &str = "0000000001-00000000000000aa";
+const SECOND: &str = "0000000002-00000000000000ab";
+
+fn id(text: &str) -> PauseId {
+    text.parse().unwrap()
+}
+
+/// An archive with one pause of two files.
+fn archived() -> (TempDir, FileStore, Manifest) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::open(&folder.path().join("archive")).unwrap();
+    let files = [image(folder.path(), 0, "a.sst", b"alpha"), image(folder.path(), 1, "sub/b.sst", b"beta")];
+    let manifest = archive(&store, id(FIRST), &files, None, &forever()).unwrap();
+    (folder, store, manifest)
+}
+
+fn manifest_path(folder: &TempDir) -> PathBuf {
+    folder.path().join(format!("archive/{BUCKET}/manifests/{FIRST}.manifest"))
+}
+
+fn read(store: &FileStore) -> Result<Manifest, ManifestError> {
+    Manifest::read(store, BUCKET, id(FIRST), &forever())
+}
+
+/// The error of reading `manifest` after it was written, sealed, past all checks, as pause [`FIRST`].
+fn refusal(manifest: &Manifest) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::open(folder.path()).unwrap();
+    let sealed = seal("manifest", FORMAT_VERSION, manifest).unwrap();
+    let place = key(&format!("{BUCKET}/manifests/{FIRST}.manifest"));
+    store.put(&place, Body::Bytes(&sealed), &forever()).unwrap();
+    read(&store).unwrap_err().to_string()
+}
+
+#[test]
+fn a_published_manifest_is_read_back_as_it_was() {
+    let (_folder, store, manifest) = archived();
+    assert_eq!(read(&store).unwrap(), manifest);
+    assert_eq!(list_pauses(&store, BUCKET, &forever()).unwrap(), [manifest.pause]);
+}
+
+#[test]
+fn a_manifest_with_a_flipped_bit_at_any_position_is_refused() {
+    let (folder, store, _) = archived();
+    let whole = fs::read(manifest_path(&folder)).unwrap();
+    for position in 0..whole.len() {
+        for bit in 0..8 {
+            let mut damaged = whole.clone();
+            damaged[position] ^= 1 << bit;
+            fs::write(manifest_path(&folder), &damaged).unwrap();
+            let error = read(&store).unwrap_err();
+            assert!(matches!(error, ManifestError::Damaged { .. }), "byte {position}, bit {bit}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_manifest_that_is_cut_at_any_length_is_refused() {
+    let (folder, store, _) = archived();
+    let whole = fs::read(manifest_path(&folder)).unwrap();
+    for length in 0..whole.len() {
+        fs::write(manifest_path(&folder), &whole[..length]).unwrap();
+        assert!(matches!(read(&store), Err(ManifestError::Damaged { .. })), "{length} bytes");
+    }
+}
+
+#[test]
+fn a_manifest_under_another_pauses_key_or_bucket_is_refused() {
+    let (folder, store, _) = archived();
+    let sealed = fs::read(manifest_path(&folder)).unwrap();
+    for place in
+        [format!("{BUCKET}/manifests/{SECOND}.manifest"), format!("other/manifests/{FIRST}.manifest")]
+    {
+        store.put(&key(&place), Body::Bytes(&sealed), &forever()).unwrap();
+    }
+    let other_pause = Manifest::read(&store, BUCKET, id(SECOND), &forever());
+    let other_bucket = Manifest::read(&store, "other", id(FIRST), &forever());
+    assert!(matches!(other_pause, Err(ManifestError::Invalid { .. })), "{other_pause:?}");
+    assert!(matches!(other_bucket, Err(ManifestError::Invalid { .. })), "{other_bucket:?}");
+}
+
+#[test]
+fn a_manifest_with_a_file_in_no_shard_is_refused() {
+    let (_folder, _, mut manifest) = archived();
+    manifest.files[0].shard = dormouse::shard::ShardId(2);
+    assert!(refusal(&manifest).contains("shard-0002/a.sst is in none of its 2 shards"));
+}
+
+#[test]
+fn a_manifest_that_names_a_file_twice_is_refused() {
+    let (_folder, _, mut manifest) = archived();
+    manifest.files.push(manifest.files[1].clone());
+    assert!(refusal(&manifest).contains("it names shard-0001/sub/b.sst twice"));
+}
+
+#[test]
+fn a_manifest_that_names_a_file_outside_its_shard_is_refused() {
+    let (_folder, _, manifest) = archived();
+    let mut document = serde_json::to_value(&manifest).unwrap();
+    document["files"][0]["name"] = "../../etc/passwd".into();
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::open(folder.path()).unwrap();
+    let sealed = seal("manifest", FORMAT_VERSION, &document).unwrap();
+    store
+        .put(&key(&format!("{BUCKET}/manifests/{FIRST}.manifest")), Body::Bytes(&sealed), &forever())
+        .unwrap();
+    assert!(read(&store).unwrap_err().to_string().contains("it holds a segment `.` or `..`"));
+}
+
+#[test]
+fn a_manifest_that_names_an_object_of_another_bucket_or_content_is_refused() {
+    let (_folder, _, manifest) = archived();
+    let attempt: AttemptId = "00000000000000bb".parse().unwrap();
+    let hash = manifest.files[0].hash;
+    let foreign = object_key("other", hash, attempt).unwrap();
+    let other_content = manifest.files[1].object.clone();
+    for object in [foreign, other_content, key(&format!("{BUCKET}/objects/{hash}"))] {
+        let mut manifest = manifest.clone();
+        manifest.files[0].object = object;
+        assert!(refusal(&manifest).contains("of shard-0000/a.sst is none of its bucket's"));
+    }
+}
+
+#[test]
+fn a_manifest_with_numbers_that_make_no_sense_is_refused() {
+    let (_folder, _, manifest) = archived();
+    let changes: [fn(&mut Manifest); 5] = [
+        |m| m.membership = Membership { member: 2, of: 1 },
+        |m| m.membership = Membership { member: 0, of: 1 },
+        |m| m.vbuckets = 0,
+        |m| m.shards = 0,
+        |m| m.parent = Some(m.pause),
+    ];
+    for change in changes {
+        let mut manifest = manifest.clone();
+        change(&mut manifest);
+        assert!(refusal(&manifest).contains("is not valid"), "{manifest:?}");
+    }
+}
+
+#[test]
+fn an_invalid_manifest_is_not_published() {
+    let (_folder, store, mut manifest) = archived();
+    manifest.pause = id(SECOND);
+    manifest.files[0].shard = dormouse::shard::ShardId(9);
+    assert!(matches!(manifest.publish(&store, &forever()), Err(ManifestError::Invalid { .. })));
+    assert_eq!(list_pauses(&store, BUCKET, &forever()).unwrap(), [id(FIRST)]);
+}
+
+#[test]
+fn publishing_the_same_manifest_again_is_fine_and_another_one_under_its_key_is_not() {
+    let (_folder, store, manifest) = archived();
+    manifest.publish(&store, &forever()).unwrap();
+    let mut other = manifest.clone();
+    other.created.push('!');
+    assert!(matches!(other.publish(&store, &forever()), Err(ManifestError::Taken { .. })));
+    assert_eq!(read(&store).unwrap(), manifest);
+}
+
+#[test]
+fn a_publish_whose_answer_was_lost_succeeds_when_it_is_tried_again() {
+    let (_folder, store, mut manifest) = archived();
+    manifest.pause = id(SECOND);
+    let failing = FailingStore::new(&store, 1, Fails::After);
+    assert!(matches!(manifest.publish(&failing, &forever()), Err(ManifestError::Store(_))));
+    manifest.publish(&failing, &forever()).unwrap();
+}
+
+#[test]
+fn a_pause_that_is_not_there_is_named() {
+    let (_folder, store, _) = archived();
+    let error = Manifest::read(&store, BUCKET, id(SECOND), &forever()).unwrap_err();
+    assert!(error.to_string().starts_with(&format!("bucket {BUCKET} has no pause {SECOND} in ")), "{error}");
+}
+
+#[test]
+fn pauses_are_listed_oldest_first_and_foreign_names_are_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::open(folder.path()).unwrap();
+    let later = "0000000010-0000000000000000";
+    for pause in [later, SECOND, FIRST] {
+        manifest(id(pause), None, Vec::new()).publish(&store, &forever()).unwrap();
+    }
+    for name in [
+        "README",
+        "1-2.manifest",
+        "0000000003-00000000000000AB.manifest",
+        "sub/0000000003-0000000000000000.manifest",
+    ] {
+        store.put(&key(&format!("{BUCKET}/manifests/{name}")), Body::Bytes(b""), &forever()).unwrap();
+    }
+    assert_eq!(list_pauses(&store, BUCKET, &forever()).unwrap(), [id(FIRST), id(SECOND), id(later)]);
+    assert_eq!(list_pauses(&store, "never-paused", &forever()).unwrap(), []);
+}
+
+#[test]
+fn two_manifests_of_one_generation_are_an_error_that_names_both() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::open(folder.path()).unwrap();
+    let rival = "0000000001-00000000000000ff";
+    for pause in [FIRST, rival] {
+        manifest(id(pause), None, Vec::new()).publish(&store, &forever()).unwrap();
+    }
+    let error = list_pauses(&store, BUCKET, &forever()).unwrap_err().to_string();
+    assert!(error.contains(FIRST) && error.contains(rival), "{error}");
+}
+
+#[test]
+fn a_bucket_whose_name_would_leave_its_place_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::open(folder.path()).unwrap();
+    for bucket in ["", "..", "a/b", "a\\b"] {
+        let error = list_pauses(&store, bucket, &forever()).unwrap_err();
+        assert!(matches!(error, ManifestError::Bucket { .. }), "{bucket:?}: {error}");
+    }
+}
+
+#[test]
+fn the_id_of_a_pause_has_one_spelling() {
+    assert_eq!(id(FIRST).to_string(), FIRST);
+    let refused = [
+        "",
+        "1-00000000000000aa",
+        "+000000001-00000000000000aa",
+        "0000000001-00000000000000AA",
+        "0000000001-aa",
+        "00000000001-00000000000000aa",
+        "10000000000-00000000000000aa",
+        "0000000001-+0000000000000aa",
+        "0000000001-00000000000000aa-",
+    ];
+    for text in refused {
+        assert!(text.parse::<PauseId>().is_err(), "{text:?}");
+    }
+}
+
+#[test]
+fn the_next_pause_has_the_next_generation_and_other_random_bits() {
+    let first = PauseId::following(None).unwrap();
+    assert_eq!(first.generation(), Generation(1));
+    let next = PauseId::following(Some(first)).unwrap();
+    assert_eq!(next.generation(), Generation(2));
+    assert_ne!(PauseId::following(Some(first)).unwrap(), next);
+    assert!(matches!(PauseId::following(Some(id("9999999999-0000000000000000"))), Err(IdError::UsedUp)));
+    assert_ne!(AttemptId::generate().unwrap(), AttemptId::generate().unwrap());
+}
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/archive-v1")
+}
+
+#[test]
+fn an_archive_of_format_1_is_read_verified_and_restored() {
+    let store = FileStore::open(&golden()).unwrap();
+    let pauses = list_pauses(&store, BUCKET, &forever()).unwrap();
+    assert_eq!(pauses, [id(FIRST)]);
+    let manifest = Manifest::read(&store, BUCKET, pauses[0], &forever()).unwrap();
+    assert_eq!(manifest.bucket_uuid, 0xfedc_ba98_7654_3210);
+    assert_eq!(verify(&manifest, &store, &forever()).unwrap(), []);
+    let staging = tempfile::tempdir().unwrap();
+    download(&manifest, &store, staging.path(), &forever(), &mut |_| {}).unwrap();
+    check_local(&manifest, staging.path(), &forever()).unwrap();
+    let expected = [("shard-0000/a.sst", "alpha"), ("shard-0001/sub/b.sst", "beta")];
+    let expected = expected.map(|(name, content)| (name.to_owned(), content.as_bytes().to_vec()));
+    assert_eq!(tree(staging.path()), expected.into());
+}
+
+#[test]
+fn an_archive_is_written_in_format_1_to_the_byte() {
+    let (folder, _, _) = archived();
+    assert_eq!(tree(&folder.path().join("archive")), tree(&golden()));
+}

@@ -1,0 +1,455 @@
+//! The contract of an object store, over a folder, and what belongs to it: keys, hashes, URLs.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use dormouse::objstore::{
+    ArchiveUrl, ArchiveUrlError, Body, CHUNK_BYTES, ContentHash, FileStore, HashingWriter, ObjectKey,
+    ObjectStore, ReadError, StoreCause, StoreError, hash_file, parse_archive,
+};
+use dormouse::thread::{Cancel, Stopped, Until, fin, spawn};
+use proptest::prelude::*;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use crate::support::{cancelled, forever, key, tree};
+
+fn store() -> (TempDir, FileStore) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::open(&folder.path().join("archive")).unwrap();
+    (folder, store)
+}
+
+fn root(folder: &TempDir) -> std::path::PathBuf {
+    folder.path().join("archive")
+}
+
+fn put(store: &FileStore, name: &str, content: &[u8]) {
+    store.put(&key(name), Body::Bytes(content), &forever()).unwrap();
+}
+
+fn get(store: &FileStore, name: &str) -> Result<Vec<u8>, StoreError> {
+    let mut content = Vec::new();
+    let length_bytes = store.get(&key(name), &mut content, &forever())?;
+    assert_eq!(length_bytes, content.len() as u64);
+    Ok(content)
+}
+
+fn file_with(folder: &Path, content: &[u8]) -> File {
+    let path = folder.join("content");
+    fs::write(&path, content).unwrap();
+    File::open(path).unwrap()
+}
+
+fn hash_of(content: &[u8]) -> ContentHash {
+    let mut hashing = HashingWriter::new(io::sink());
+    hashing.write_all(content).unwrap();
+    hashing.finish().0.hash
+}
+
+#[test]
+fn an_object_comes_back_as_it_was_put() {
+    let (_folder, store) = store();
+    put(&store, "b/objects/x", b"content");
+    put(&store, "empty", b"");
+    assert_eq!(get(&store, "b/objects/x").unwrap(), b"content");
+    assert_eq!(get(&store, "empty").unwrap(), b"");
+    assert_eq!(store.head(&key("b/objects/x"), &forever()).unwrap(), Some(7));
+}
+
+#[test]
+fn a_file_of_several_pieces_comes_back_as_it_was_put() {
+    let (folder, store) = store();
+    let content: Vec<u8> = (0..2_500_000_u32).map(|n| (n % 251) as u8).collect();
+    let file = file_with(folder.path(), &content);
+    let body = Body::File { file: &file, length_bytes: content.len() as u64, hash: hash_of(&content) };
+    store.put(&key("x"), body, &forever()).unwrap();
+    assert!(get(&store, "x").unwrap() == content);
+}
+
+#[test]
+fn put_replaces_an_object() {
+    let (_folder, store) = store();
+    put(&store, "x", b"the first, longer one");
+    put(&store, "x", b"second");
+    assert_eq!(get(&store, "x").unwrap(), b"second");
+}
+
+#[test]
+fn what_is_not_there_is_said_so() {
+    let (_folder, store) = store();
+    let error = get(&store, "a/b").unwrap_err();
+    assert!(matches!(error.cause, StoreCause::NotFound));
+    assert_eq!(error.to_string(), format!("cannot get a/b in {}: it is not there", store.describe()));
+    assert_eq!(store.head(&key("a/b"), &forever()).unwrap(), None);
+    assert_eq!(store.list(Some(&key("a")), &forever()).unwrap(), []);
+}
+
+#[test]
+fn put_if_absent_leaves_what_is_there() {
+    let (folder, store) = store();
+    store.put_if_absent(&key("a/x"), Body::Bytes(b"first"), &forever()).unwrap();
+    let error = store.put_if_absent(&key("a/x"), Body::Bytes(b"second"), &forever()).unwrap_err();
+    assert!(matches!(error.cause, StoreCause::Exists));
+    assert!(!error.is_temporary());
+    assert_eq!(tree(&root(&folder)), [("a/x".to_owned(), b"first".to_vec())].into());
+}
+
+#[test]
+fn of_eight_threads_that_create_one_object_exactly_one_wins() {
+    let (folder, _) = store();
+    let (start, started) = fin();
+    let threads: Vec<_> = (0..8_u8)
+        .map(|number| {
+            let store = FileStore::open(&root(&folder)).unwrap();
+            let started = started.clone();
+            spawn(format!("racer {number}"), move || {
+                started.wait(&forever()).unwrap();
+                store.put_if_absent(&key("new/x"), Body::Bytes(&[number; 1000]), &forever())
+            })
+            .unwrap()
+        })
+        .collect();
+    drop(start);
+    let results: Vec<_> = threads.into_iter().map(|thread| thread.join(&forever()).unwrap()).collect();
+    let winners: Vec<usize> = (0..8).filter(|&number| results[number].is_ok()).collect();
+    assert_eq!(winners.len(), 1, "{results:?}");
+    let lost = |result: &Result<(), StoreError>| {
+        result.as_ref().is_err_and(|e| matches!(e.cause, StoreCause::Exists))
+    };
+    assert_eq!(results.iter().filter(|result| lost(result)).count(), 7, "{results:?}");
+    let winner = u8::try_from(winners[0]).unwrap();
+    assert_eq!(tree(&root(&folder)), [("new/x".to_owned(), vec![winner; 1000])].into());
+}
+
+#[test]
+fn a_reader_sees_the_old_object_or_the_new_one_while_it_is_replaced() {
+    let (folder, store) = store();
+    let content = |number: u8| vec![number; 1000 * (1 + usize::from(number % 7))];
+    put(&store, "x", &content(0));
+    let writing = FileStore::open(&root(&folder)).unwrap();
+    let (ended_holder, ended) = dormouse::thread::fin();
+    let writer = spawn("writer", move || {
+        let _ended = ended_holder;
+        (1..100).for_each(|number| put(&writing, "x", &content(number)));
+    })
+    .unwrap();
+    while !ended.is_given() {
+        let seen = get(&store, "x").unwrap();
+        assert!(seen == content(seen[0]));
+    }
+    writer.join(&forever()).unwrap();
+    assert!(get(&store, "x").unwrap() == content(99));
+}
+
+#[test]
+fn a_listing_is_in_ascending_order_and_stays_in_its_folder() {
+    let (_folder, store) = store();
+    for name in ["a/z", "a.b", "a/b/c", "ab/x", "a/a", "b"] {
+        put(&store, name, name.as_bytes());
+    }
+    let names = |folder: Option<&str>| -> Vec<String> {
+        let folder = folder.map(key);
+        let listed = store.list(folder.as_ref(), &forever()).unwrap();
+        listed.into_iter().map(|object| format!("{} {}", object.key, object.length_bytes)).collect()
+    };
+    assert_eq!(names(None), ["a.b 3", "a/a 3", "a/b/c 5", "a/z 3", "ab/x 4", "b 1"]);
+    assert_eq!(names(Some("a")), ["a/a 3", "a/b/c 5", "a/z 3"]);
+}
+
+#[test]
+fn a_deleted_object_is_gone_and_deleting_it_again_is_fine() {
+    let (_folder, store) = store();
+    put(&store, "a/x", b"content");
+    for _ in 0..2 {
+        store.delete(&key("a/x"), &forever()).unwrap();
+        assert_eq!(store.head(&key("a/x"), &forever()).unwrap(), None);
+    }
+    store.delete(&key("never/was"), &forever()).unwrap();
+}
+
+#[test]
+fn only_the_owner_may_read_objects() {
+    let (folder, store) = store();
+    put(&store, "a/x", b"content");
+    let mode = |path: &str| fs::metadata(root(&folder).join(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode("a/x"), 0o600);
+    assert_eq!(mode("a"), 0o700);
+}
+
+#[test]
+fn unfinished_and_foreign_names_are_not_listed() {
+    let (folder, store) = store();
+    put(&store, "a/x", b"content");
+    fs::write(root(&folder).join("a/.0123456789abcdef.tmp"), b"left over").unwrap();
+    fs::write(root(&folder).join("a/with\\backslash"), b"foreign").unwrap();
+    symlink("x", root(&folder).join("a/link")).unwrap();
+    let listed = store.list(None, &forever()).unwrap();
+    assert_eq!(listed.iter().map(|object| object.key.as_str()).collect::<Vec<_>>(), ["a/x"]);
+}
+
+#[test]
+fn symbolic_links_inside_the_root_are_not_followed() {
+    let (folder, store) = store();
+    let outside = folder.path().join("outside");
+    fs::create_dir_all(outside.join("inner")).unwrap();
+    fs::write(outside.join("secret"), b"secret").unwrap();
+    symlink(&outside, root(&folder).join("a")).unwrap();
+    symlink(outside.join("secret"), root(&folder).join("b")).unwrap();
+    store.put(&key("a/x"), Body::Bytes(b"content"), &forever()).unwrap_err();
+    store.delete(&key("a/secret"), &forever()).unwrap_err();
+    store.list(Some(&key("a")), &forever()).unwrap_err();
+    store.list(Some(&key("a/inner")), &forever()).unwrap_err();
+    get(&store, "a/secret").unwrap_err();
+    get(&store, "b").unwrap_err();
+    assert_eq!(tree(&outside), [("secret".to_owned(), b"secret".to_vec())].into());
+}
+
+#[test]
+fn a_file_that_is_shorter_than_promised_is_refused_and_leaves_nothing() {
+    let (folder, store) = store();
+    let file = file_with(folder.path(), b"12345");
+    let body = Body::File { file: &file, length_bytes: 6, hash: hash_of(b"12345") };
+    let error = store.put(&key("a/x"), body, &forever()).unwrap_err();
+    assert!(matches!(error.cause, StoreCause::BodyTooShort { expected_bytes: 6, found_bytes: 5 }));
+    assert!(tree(&root(&folder)).is_empty());
+}
+
+#[test]
+fn a_file_with_another_content_than_promised_is_refused_and_what_was_there_stays() {
+    let (folder, store) = store();
+    put(&store, "x", b"before");
+    let file = file_with(folder.path(), b"12345");
+    let body = Body::File { file: &file, length_bytes: 5, hash: hash_of(b"12346") };
+    let error = store.put(&key("x"), body, &forever()).unwrap_err();
+    assert!(matches!(error.cause, StoreCause::BodyChanged { found } if found == hash_of(b"12345")));
+    assert_eq!(tree(&root(&folder)), [("x".to_owned(), b"before".to_vec())].into());
+}
+
+#[test]
+fn a_call_whose_limit_has_ended_does_nothing() {
+    let (folder, store) = store();
+    put(&store, "x", b"content");
+    let (x, body, until) = (key("x"), Body::Bytes(b"other"), cancelled());
+    let errors = [
+        store.put(&x, body, &until).unwrap_err(),
+        store.put_if_absent(&key("y"), body, &until).unwrap_err(),
+        store.get(&x, &mut io::sink(), &until).unwrap_err(),
+        store.head(&x, &until).unwrap_err(),
+        store.list(None, &until).unwrap_err(),
+        store.delete(&x, &until).unwrap_err(),
+    ];
+    assert!(errors.iter().all(|e| matches!(e.cause, StoreCause::Stopped(Stopped::Cancelled))), "{errors:?}");
+    assert_eq!(tree(&root(&folder)), [("x".to_owned(), b"content".to_vec())].into());
+}
+
+/// Cancels a token as soon as it takes something.
+struct CancelsOnWrite(Cancel);
+
+impl Write for CancelsOnWrite {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.cancel();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_cancel_ends_a_copy_that_is_under_way() {
+    let (_folder, store) = store();
+    put(&store, "x", &vec![7; 3_000_000]);
+    let cancel = Cancel::new();
+    let until = Until::new(None, cancel.clone());
+    let error = store.get(&key("x"), &mut CancelsOnWrite(cancel), &until).unwrap_err();
+    assert!(matches!(error.cause, StoreCause::Stopped(Stopped::Cancelled)));
+}
+
+/// A receiver that is full.
+struct Full;
+
+impl Write for Full {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::StorageFull.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_receiver_that_fails_is_told_from_a_store_that_fails() {
+    let (_folder, store) = store();
+    put(&store, "x", b"content");
+    let error = store.get(&key("x"), &mut Full, &forever()).unwrap_err();
+    assert!(matches!(error.cause, StoreCause::Receiver(e) if e.kind() == io::ErrorKind::StorageFull));
+}
+
+#[test]
+fn a_root_that_vanished_is_an_error_and_no_empty_store() {
+    let (folder, store) = store();
+    fs::remove_dir(root(&folder)).unwrap();
+    let error = store.list(Some(&key("b/manifests")), &forever()).unwrap_err();
+    assert!(error.to_string().ends_with("is gone; is its disk mounted?"), "{error}");
+    store.head(&key("x"), &forever()).unwrap_err();
+    store.put(&key("x"), Body::Bytes(b""), &forever()).unwrap_err();
+    assert!(!root(&folder).exists());
+}
+
+#[test]
+fn a_root_that_cannot_be_made_is_named_with_the_way_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, b"").unwrap();
+    let below = file.join("archive");
+    for path in [&file, &below] {
+        let error = FileStore::open(path).unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("cannot open the archive in file://{}: ", path.display())),
+            "{error}"
+        );
+        assert!(error.ends_with("; name a folder, or move away what is in its place"), "{error}");
+    }
+}
+
+#[test]
+fn errors_of_the_system_say_the_way_out_and_whether_they_pass() {
+    let error = |kind: io::ErrorKind| {
+        StoreError::new(
+            dormouse::objstore::Operation::Put,
+            Some(&key("x")),
+            "file:///a",
+            io::Error::from(kind),
+        )
+    };
+    let denied = error(io::ErrorKind::PermissionDenied);
+    assert!(denied.to_string().ends_with("; make the folder writable for this user or name another archive"));
+    assert!(!denied.is_temporary());
+    let full = error(io::ErrorKind::StorageFull);
+    assert!(full.to_string().ends_with("; free space there or name another archive"));
+    assert!(error(io::ErrorKind::TimedOut).is_temporary());
+}
+
+#[test]
+fn keys_that_would_leave_the_store_or_look_unfinished_are_refused() {
+    let long_segment = "a".repeat(256);
+    let long_key = "a/".repeat(512) + "a";
+    let refused = [
+        "",
+        "/",
+        "/a",
+        "a/",
+        "a//b",
+        ".",
+        "..",
+        "a/..",
+        "../a",
+        "a/./b",
+        "a\\b",
+        "a\0b",
+        "a\nb",
+        "a.tmp",
+        "a.tmp/b",
+        ".tmp",
+        &long_segment,
+        &long_key,
+    ];
+    for text in refused {
+        assert!(ObjectKey::new(text).is_err(), "{text:?}");
+    }
+    for text in ["a", "a/b/c", "...", ".a", "a.tmp.b", "ä b%", &"a".repeat(255)] {
+        assert_eq!(key(text).to_string(), text);
+    }
+    assert!(key("a").join("../b").is_err());
+    assert_eq!(key("a").join("b/c").unwrap(), key("a/b/c"));
+}
+
+#[test]
+fn the_hash_of_a_file_is_that_of_its_chunks_hashes() {
+    let chunk_bytes = usize::try_from(CHUNK_BYTES).unwrap();
+    for length in [0, 1, chunk_bytes - 1, chunk_bytes, chunk_bytes + 1] {
+        let content = vec![b'x'; length];
+        let digests = content.chunks(chunk_bytes).flat_map(Sha256::digest).collect::<Vec<u8>>();
+        let expected = dormouse::durable::hex(&Sha256::digest(digests));
+        assert_eq!(hash_of(&content).to_string(), expected, "{length} bytes");
+    }
+}
+
+#[test]
+fn a_file_has_the_hash_of_its_bytes_up_to_the_length() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = file_with(folder.path(), b"content and more");
+    assert_eq!(hash_file(&file, 7, &forever()).unwrap(), hash_of(b"content"));
+    let short = hash_file(&file, 17, &forever()).unwrap_err();
+    assert!(matches!(short, ReadError::TooShort { expected_bytes: 17, found_bytes: 16 }));
+    let passed = Until::new(Some(Instant::now().checked_sub(Duration::from_secs(1)).unwrap()), Cancel::new());
+    assert!(matches!(hash_file(&file, 7, &passed), Err(ReadError::Stopped(Stopped::DeadlinePassed))));
+}
+
+#[test]
+fn a_hash_has_one_spelling() {
+    let hash = hash_of(b"content");
+    let text = hash.to_string();
+    assert_eq!(text.parse::<ContentHash>().unwrap(), hash);
+    for refused in
+        [text.to_uppercase(), text[1..].to_owned(), format!("{text}0"), "ä".repeat(32), "g".repeat(64)]
+    {
+        assert!(refused.parse::<ContentHash>().is_err(), "{refused}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn the_hash_does_not_depend_on_how_bytes_are_written(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..50), 0..20)) {
+        let mut hashing = HashingWriter::new(Vec::new());
+        for piece in &pieces {
+            hashing.write_all(piece).unwrap();
+        }
+        let (content, written) = hashing.finish();
+        prop_assert_eq!(&written, &pieces.concat());
+        prop_assert_eq!(content.hash, hash_of(&written));
+        prop_assert_eq!(content.length_bytes, written.len() as u64);
+    }
+}
+
+#[test]
+fn an_archive_is_a_folder_given_as_a_path_or_as_a_url() {
+    for (text, path) in [
+        ("file:///var/archive", "/var/archive"),
+        ("FILE:///var/a%20b", "/var/a%20b"),
+        ("/var/archive", "/var/archive"),
+        ("archive/x", "archive/x"),
+        ("c:x", "c:x"),
+        ("./s3://x", "./s3://x"),
+    ] {
+        assert_eq!(parse_archive(text).unwrap(), ArchiveUrl::Folder(path.into()), "{text}");
+    }
+}
+
+#[test]
+fn other_archives_are_refused_with_what_to_give_instead() {
+    assert!(matches!(parse_archive("s3://bucket/prefix"), Err(ArchiveUrlError::S3(_))));
+    for text in ["file://host/path", "file:relative", "file:", "file://"] {
+        assert!(matches!(parse_archive(text), Err(ArchiveUrlError::File(_))), "{text}");
+    }
+    assert!(matches!(parse_archive("https://host/path"), Err(ArchiveUrlError::Scheme(_))));
+    for text in ["s3://bucket", "file://host/path", "https://host/path", ""] {
+        assert!(parse_archive(text).unwrap_err().to_string().contains("file:///var/archive"), "{text}");
+    }
+}
+
+#[test]
+fn opening_an_archive_makes_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a/b");
+    let store = parse_archive(path.to_str().unwrap()).unwrap().open().unwrap();
+    assert!(path.is_dir());
+    assert_eq!(store.describe(), format!("file://{}", fs::canonicalize(path).unwrap().display()));
+}
