@@ -162,6 +162,16 @@ pub enum IndexError {
         /// Changes that it has seen.
         documents: u64,
     },
+    /// Something is being ingested, paused or changed.
+    #[error(
+        "cannot {doing} in bucket {bucket}: an ingest, a pause or another change is under way; wait for it"
+    )]
+    Busy {
+        /// What was asked for.
+        doing: &'static str,
+        /// The bucket.
+        bucket: BucketName,
+    },
     /// The bucket sleeps.
     #[error("cannot {doing} in bucket {bucket}: it is paused in {archive}; resume it first")]
     Paused {
@@ -351,9 +361,18 @@ impl Bucket {
         }
     }
 
-    fn refuse_if_paused(&self, doing: &'static str) -> Result<(), IndexError> {
-        self.paused_in()
-            .map_or(Ok(()), |archive| Err(IndexError::Paused { doing, bucket: self.name(), archive }))
+    /// Refuses to change the indexes of a bucket that sleeps, or whose stream was built with the present ones.
+    fn begin_change(
+        &self,
+        doing: &'static str,
+    ) -> Result<(MutexGuard<'_, ()>, MutexGuard<'_, ()>), IndexError> {
+        let busy = || IndexError::Busy { doing, bucket: self.name() };
+        let changing = self.changing.try_lock().ok_or_else(busy)?;
+        let ingesting = self.ingesting.try_lock().ok_or_else(busy)?;
+        match self.paused_in() {
+            Some(archive) => Err(IndexError::Paused { doing, bucket: self.name(), archive }),
+            None => Ok((changing, ingesting)),
+        }
     }
 
     /// For each vbucket, where the furthest instance stands: what a stream of files continues.
@@ -395,7 +414,6 @@ impl Bucket {
     /// Makes sure that there is such an index. On a bucket that has data a new one needs `rebuild`, which says
     /// that all documents are going to be ingested again; it can be scanned after that.
     pub fn ensure_index(&self, wanted: &IndexDefinition, rebuild: bool) -> Result<(), IndexError> {
-        let _changing = self.changing.lock();
         if let Some(entry) = self.meta().index(wanted.name()) {
             if entry.definition != *wanted {
                 let (wanted, there) = (wanted.clone(), entry.definition.clone());
@@ -403,7 +421,7 @@ impl Bucket {
             }
             return Ok(());
         }
-        self.refuse_if_paused("create an index")?;
+        let _change = self.begin_change("create an index")?;
         let has_data = self.has_data();
         if has_data && !rebuild {
             return Err(IndexError::NeedsRebuild { bucket: self.name(), wanted: wanted.clone() });
@@ -422,9 +440,8 @@ impl Bucket {
 
     /// Removes an index and its entries, durably.
     pub fn drop_index(&self, name: &IndexName, until: &Until) -> Result<(), IndexError> {
-        let _changing = self.changing.lock();
         let inst = self.find_index(name)?.inst;
-        self.refuse_if_paused("drop an index")?;
+        let _change = self.begin_change("drop an index")?;
         self.change_meta(|meta| meta.indexes.retain(|entry| entry.inst != inst))?;
         for shard in self.set.shards() {
             shard.drop_instance(inst)?;
@@ -451,6 +468,9 @@ impl Bucket {
         until: &Until,
     ) -> Result<Scan, IndexError> {
         let entry = self.find_index(name)?;
+        if let BucketState::Paused { archive, evicted: true, .. } = self.describe().state {
+            return Err(IndexError::Paused { doing: "scan", bucket: self.name(), archive });
+        }
         if entry.state == IndexState::Building {
             let documents = self.changes_of(entry.inst);
             return Err(IndexError::Unfinished { bucket: self.name(), index: name.clone(), documents });

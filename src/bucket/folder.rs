@@ -163,6 +163,9 @@ impl DataDir {
         }
         let meta = BucketMeta::new(name, spec)?;
         let making = self.staging().join(format!("making-{name}"));
+        if making.exists() {
+            self.discard(&making)?;
+        }
         fs::create_dir(&making).at("create the folder", &making)?;
         ShardSet::create(&making, meta.shard_specs()).map_err(BucketError::Shard)?;
         meta.write(&making)?;

@@ -150,13 +150,12 @@ pub enum PauseError {
 }
 
 impl Bucket {
-    /// What a pause into `store` would upload. Nothing is changed, here or there, and nothing is locked: the
-    /// files are those of the last recovery point.
+    /// What a pause into `store` would upload. Nothing is put there, and the bucket stays online. Its shards are
+    /// committed and locked while their files are hashed, as they would be by the pause.
     pub fn plan_pause(&self, store: &dyn ObjectStore, until: &Until) -> Result<PauseReport, PauseError> {
         let began = Instant::now();
         self.check_pausable()?;
         let parent = self.newest_pause(store, until)?;
-        // Locking is what makes a recovery point's files stand still; a dry run does it for a moment only.
         let guards = self.lock_for("a dry run of a pause", until)?;
         let plan = self.plan(store, &guards, parent.as_ref(), until, &mut |_| {})?.1;
         Ok(PauseReport { locked_ms: 0, ..report(None, &plan, began, began) })
