@@ -7,6 +7,7 @@ mod bucket;
 mod collate;
 mod definition;
 mod evaluate;
+mod house;
 mod manifest;
 mod objstore;
 mod path;
