@@ -94,8 +94,8 @@ fn words_after(text: &str, prefix: &str) -> BTreeSet<String> {
             continue;
         }
         let rest = &text[at + prefix.len()..];
-        if rest.starts_with('{') {
-            words.extend(group_heads(&rest[1..]));
+        if let Some(group) = rest.strip_prefix('{') {
+            words.extend(group_heads(group));
         } else {
             words.insert(rest.chars().take_while(|c| is_word(*c)).collect());
         }
