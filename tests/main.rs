@@ -4,6 +4,10 @@
 
 mod archive;
 mod bucket;
+mod cli;
+mod cli_pause;
+mod cli_process;
+mod cli_refusals;
 mod collate;
 mod definition;
 mod evaluate;

@@ -414,28 +414,53 @@ impl Bucket {
     /// Makes sure that there is such an index. On a bucket that has data a new one needs `rebuild`, which says
     /// that all documents are going to be ingested again; it can be scanned after that.
     pub fn ensure_index(&self, wanted: &IndexDefinition, rebuild: bool) -> Result<(), IndexError> {
-        if let Some(entry) = self.meta().index(wanted.name()) {
-            if entry.definition != *wanted {
-                let (wanted, there) = (wanted.clone(), entry.definition.clone());
-                return Err(IndexError::Differs { wanted, there });
-            }
-            return Ok(());
-        }
+        self.ensure_indexes(std::slice::from_ref(wanted), rebuild)
+    }
+
+    /// Makes sure that there are all these indexes, as [`Bucket::ensure_index`] does; where one of them cannot be
+    /// made, none is.
+    pub fn ensure_indexes(&self, wanted: &[IndexDefinition], rebuild: bool) -> Result<(), IndexError> {
+        let new = self.new_indexes(wanted)?;
+        let Some(first) = new.first() else { return Ok(()) };
         let _change = self.begin_change("create an index")?;
         let has_data = self.has_data();
         if has_data && !rebuild {
-            return Err(IndexError::NeedsRebuild { bucket: self.name(), wanted: wanted.clone() });
+            return Err(IndexError::NeedsRebuild { bucket: self.name(), wanted: first.clone() });
         }
-        let inst = self.meta().next_inst;
+        let next_inst = self.meta().next_inst.0;
         let state = if has_data { IndexState::Building } else { IndexState::Ready };
+        let entries: Vec<IndexEntry> = (next_inst..)
+            .zip(new)
+            .map(|(inst, definition)| IndexEntry { inst: InstId(inst), definition, state })
+            .collect();
         self.change_meta(|meta| {
-            meta.next_inst = InstId(inst.0 + 1);
-            meta.indexes.push(IndexEntry { inst, definition: wanted.clone(), state });
+            meta.next_inst = entries.last().map_or(meta.next_inst, |last| InstId(last.inst.0 + 1));
+            meta.indexes.extend(entries.iter().cloned());
         })?;
         for shard in self.set.shards() {
-            shard.create_instance(inst, InstanceStart::AtShard)?;
+            for entry in &entries {
+                shard.create_instance(entry.inst, InstanceStart::AtShard)?;
+            }
         }
         Ok(())
+    }
+
+    /// Those of `wanted` that are not there yet.
+    fn new_indexes(&self, wanted: &[IndexDefinition]) -> Result<Vec<IndexDefinition>, IndexError> {
+        let meta = self.meta();
+        let mut new: Vec<IndexDefinition> = Vec::new();
+        for wanted in wanted {
+            let there = meta.index(wanted.name()).map(|entry| &entry.definition);
+            match there.or_else(|| new.iter().find(|other| other.name() == wanted.name())) {
+                Some(there) if there != wanted => {
+                    let (wanted, there) = (wanted.clone(), there.clone());
+                    return Err(IndexError::Differs { wanted, there });
+                }
+                Some(_) => {}
+                None => new.push(wanted.clone()),
+            }
+        }
+        Ok(new)
     }
 
     /// Removes an index and its entries, durably.
