@@ -95,11 +95,13 @@ fn an_earlier_pause_can_be_resumed() {
 #[test]
 fn dry_runs_change_nothing() {
     let world = World::with_airports();
-    let before = world.data_files();
+    let scans = world.all_scans("d");
     let planned = world.json(&pause(&["--dry-run"]));
     assert_eq!((&planned["pause"], &planned["uploaded_bytes"]), (&json!(null), &planned["bytes"]));
     assert!(!world.path("a").exists());
-    assert!(world.data_files() == before);
+    // The files need not be the same: a merge of tables that was due may come between.
+    assert!(world.all_scans("d") == scans);
+    assert_eq!(world.json(&[&["status"], &BUCKET[..]].concat())["state"], "online");
     world.ok(&pause(&[]));
     let (before, archive) = (world.data_files(), tree(&world.path("a")));
     let here = world.json(&resume(&["--dry-run"]));
