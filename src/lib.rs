@@ -2,8 +2,9 @@
 //!
 //! `dormouse` reads a bucket's changes, keeps index *shards* up to date with them, and puts an idle bucket to
 //! sleep: its shards are locked, copied into an archive and unlocked, whether that succeeded or not. Later the
-//! bucket is woken up from there. It is linked into services that run threads and no async runtime, so every
-//! call blocks, takes an [`Until`](thread::Until), and starts nothing that is not in the table of threads below.
+//! bucket is woken up from there. It is linked into services that run threads and no async runtime, so calls
+//! block, long ones take an [`Until`](thread::Until), and nothing starts that the table of threads below does
+//! not name.
 //!
 //! A host begins at [`bucket::DataDir`]; the README has an example. This page is the map of the house.
 //!
