@@ -149,6 +149,16 @@ pub enum IndexError {
         /// What was asked for.
         wanted: IndexDefinition,
     },
+    /// A pause, an ingest or another change of the indexes is under way.
+    #[error("cannot {doing} in bucket {bucket}: {what} is under way; wait for it to end")]
+    Busy {
+        /// What was asked for.
+        doing: &'static str,
+        /// The bucket.
+        bucket: BucketName,
+        /// What it waits for.
+        what: &'static str,
+    },
     /// It does not hold everything yet.
     #[error(
         "cannot scan index `{index}`: it is unfinished, {documents} changes came since it was created; ingest all \
@@ -393,17 +403,22 @@ impl Bucket {
     }
 
     /// Makes sure that there is such an index. On a bucket that has data a new one needs `rebuild`, which says
-    /// that all documents are going to be ingested again; it can be scanned after that.
+    /// that all documents are going to be ingested again; it can be scanned after that. Indexes do not change
+    /// while something is ingested: a new one would miss what is under way.
     pub fn ensure_index(&self, wanted: &IndexDefinition, rebuild: bool) -> Result<(), IndexError> {
-        let _changing = self.changing.lock();
-        if let Some(entry) = self.meta().index(wanted.name()) {
-            if entry.definition != *wanted {
-                let (wanted, there) = (wanted.clone(), entry.definition.clone());
-                return Err(IndexError::Differs { wanted, there });
-            }
+        let doing = "create an index";
+        if let Some(inst) = self.existing(wanted)?
+            && self.set.shards().iter().all(|shard| shard.instances().contains(&inst))
+        {
             return Ok(());
         }
-        self.refuse_if_paused("create an index")?;
+        self.refuse_if_paused(doing)?;
+        let _turns = self.take_turns(doing)?;
+        self.refuse_if_paused(doing)?;
+        if let Some(inst) = self.existing(wanted)? {
+            // A shard that was locked when the index was made has no instance of it yet.
+            return self.create_instances(inst);
+        }
         let has_data = self.has_data();
         if has_data && !rebuild {
             return Err(IndexError::NeedsRebuild { bucket: self.name(), wanted: wanted.clone() });
@@ -414,17 +429,44 @@ impl Bucket {
             meta.next_inst = InstId(inst.0 + 1);
             meta.indexes.push(IndexEntry { inst, definition: wanted.clone(), state });
         })?;
+        self.create_instances(inst)
+    }
+
+    fn create_instances(&self, inst: InstId) -> Result<(), IndexError> {
         for shard in self.set.shards() {
             shard.create_instance(inst, InstanceStart::AtShard)?;
         }
         Ok(())
     }
 
-    /// Removes an index and its entries, durably.
+    /// The instance of such an index, if there is one. One of the name with another definition is an error.
+    fn existing(&self, wanted: &IndexDefinition) -> Result<Option<InstId>, IndexError> {
+        if let Some(entry) = self.meta().index(wanted.name()) {
+            if entry.definition != *wanted {
+                let (wanted, there) = (wanted.clone(), entry.definition.clone());
+                return Err(IndexError::Differs { wanted, there });
+            }
+            return Ok(Some(entry.inst));
+        }
+        Ok(None)
+    }
+
+    /// Keeps pauses, ingests and other changes of the indexes away.
+    fn take_turns(&self, doing: &'static str) -> Result<[MutexGuard<'_, ()>; 2], IndexError> {
+        let busy = |what| IndexError::Busy { doing, bucket: self.name(), what };
+        let changing = self.changing.try_lock().ok_or_else(|| busy("a pause or a change of its indexes"))?;
+        let ingesting = self.ingesting.try_lock().ok_or_else(|| busy("an ingest"))?;
+        Ok([changing, ingesting])
+    }
+
+    /// Removes an index, durably; its entries go bit by bit afterwards.
     pub fn drop_index(&self, name: &IndexName, until: &Until) -> Result<(), IndexError> {
-        let _changing = self.changing.lock();
+        let doing = "drop an index";
+        self.find_index(name)?;
+        self.refuse_if_paused(doing)?;
+        let _turns = self.take_turns(doing)?;
+        self.refuse_if_paused(doing)?;
         let inst = self.find_index(name)?.inst;
-        self.refuse_if_paused("drop an index")?;
         self.change_meta(|meta| meta.indexes.retain(|entry| entry.inst != inst))?;
         for shard in self.set.shards() {
             shard.drop_instance(inst)?;
@@ -451,6 +493,9 @@ impl Bucket {
         until: &Until,
     ) -> Result<Scan, IndexError> {
         let entry = self.find_index(name)?;
+        if matches!(self.meta().state, BucketState::Paused { evicted: true, .. }) {
+            self.refuse_if_paused("scan")?;
+        }
         if entry.state == IndexState::Building {
             let documents = self.changes_of(entry.inst);
             return Err(IndexError::Unfinished { bucket: self.name(), index: name.clone(), documents });

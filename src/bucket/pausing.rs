@@ -150,13 +150,14 @@ pub enum PauseError {
 }
 
 impl Bucket {
-    /// What a pause into `store` would upload. Nothing is changed, here or there, and nothing is locked: the
-    /// files are those of the last recovery point.
+    /// What a pause into `store` would upload. Nothing is uploaded or recorded; the shards are locked while their
+    /// files are read, because that is what makes files stand still.
     pub fn plan_pause(&self, store: &dyn ObjectStore, until: &Until) -> Result<PauseReport, PauseError> {
         let began = Instant::now();
+        let busy = || PauseError::Busy { bucket: self.name() };
+        let _only_one = self.changing.try_lock().ok_or_else(busy)?;
         self.check_pausable()?;
         let parent = self.newest_pause(store, until)?;
-        // Locking is what makes a recovery point's files stand still; a dry run does it for a moment only.
         let guards = self.lock_for("a dry run of a pause", until)?;
         let plan = self.plan(store, &guards, parent.as_ref(), until, &mut |_| {})?.1;
         Ok(PauseReport { locked_ms: 0, ..report(None, &plan, began, began) })
