@@ -149,16 +149,6 @@ pub enum IndexError {
         /// What was asked for.
         wanted: IndexDefinition,
     },
-    /// A pause, an ingest or another change of the indexes is under way.
-    #[error("cannot {doing} in bucket {bucket}: {what} is under way; wait for it to end")]
-    Busy {
-        /// What was asked for.
-        doing: &'static str,
-        /// The bucket.
-        bucket: BucketName,
-        /// What it waits for.
-        what: &'static str,
-    },
     /// It does not hold everything yet.
     #[error(
         "cannot scan index `{index}`: it is unfinished, {documents} changes came since it was created; ingest all \
@@ -171,6 +161,16 @@ pub enum IndexError {
         index: IndexName,
         /// Changes that it has seen.
         documents: u64,
+    },
+    /// Something is being ingested, paused or changed.
+    #[error(
+        "cannot {doing} in bucket {bucket}: an ingest, a pause or another change is under way; wait for it"
+    )]
+    Busy {
+        /// What was asked for.
+        doing: &'static str,
+        /// The bucket.
+        bucket: BucketName,
     },
     /// The bucket sleeps.
     #[error("cannot {doing} in bucket {bucket}: it is paused in {archive}; resume it first")]
@@ -361,9 +361,18 @@ impl Bucket {
         }
     }
 
-    fn refuse_if_paused(&self, doing: &'static str) -> Result<(), IndexError> {
-        self.paused_in()
-            .map_or(Ok(()), |archive| Err(IndexError::Paused { doing, bucket: self.name(), archive }))
+    /// Refuses to change the indexes of a bucket that sleeps, or whose stream was built with the present ones.
+    fn begin_change(
+        &self,
+        doing: &'static str,
+    ) -> Result<(MutexGuard<'_, ()>, MutexGuard<'_, ()>), IndexError> {
+        let busy = || IndexError::Busy { doing, bucket: self.name() };
+        let changing = self.changing.try_lock().ok_or_else(busy)?;
+        let ingesting = self.ingesting.try_lock().ok_or_else(busy)?;
+        match self.paused_in() {
+            Some(archive) => Err(IndexError::Paused { doing, bucket: self.name(), archive }),
+            None => Ok((changing, ingesting)),
+        }
     }
 
     /// For each vbucket, where the furthest instance stands: what a stream of files continues.
@@ -406,17 +415,14 @@ impl Bucket {
     /// that all documents are going to be ingested again; it can be scanned after that. Indexes do not change
     /// while something is ingested: a new one would miss what is under way.
     pub fn ensure_index(&self, wanted: &IndexDefinition, rebuild: bool) -> Result<(), IndexError> {
-        let doing = "create an index";
         if let Some(inst) = self.existing(wanted)?
             && self.set.shards().iter().all(|shard| shard.instances().contains(&inst))
         {
             return Ok(());
         }
-        self.refuse_if_paused(doing)?;
-        let _turns = self.take_turns(doing)?;
-        self.refuse_if_paused(doing)?;
+        let _change = self.begin_change("create an index")?;
+        // Asked again: somebody else may have been quicker, or have found a shard locked half-way.
         if let Some(inst) = self.existing(wanted)? {
-            // A shard that was locked when the index was made has no instance of it yet.
             return self.create_instances(inst);
         }
         let has_data = self.has_data();
@@ -451,21 +457,10 @@ impl Bucket {
         Ok(None)
     }
 
-    /// Keeps pauses, ingests and other changes of the indexes away.
-    fn take_turns(&self, doing: &'static str) -> Result<[MutexGuard<'_, ()>; 2], IndexError> {
-        let busy = |what| IndexError::Busy { doing, bucket: self.name(), what };
-        let changing = self.changing.try_lock().ok_or_else(|| busy("a pause or a change of its indexes"))?;
-        let ingesting = self.ingesting.try_lock().ok_or_else(|| busy("an ingest"))?;
-        Ok([changing, ingesting])
-    }
-
     /// Removes an index, durably; its entries go bit by bit afterwards.
     pub fn drop_index(&self, name: &IndexName, until: &Until) -> Result<(), IndexError> {
-        let doing = "drop an index";
         self.find_index(name)?;
-        self.refuse_if_paused(doing)?;
-        let _turns = self.take_turns(doing)?;
-        self.refuse_if_paused(doing)?;
+        let _change = self.begin_change("drop an index")?;
         let inst = self.find_index(name)?.inst;
         self.change_meta(|meta| meta.indexes.retain(|entry| entry.inst != inst))?;
         for shard in self.set.shards() {
@@ -493,8 +488,8 @@ impl Bucket {
         until: &Until,
     ) -> Result<Scan, IndexError> {
         let entry = self.find_index(name)?;
-        if matches!(self.meta().state, BucketState::Paused { evicted: true, .. }) {
-            self.refuse_if_paused("scan")?;
+        if let BucketState::Paused { archive, evicted: true, .. } = self.describe().state {
+            return Err(IndexError::Paused { doing: "scan", bucket: self.name(), archive });
         }
         if entry.state == IndexState::Building {
             let documents = self.changes_of(entry.inst);

@@ -150,8 +150,8 @@ pub enum PauseError {
 }
 
 impl Bucket {
-    /// What a pause into `store` would upload. Nothing is uploaded or recorded; the shards are locked while their
-    /// files are read, because that is what makes files stand still.
+    /// What a pause into `store` would upload. Nothing is put there, and the bucket stays online. Its shards are
+    /// committed and locked while their files are hashed, as they would be by the pause.
     pub fn plan_pause(&self, store: &dyn ObjectStore, until: &Until) -> Result<PauseReport, PauseError> {
         let began = Instant::now();
         let busy = || PauseError::Busy { bucket: self.name() };
