@@ -222,9 +222,9 @@ impl DataDir {
         drop(set);
         until.check().map_err(stopped)?;
         if replaces {
-            self.replace(staging, name)?
+            self.replace(staging, name)?;
         } else {
-            self.move_in(staging, name)?
+            self.move_in(staging, name)?;
         }
         Ok(())
     }
