@@ -179,11 +179,7 @@ impl Flusher {
     fn commit_due_shards(&self) -> bool {
         let mut failed = false;
         for shard in &self.shards {
-            if shard.commit_due().is_none_or(|due| due > Instant::now()) {
-                continue;
-            }
-            let committed = unpanicked(shard, FLUSH_THREAD, || shard.commit(&Until::default()));
-            if let Some(Err(error)) = committed {
+            if let Some(Err(error)) = unpanicked(shard, FLUSH_THREAD, || shard.commit_if_due()) {
                 error!(self.logger, "no recovery point was made"; "error" => %error);
                 failed = true;
             }

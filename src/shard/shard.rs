@@ -372,6 +372,21 @@ impl Shard {
     pub fn commit(&self, until: &Until) -> Result<bool, CommitError> {
         let stopped = |why| CommitError::Stopped { shard: self.id(), why };
         let _turn = take_turn(&self.0.commit_turn, until).map_err(stopped)?;
+        self.commit_in_turn(until)
+    }
+
+    /// Makes a recovery point if one is due.
+    pub(super) fn commit_if_due(&self) -> Result<bool, CommitError> {
+        let _turn = self.0.commit_turn.lock();
+        // Asked in turn: the one that somebody else was making is not due once more.
+        if self.commit_due().is_none_or(|due| due > Instant::now()) {
+            return Ok(false);
+        }
+        self.commit_in_turn(&Until::default())
+    }
+
+    fn commit_in_turn(&self, until: &Until) -> Result<bool, CommitError> {
+        let stopped = |why| CommitError::Stopped { shard: self.id(), why };
         let fail = |fault| CommitError::Store { shard: self.id(), fault };
         if let Some(fault) = self.0.state.lock().broken.clone() {
             return Err(fail(fault));
