@@ -120,7 +120,7 @@ fn every_ending_gives_each_stream_its_end_and_the_feed_one_fin() {
             }
         }
         assert!(path.feed.take_fin(generation).is_none(), "{ending:?}: a second fin");
-        assert_eq!(path.threads(), Vec::<String>::new(), "{ending:?}");
+        eventually("no thread is left", || path.threads().is_empty());
     }
 }
 
@@ -168,7 +168,7 @@ fn requests_that_race_a_failure_are_answered_or_refused_as_closed() {
         path.send(path.events().put(0, 1, "d", "{}"));
         let last = loop {
             match path.kvdata.add_engines(vec![engine(2)], &watchdog()) {
-                Ok(point) => assert_eq!(point.len(), usize::from(VBUCKETS)),
+                Ok(point) => assert!(point.len() <= usize::from(VBUCKETS)),
                 Err(error) => break error,
             }
         };
@@ -241,11 +241,12 @@ fn engines_that_are_added_under_load_see_every_later_change_and_no_earlier_one()
     eventually("everything is applied", || reached(&path, ROUNDS));
     let changes = path.recorder.changes();
     for (inst, point) in points {
-        assert_eq!(point.len(), usize::from(VBUCKETS));
-        for (vb, unseen) in point {
+        for vb in (0..VBUCKETS).map(VbId) {
+            // A vbucket that is not named had no stream yet.
+            let unseen = point.iter().find(|(named, _)| *named == vb).map_or(0, |(_, unseen)| unseen.0);
             let of_vb = changes.iter().filter(|change| change.0 == InstId(inst) && change.1 == vb);
             let seen: Vec<u64> = of_vb.map(|change| change.2.0).collect();
-            assert_eq!(seen, (unseen.0 + 1..=ROUNDS).collect::<Vec<_>>(), "instance {inst}, vbucket {vb}");
+            assert_eq!(seen, (unseen + 1..=ROUNDS).collect::<Vec<_>>(), "instance {inst}, vbucket {vb}");
         }
     }
     close(&mut path);
@@ -307,7 +308,7 @@ fn a_close_that_hangs_names_the_thread_and_succeeds_once_it_is_released() {
     assert!(!still.threads.contains(&"vbd-127-1".to_owned()), "{still}");
     drop(release);
     close(&mut path);
-    assert_eq!(path.threads(), Vec::<String>::new());
+    eventually("no thread is left", || path.threads().is_empty());
 }
 
 #[test]
