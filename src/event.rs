@@ -186,8 +186,15 @@ pub struct EventBatch {
     pub events: Vec<DcpEvent>,
     /// Keys and values.
     pub buffer: Vec<u8>,
-    /// What the buffer weighs on its source's budget.
+    /// What the batch weighs on its source's budget.
     pub charge: Option<Charge>,
+}
+
+impl EventBatch {
+    /// The memory that the batch holds, in bytes. A batch that was sent early holds more than its events need.
+    pub fn weight_bytes(&self) -> usize {
+        self.buffer.capacity() + self.events.capacity() * size_of::<DcpEvent>()
+    }
 }
 
 /// A bound on the bytes that are under way between a source and the shards.

@@ -144,8 +144,8 @@ fn a_held_ingest_has_the_threads_that_are_written_down_and_no_other() {
     let world = World::new();
     let mut child = start_ingest(&world, "-");
     feed(&mut child, "{\"id\":\"a\",\"country\":\"x\"}\n");
-    let names = "dormouse dm-signals dm-flush dm-compact dm-source kv-ctl-0 kv-data-0 vb-ctl-0 vb-ctl-1 vb-data-0 \
-                 vb-data-1";
+    let names = "dormouse dm-signals dm-flush dm-compact dm-source kv-ctl-0 kv-data-0 vbc-0-0 vbc-0-1 vbd-0-0 \
+                 vbd-0-1";
     let names: BTreeSet<String> = names.split_whitespace().map(str::to_owned).collect();
     let mut seen = BTreeSet::new();
     wait_until("the start of the ingest", || thread_names(child.id()).contains("dormouse"));
@@ -191,7 +191,7 @@ fn every_verb_has_only_threads_that_are_written_down() {
         });
         let mut unknown = String::new();
         for name in &seen {
-            let is_ours = ["dm-", "kv-", "vb-"].iter().any(|prefix| name.starts_with(prefix));
+            let is_ours = ["dm-", "kv-", "vbc-", "vbd-"].iter().any(|prefix| name.starts_with(prefix));
             if name != "dormouse" && !is_ours {
                 write!(unknown, "{name} ").unwrap();
             }

@@ -197,8 +197,8 @@ fn thread_name(text: &str) -> Option<String> {
     let literal = text.strip_prefix("format!(").unwrap_or(text).strip_prefix('"')?.split('"').next()?;
     let mut parts = literal.split('{');
     let mut name = parts.next()?.to_owned();
-    for part in parts {
-        name.push('N');
+    for (part, stands_for) in parts.zip(['N', 'W']) {
+        name.push(stands_for);
         name.push_str(part.split('}').nth(1)?);
     }
     Some(name)
@@ -213,9 +213,12 @@ fn every_thread_is_in_the_table_of_threads() {
         for (at, call) in code.match_indices("thread::spawn(") {
             let argument = &code[at + call.len()..];
             let variable = argument.split(',').next().unwrap().trim();
+            let variable = variable.trim_end_matches(".clone()");
             let binding = format!("let {variable} = ");
+            let constant = format!("const {variable}: &str = ");
             let name = thread_name(argument)
                 .or_else(|| thread_name(code.split(&binding).nth(1)?))
+                .or_else(|| thread_name(code.split(&constant).nth(1)?))
                 .unwrap_or_else(|| panic!("{file}: the name of the thread `{variable}` cannot be read"));
             assert!(table.contains(&name), "{file} starts {name}, which is not in the table of threads");
             spawned.insert(name);

@@ -306,13 +306,13 @@ impl Bucket {
         Ok(bucket)
     }
 
-    /// Brings the shards in line with the metadata, where a crash came between the two.
+    /// Brings the shards in line with the metadata, which is written first.
     fn align_instances(&self) -> Result<(), InstanceError> {
         let wanted: Vec<InstId> = self.meta().indexes.iter().map(|entry| entry.inst).collect();
         for shard in self.set.shards() {
             let there = shard.instances();
             for inst in wanted.iter().filter(|inst| !there.contains(inst)) {
-                info!(self.logger, "an index is made again in a shard"; "shard" => shard.id().0, "instance" => inst.0);
+                info!(self.logger, "an index is made in a shard"; "shard" => shard.id().0, "instance" => inst.0);
                 shard.create_instance(*inst, InstanceStart::AtShard)?;
             }
             for inst in there.iter().filter(|inst| !wanted.contains(inst)) {
@@ -412,7 +412,8 @@ impl Bucket {
     }
 
     /// Makes sure that there is such an index. On a bucket that has data a new one needs `rebuild`, which says
-    /// that all documents are going to be ingested again; it can be scanned after that.
+    /// that all documents are going to be ingested again; it can be scanned after that. Indexes do not change
+    /// while something is ingested: a new one would miss what is under way.
     pub fn ensure_index(&self, wanted: &IndexDefinition, rebuild: bool) -> Result<(), IndexError> {
         self.ensure_indexes(std::slice::from_ref(wanted), rebuild)
     }
@@ -420,29 +421,39 @@ impl Bucket {
     /// Makes sure that there are all these indexes, as [`Bucket::ensure_index`] does; where one of them cannot be
     /// made, none is.
     pub fn ensure_indexes(&self, wanted: &[IndexDefinition], rebuild: bool) -> Result<(), IndexError> {
-        let new = self.new_indexes(wanted)?;
-        let Some(first) = new.first() else { return Ok(()) };
+        if self.new_indexes(wanted)?.is_empty() && self.instances_are_complete() {
+            return Ok(());
+        }
         let _change = self.begin_change("create an index")?;
-        let has_data = self.has_data();
-        if has_data && !rebuild {
-            return Err(IndexError::NeedsRebuild { bucket: self.name(), wanted: first.clone() });
-        }
-        let next_inst = self.meta().next_inst.0;
-        let state = if has_data { IndexState::Building } else { IndexState::Ready };
-        let entries: Vec<IndexEntry> = (next_inst..)
-            .zip(new)
-            .map(|(inst, definition)| IndexEntry { inst: InstId(inst), definition, state })
-            .collect();
-        self.change_meta(|meta| {
-            meta.next_inst = entries.last().map_or(meta.next_inst, |last| InstId(last.inst.0 + 1));
-            meta.indexes.extend(entries.iter().cloned());
-        })?;
-        for shard in self.set.shards() {
-            for entry in &entries {
-                shard.create_instance(entry.inst, InstanceStart::AtShard)?;
+        // Asked again: somebody else may have been quicker.
+        let new = self.new_indexes(wanted)?;
+        if let Some(first) = new.first() {
+            let has_data = self.has_data();
+            if has_data && !rebuild {
+                return Err(IndexError::NeedsRebuild { bucket: self.name(), wanted: first.clone() });
             }
+            let next_inst = self.meta().next_inst.0;
+            let state = if has_data { IndexState::Building } else { IndexState::Ready };
+            let entries: Vec<IndexEntry> = (next_inst..)
+                .zip(new)
+                .map(|(inst, definition)| IndexEntry { inst: InstId(inst), definition, state })
+                .collect();
+            self.change_meta(|meta| {
+                meta.next_inst = entries.last().map_or(meta.next_inst, |last| InstId(last.inst.0 + 1));
+                meta.indexes.extend(entries);
+            })?;
         }
-        Ok(())
+        // Also what an earlier call left undone because a shard was locked half-way.
+        Ok(self.align_instances()?)
+    }
+
+    /// Whether every shard has the instances of all indexes.
+    fn instances_are_complete(&self) -> bool {
+        let wanted: Vec<InstId> = self.meta().indexes.iter().map(|entry| entry.inst).collect();
+        self.set.shards().iter().all(|shard| {
+            let there = shard.instances();
+            wanted.iter().all(|inst| there.contains(inst))
+        })
     }
 
     /// Those of `wanted` that are not there yet.
@@ -463,10 +474,11 @@ impl Bucket {
         Ok(new)
     }
 
-    /// Removes an index and its entries, durably.
+    /// Removes an index, durably; its entries go bit by bit afterwards.
     pub fn drop_index(&self, name: &IndexName, until: &Until) -> Result<(), IndexError> {
-        let inst = self.find_index(name)?.inst;
+        self.find_index(name)?;
         let _change = self.begin_change("drop an index")?;
+        let inst = self.find_index(name)?.inst;
         self.change_meta(|meta| meta.indexes.retain(|entry| entry.inst != inst))?;
         for shard in self.set.shards() {
             shard.drop_instance(inst)?;

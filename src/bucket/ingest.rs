@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded, never, select_biased, tick};
 use serde::Serialize;
-use slog::info;
+use slog::{info, warn};
 
 use crate::event::{ByteBudget, EventBatch, Generation};
 use crate::projector::{EndReason, Endpoint, Feed, KvData, KvDataConfig, RequestError, ShardEndpoint};
@@ -216,10 +216,19 @@ impl Bucket {
         let taken_down = following.take_down();
         // Also after a failure: what was applied is kept.
         let committed = self.set.commit(&Until::within(GRACE));
-        let kept = count_changes(&self.start_positions()) - count_changes(&start);
-        let outcome = followed.map_err(|broken| self.explain(broken, kept))?;
+        let kept = count_changes(&self.start_positions()).saturating_sub(count_changes(&start));
+        if let Err(threads) = &taken_down {
+            warn!(self.logger, "threads of an ingest are still running"; "threads" => threads.join(", "));
+        }
+        // The other errors say what is kept, which is not true where the commit failed.
+        let outcome = match followed {
+            Err(broken @ Broken::Ended(_)) => return Err(self.explain(broken, kept)),
+            followed => {
+                committed?;
+                followed.map_err(|broken| self.explain(broken, kept))?
+            }
+        };
         taken_down.map_err(|threads| IngestError::StillRunning { bucket: bucket.clone(), threads })?;
-        committed?;
         match outcome.end {
             ReplayEnd::Failed(error) => return Err(IngestError::Source { error, kept }),
             ReplayEnd::Stopped => return Err(self.explain(Broken::Stopped(Stopped::Cancelled), kept)),

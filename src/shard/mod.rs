@@ -24,6 +24,7 @@ mod lsm;
 mod set;
 #[expect(clippy::module_inception, reason = "the room's main type lives in the file of its name")]
 mod shard;
+mod snapshot;
 pub mod store;
 
 use std::fmt;
@@ -35,7 +36,8 @@ use crate::event::VbId;
 pub use error::{ApplyError, CommitError, InstanceError, Later, OpenError, Refused};
 pub use lock::{LockError, ShardLock, lock_all};
 pub use set::{ShardSet, ShardSetConfig};
-pub use shard::{InstanceStart, Shard, ShardScan, ShardSnapshot, ShardSpec, ShardStatus};
+pub use shard::{InstanceStart, Shard, ShardSpec, ShardStatus};
+pub use snapshot::{ShardScan, ShardSnapshot};
 
 /// Number of a shard within its bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]

@@ -24,8 +24,8 @@ use crate::timestamp::TsVbuuid;
 use super::super::engine::{Engine, EngineSet};
 use super::super::feed::{FeedLink, StreamState};
 use super::super::worker::{Installed, Worker, WorkerEnd};
-use super::EndReason;
 use super::run_scatter::HandOver;
+use super::{EndReason, RequestError};
 
 /// The most engine sets that wait for the one before them.
 const INSTALLS_WAITING_MAX: usize = 16;
@@ -33,10 +33,13 @@ const INSTALLS_WAITING_MAX: usize = 16;
 /// For each vbucket with a stream, the last seqno that was evaluated with the old engine set.
 pub(super) type InstallPoint = Vec<(VbId, Seqno)>;
 
+/// Takes one answer. One that is dropped without says that the data path has ended.
+pub(super) type Reply<T> = Sender<Result<T, RequestError>>;
+
 /// What can be asked of a `KvData`.
 pub(super) enum Request {
-    AddEngines { engines: Vec<Engine>, reply: Sender<InstallPoint> },
-    UpdateTs { ts: TsVbuuid, reply: Sender<()> },
+    AddEngines { engines: Vec<Engine>, reply: Reply<InstallPoint> },
+    UpdateTs { ts: TsVbuuid, reply: Reply<()> },
     Close,
 }
 
@@ -44,7 +47,7 @@ pub(super) enum Request {
 struct Install {
     missing_answers: usize,
     point: InstallPoint,
-    reply: Sender<InstallPoint>,
+    reply: Reply<InstallPoint>,
 }
 
 pub(super) struct GenServer {
@@ -72,7 +75,7 @@ pub(super) struct Holders {
 struct Installs {
     engines: EngineSet,
     running: Option<Install>,
-    waiting: VecDeque<(Vec<Engine>, Sender<InstallPoint>)>,
+    waiting: VecDeque<(Vec<Engine>, Reply<InstallPoint>)>,
 }
 
 impl GenServer {
@@ -95,7 +98,7 @@ impl GenServer {
                     Ok(Request::Close) | Err(_) => return EndReason::Closed,
                     Ok(Request::UpdateTs { ts, reply }) => {
                         self.req_ts.lock().union(&ts);
-                        let _ = reply.try_send(());
+                        let _ = reply.try_send(Ok(()));
                     }
                     Ok(Request::AddEngines { engines, reply }) => self.add_engines(&mut installs, engines, reply),
                 },
@@ -103,16 +106,17 @@ impl GenServer {
         }
     }
 
-    fn add_engines(&self, installs: &mut Installs, engines: Vec<Engine>, reply: Sender<InstallPoint>) {
+    fn add_engines(&self, installs: &mut Installs, engines: Vec<Engine>, reply: Reply<InstallPoint>) {
         if installs.running.is_none() {
             self.begin_install(installs, &engines, reply);
         } else if installs.waiting.len() < INSTALLS_WAITING_MAX {
             installs.waiting.push_back((engines, reply));
+        } else {
+            let _ = reply.try_send(Err(RequestError::Busy));
         }
-        // One too many is dropped with its reply channel, which tells the requester that it was not done.
     }
 
-    fn begin_install(&self, installs: &mut Installs, engines: &[Engine], reply: Sender<InstallPoint>) {
+    fn begin_install(&self, installs: &mut Installs, engines: &[Engine], reply: Reply<InstallPoint>) {
         installs.engines = installs.engines.with(engines);
         let set = Arc::new(installs.engines.clone());
         for worker in &self.workers {
@@ -130,7 +134,7 @@ impl GenServer {
             return;
         }
         if let Some(done) = installs.running.take() {
-            let _ = done.reply.try_send(done.point);
+            let _ = done.reply.try_send(Ok(done.point));
         }
         if let Some((engines, reply)) = installs.waiting.pop_front() {
             self.begin_install(installs, &engines, reply);

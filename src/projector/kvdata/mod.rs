@@ -24,7 +24,7 @@ use super::endpoint::Endpoint;
 use super::engine::Engine;
 use super::feed::FeedLink;
 use super::worker::{Worker, WorkerConfig, WorkerEnd, WorkerStats};
-use gen_server::{GenServer, Holders, Request};
+use gen_server::{GenServer, Holders, Reply, Request};
 use run_scatter::RunScatter;
 pub use stats::KvStats;
 
@@ -120,6 +120,9 @@ pub struct KvData {
     stats: Arc<KvStats>,
     worker_stats: Arc<WorkerStats>,
     threads: Vec<Thread<()>>,
+    /// The workers' data threads, which run the host's code, each with the signal of its end. `gen_server` joins
+    /// them.
+    worker_threads: Vec<(String, Fin)>,
 }
 
 impl KvData {
@@ -138,8 +141,10 @@ impl KvData {
         let worker_stats = Arc::new(WorkerStats::default());
         let mut senders = Vec::new();
         let mut handles = Vec::new();
+        let mut worker_threads = Vec::new();
         for number in 0..workers {
             let worker_config = WorkerConfig {
+                node: config.node,
                 number,
                 workers,
                 shards: config.shards,
@@ -157,6 +162,7 @@ impl KvData {
                 &logger,
             )?;
             senders.push(sender);
+            worker_threads.push((worker.data_name(), worker.data_ended()));
             handles.push(worker);
         }
         let (requests_tx, requests) = bounded(REQUESTS_MAX);
@@ -208,6 +214,7 @@ impl KvData {
             stats,
             worker_stats,
             threads: vec![data, control],
+            worker_threads,
         })
     }
 
@@ -230,7 +237,7 @@ impl KvData {
     fn request<T>(
         &self,
         until: &Until,
-        request: impl FnOnce(Sender<T>) -> Request,
+        request: impl FnOnce(Reply<T>) -> Request,
     ) -> Result<T, RequestError> {
         let (reply, answer) = bounded(1);
         let timer = until.timer();
@@ -244,11 +251,9 @@ impl KvData {
             recv(timer) -> _ => return Err(Stopped::DeadlinePassed.into()),
         }
         select_biased! {
-            recv(answer) -> result => result.map_err(|_| {
-                if self.gen_server_stop.is_given() { RequestError::Closed } else { RequestError::Busy }
-            }),
+            recv(answer) -> result => result.unwrap_or(Err(RequestError::Closed)),
             // The result may have been produced right before the stop.
-            recv(self.gen_server_stop.receiver()) -> _ => answer.try_recv().map_err(|_| RequestError::Closed),
+            recv(self.gen_server_stop.receiver()) -> _ => answer.try_recv().unwrap_or(Err(RequestError::Closed)),
             recv(until.cancel().fin().receiver()) -> _ => Err(Stopped::Cancelled.into()),
             recv(timer) -> _ => Err(Stopped::DeadlinePassed.into()),
         }
@@ -279,7 +284,10 @@ impl KvData {
         if self.threads.is_empty() {
             Ok(())
         } else {
-            Err(StillRunning { threads: thread::names(&self.threads) })
+            let workers = self.worker_threads.iter().filter(|(_, ended)| !ended.is_given());
+            let mut threads = thread::names(&self.threads);
+            threads.extend(workers.map(|(name, _)| name.clone()));
+            Err(StillRunning { threads })
         }
     }
 }

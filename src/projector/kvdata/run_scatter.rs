@@ -136,6 +136,8 @@ impl RunScatter {
     fn post(&self, event: DcpEvent, ledger: &mut Ledger) {
         match event.kind {
             EventKind::StreamReq { vbuuid } => {
+                // Again: an end of its former life may stand before it in the batch.
+                ledger.0.insert(event.vb);
                 let requested = self.req_ts.lock().get(event.vb);
                 let position = Position { vbuuid, ..requested.unwrap_or_default() };
                 self.link.post_stream(event.vb, StreamState::Active(position));

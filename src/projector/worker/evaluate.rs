@@ -4,7 +4,6 @@
 //! which an engine fails or panics is quarantined: its old entry goes, it is counted and logged at a limited
 //! rate, and the stream goes on.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use crate::event::{DcpEvent, EventKind, Generation, Seqno, Span, VbId, VbUuid};
 use crate::index::KeyList;
 use crate::shard::ShardId;
 use crate::shard::batch::{Advance, WriteBatch};
+use crate::thread::catch;
 use crate::timestamp::Position;
 
 use super::super::engine::{Engine, EngineSet};
@@ -220,9 +220,9 @@ fn advance(stream: &mut Stream, batch_number: u64, event: &DcpEvent, batch: &mut
 /// Gives back what is wrong, if something is.
 fn run_evaluator(engine: &Engine, id: &str, document: &Value, keys: &mut KeyList) -> Option<String> {
     // What a panicking evaluator leaves in `keys` is cleared by the caller; it shares nothing else with us.
-    match catch_unwind(AssertUnwindSafe(|| engine.evaluator.keys(id, document, keys))) {
+    match catch("evaluator", || engine.evaluator.keys(id, document, keys)) {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(format!("{error:#}")),
-        Err(_) => Some("the evaluator panicked".to_owned()),
+        Err(panicked) => Some(format!("its evaluator panicked: {}", panicked.message)),
     }
 }

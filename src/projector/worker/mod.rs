@@ -15,7 +15,7 @@ use slog::Logger;
 
 use crate::event::{EventBatch, Generation, Seqno, VbId};
 use crate::shard::batch::WriteBatch;
-use crate::thread::{self, FinHolder, JoinError, Panicked, Thread, Until, fin};
+use crate::thread::{self, Fin, FinHolder, JoinError, Panicked, Thread, Until, fin};
 
 use super::endpoint::Endpoint;
 use super::engine::EngineSet;
@@ -45,6 +45,7 @@ pub(super) enum WorkerEnd {
 
 #[derive(Debug, Clone)]
 pub(super) struct WorkerConfig {
+    pub(super) node: u16,
     pub(super) number: u16,
     pub(super) workers: u16,
     pub(super) shards: u16,
@@ -117,6 +118,8 @@ pub(super) struct Worker {
     stop: FinHolder,
     control: Thread<()>,
     end: Receiver<WorkerEnd>,
+    data_name: String,
+    data_ended: Fin,
 }
 
 impl Worker {
@@ -130,14 +133,16 @@ impl Worker {
         stats: Arc<WorkerStats>,
         logger: &Logger,
     ) -> std::io::Result<(Self, Sender<Scattered>)> {
-        let number = config.number;
+        let (node, number) = (config.node, config.number);
+        let data_name = format!("vbd-{node}-{number}");
+        let control_name = format!("vbc-{node}-{number}");
         let logger = logger.new(slog::o!("worker" => number));
         let (data, events) = bounded(config.queue_batches);
         let (swaps_tx, swaps) = bounded(1);
         let (run_fin_holder, run_fin) = fin();
         let (data_ended_holder, data_ended) = fin();
         let run = Run::new(config, events, swaps, run_fin, installed, endpoint, stats, logger);
-        let data_thread = thread::spawn(format!("vb-data-{number}"), move || {
+        let data_thread = thread::spawn(data_name.clone(), move || {
             // Dropped on every way out: the control thread sees that the data thread is ending.
             let _ended = data_ended_holder;
             run.run()
@@ -146,18 +151,28 @@ impl Worker {
         let (stop, stopped) = fin();
         let (end_tx, end) = bounded(1);
         let server = gen_server::GenServer {
-            name: format!("vb-ctl-{number}"),
+            name: control_name.clone(),
             installs: install_requests,
             swaps: swaps_tx,
             stopped,
-            data_ended,
+            data_ended: data_ended.clone(),
             run_fin: run_fin_holder,
             data_thread,
             ended,
             end: end_tx,
         };
-        let control = thread::spawn(format!("vb-ctl-{number}"), move || server.run())?;
-        Ok((Self { installs, stop, control, end }, data))
+        let control = thread::spawn(control_name, move || server.run())?;
+        Ok((Self { installs, stop, control, end, data_name, data_ended }, data))
+    }
+
+    /// Name of the data thread.
+    pub(super) fn data_name(&self) -> String {
+        self.data_name.clone()
+    }
+
+    /// Given when the data thread is ending.
+    pub(super) fn data_ended(&self) -> Fin {
+        self.data_ended.clone()
     }
 
     /// Passes an engine set on. Never blocks: at most one set is under way at a time.
