@@ -4,10 +4,15 @@
 
 mod archive;
 mod bucket;
+mod cli;
+mod cli_pause;
+mod cli_process;
+mod cli_refusals;
 mod collate;
 mod definition;
 mod evaluate;
 mod event;
+mod house;
 mod manifest;
 mod objstore;
 mod path;

@@ -4,7 +4,7 @@
 //! index instances for its vbuckets, with one position per (instance, vbucket). The rooms within:
 //!
 //! * [`batch`]: the unit of writing.
-//! * [`store`]: what a storage engine must do; [`lsm`] does it.
+//! * [`store`]: what a storage engine must do; `lsm` does it.
 //! * [`Shard`]: one writer at a time, fences, commits, snapshots.
 //! * [`lock`]: [`ShardLock`], which freezes a shard until it is dropped, and [`lock_all`].
 //! * [`ShardSet`]: all shards of a bucket, with the two threads that flush and compact for them.

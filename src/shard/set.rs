@@ -21,8 +21,6 @@ use super::store::StoreFault;
 
 /// How long the flushing thread waits after a recovery point failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-const FLUSH_THREAD: &str = "dm-flush";
-const COMPACT_THREAD: &str = "dm-compact";
 
 /// What the shards of one bucket have in common.
 #[derive(Debug, Clone)]
@@ -118,8 +116,8 @@ impl ShardSet {
             let path = PathBuf::from(folder);
             OpenError::Path(crate::durable::PathError { doing: "start the threads for", path, source })
         };
-        set.threads.push(thread::spawn(FLUSH_THREAD, move || flusher.run(&flush_stop)).map_err(at)?);
-        set.threads.push(thread::spawn(COMPACT_THREAD, move || compactor.run(&stopped)).map_err(at)?);
+        set.threads.push(thread::spawn("dm-flush", move || flusher.run(&flush_stop)).map_err(at)?);
+        set.threads.push(thread::spawn("dm-compact", move || compactor.run(&stopped)).map_err(at)?);
         Ok(set)
     }
 
@@ -179,7 +177,7 @@ impl Flusher {
     fn commit_due_shards(&self) -> bool {
         let mut failed = false;
         for shard in &self.shards {
-            if let Some(Err(error)) = unpanicked(shard, FLUSH_THREAD, || shard.commit_if_due()) {
+            if let Some(Err(error)) = unpanicked(shard, "dm-flush", || shard.commit_if_due()) {
                 error!(self.logger, "no recovery point was made"; "error" => %error);
                 failed = true;
             }
@@ -203,7 +201,7 @@ impl Compactor {
             }
             for shard in &self.shards {
                 while !stop.is_given() {
-                    match unpanicked(shard, COMPACT_THREAD, || shard.compact()) {
+                    match unpanicked(shard, "dm-compact", || shard.compact()) {
                         Some(Ok(true)) => {}
                         Some(Ok(false)) | None => break,
                         Some(Err(fault)) => {

@@ -92,7 +92,7 @@ pub struct ReplayConfig {
 #[non_exhaustive]
 pub enum ReplayError {
     /// A line is not what it should be.
-    #[error("cannot read {input}: line {line}: {problem}; mend the line, or skip bad lines")]
+    #[error("cannot read {input}: line {line}: {problem}; mend the line, or skip bad lines (--skip-bad)")]
     BadLine {
         /// File or reader.
         input: String,

@@ -1,5 +1,6 @@
 //! What several modules of tests use.
 
+pub(crate) mod cli;
 pub(crate) mod endpoint;
 pub(crate) mod json;
 pub(crate) mod shards;

@@ -100,6 +100,9 @@ impl Evaluation {
         spare: &mut Spare,
     ) -> Vec<Option<Box<WriteBatch>>> {
         self.batches += 1;
+        // Taken once: all workers share the set's counter, and touching it for each document would cost more than
+        // the rest of the way.
+        let engines = Arc::clone(&self.engines);
         let lanes = usize::from((self.shards.saturating_sub(self.number)).div_ceil(self.workers));
         let mut batches: Vec<Option<Box<WriteBatch>>> = Vec::with_capacity(lanes);
         batches.resize_with(lanes, || None);
@@ -107,7 +110,7 @@ impl Evaluation {
             let Some(event) = scattered.batch.events.get(*index as usize) else { continue };
             let lane = usize::from((ShardId::of_vb(event.vb, self.shards).0 - self.number) / self.workers);
             if let Some(batch) = batches.get_mut(lane) {
-                self.take(event, &scattered.batch.buffer, batch, spare);
+                self.take(event, &scattered.batch.buffer, &engines, batch, spare);
             }
         }
         self.stats.add(std::mem::take(&mut self.counts));
@@ -118,6 +121,7 @@ impl Evaluation {
         &mut self,
         event: &DcpEvent,
         buffer: &[u8],
+        engines: &EngineSet,
         batch: &mut Option<Box<WriteBatch>>,
         spare: &mut Spare,
     ) {
@@ -148,23 +152,22 @@ impl Evaluation {
         let batch = batch.get_or_insert_with(|| {
             let mut empty = spare.pop().unwrap_or_default();
             empty.generation = self.generation;
-            empty.instances = self.engines.instances();
+            empty.instances = engines.instances();
             empty
         });
         advance(stream, self.batches, event, batch);
-        self.evaluate_document(event, key, value, buffer, batch);
+        self.evaluate_document(event, (key, value), buffer, engines, batch);
     }
 
     fn evaluate_document(
         &mut self,
         event: &DcpEvent,
-        key: Span,
-        value: Option<Span>,
+        (key, value): (Span, Option<Span>),
         buffer: &[u8],
+        engines: &EngineSet,
         batch: &mut WriteBatch,
     ) {
         self.counts.documents += 1;
-        let engines = Arc::clone(&self.engines);
         if engines.engines().is_empty() {
             return;
         }
