@@ -190,7 +190,7 @@ fn every_verb_has_only_threads_that_are_written_down() {
         });
         let mut unknown = String::new();
         for name in &seen {
-            let is_ours = ["dm-", "kv-", "vb-"].iter().any(|prefix| name.starts_with(prefix));
+            let is_ours = ["dm-", "kv-", "vbc-", "vbd-"].iter().any(|prefix| name.starts_with(prefix));
             if name != "dormouse" && !is_ours {
                 write!(unknown, "{name} ").unwrap();
             }

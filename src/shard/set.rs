@@ -103,8 +103,12 @@ impl ShardSet {
                 Shard::open(&folder.join(spec.id.folder()), spec, shard_config.clone(), sealed_by, logger)
             })
             .collect::<Result<Vec<_>, _>>()?;
-        // What dropped indexes left is swept from the start on.
-        shards.iter().for_each(Shard::wake_maintenance);
+        for shard in &shards {
+            // What dropped indexes left is swept from the start on; nothing else asks for work without a write.
+            if shard.sweep().map_err(|fault| OpenError::Store { shard: shard.id(), fault })? {
+                shard.wake_maintenance();
+            }
+        }
         let (stop, stopped) = fin();
         let mut set = Self { shards, stop: Some(stop), threads: Vec::new() };
         let flusher = Flusher { shards: set.shards.clone(), woken: flush_woken, logger: logger.clone() };
