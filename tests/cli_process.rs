@@ -144,8 +144,7 @@ fn a_held_ingest_has_the_threads_that_are_written_down_and_no_other() {
     let world = World::new();
     let mut child = start_ingest(&world, "-");
     feed(&mut child, "{\"id\":\"a\",\"country\":\"x\"}\n");
-    let names = "dormouse dm-signals dm-flush dm-compact dm-source kv-ctl-0 kv-data-0 vbc-0-0 vbc-0-1 vbd-0-0 \
-                 vbd-0-1";
+    let names = "dormouse dm-signals dm-flush dm-compact dm-source kv-ctl-0 kv-data-0 vbc-0-0 vbc-0-1 vbd-0-0 vbd-0-1";
     let names: BTreeSet<String> = names.split_whitespace().map(str::to_owned).collect();
     let mut seen = BTreeSet::new();
     wait_until("the start of the ingest", || thread_names(child.id()).contains("dormouse"));

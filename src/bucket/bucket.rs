@@ -306,13 +306,13 @@ impl Bucket {
         Ok(bucket)
     }
 
-    /// Brings the shards in line with the metadata, which is written first.
+    /// Brings the shards in line with the metadata, where a crash came between the two.
     fn align_instances(&self) -> Result<(), InstanceError> {
-        let wanted: Vec<InstId> = self.meta().indexes.iter().map(|entry| entry.inst).collect();
+        let wanted = self.instances();
         for shard in self.set.shards() {
             let there = shard.instances();
             for inst in wanted.iter().filter(|inst| !there.contains(inst)) {
-                info!(self.logger, "an index is made in a shard"; "shard" => shard.id().0, "instance" => inst.0);
+                info!(self.logger, "an index is made again in a shard"; "shard" => shard.id().0, "instance" => inst.0);
                 shard.create_instance(*inst, InstanceStart::AtShard)?;
             }
             for inst in there.iter().filter(|inst| !wanted.contains(inst)) {
@@ -421,7 +421,7 @@ impl Bucket {
     /// Makes sure that there are all these indexes, as [`Bucket::ensure_index`] does; where one of them cannot be
     /// made, none is.
     pub fn ensure_indexes(&self, wanted: &[IndexDefinition], rebuild: bool) -> Result<(), IndexError> {
-        if self.new_indexes(wanted)?.is_empty() && self.instances_are_complete() {
+        if self.new_indexes(wanted)?.is_empty() && !self.lacks_instances() {
             return Ok(());
         }
         let _change = self.begin_change("create an index")?;
@@ -432,27 +432,34 @@ impl Bucket {
             if has_data && !rebuild {
                 return Err(IndexError::NeedsRebuild { bucket: self.name(), wanted: first.clone() });
             }
-            let next_inst = self.meta().next_inst.0;
             let state = if has_data { IndexState::Building } else { IndexState::Ready };
-            let entries: Vec<IndexEntry> = (next_inst..)
-                .zip(new)
-                .map(|(inst, definition)| IndexEntry { inst: InstId(inst), definition, state })
-                .collect();
             self.change_meta(|meta| {
-                meta.next_inst = entries.last().map_or(meta.next_inst, |last| InstId(last.inst.0 + 1));
-                meta.indexes.extend(entries);
+                for definition in new {
+                    let inst = meta.next_inst;
+                    meta.next_inst = InstId(inst.0 + 1);
+                    meta.indexes.push(IndexEntry { inst, definition, state });
+                }
             })?;
         }
-        // Also what an earlier call left undone because a shard was locked half-way.
-        Ok(self.align_instances()?)
+        // All of them: a shard that was locked when an index was made has no instance of it yet.
+        for shard in self.set.shards() {
+            for inst in self.instances() {
+                shard.create_instance(inst, InstanceStart::AtShard)?;
+            }
+        }
+        Ok(())
     }
 
-    /// Whether every shard has the instances of all indexes.
-    fn instances_are_complete(&self) -> bool {
-        let wanted: Vec<InstId> = self.meta().indexes.iter().map(|entry| entry.inst).collect();
-        self.set.shards().iter().all(|shard| {
+    fn instances(&self) -> Vec<InstId> {
+        self.meta().indexes.iter().map(|entry| entry.inst).collect()
+    }
+
+    /// Whether a shard has no instance of one of the indexes.
+    fn lacks_instances(&self) -> bool {
+        let wanted = self.instances();
+        self.set.shards().iter().any(|shard| {
             let there = shard.instances();
-            wanted.iter().all(|inst| there.contains(inst))
+            wanted.iter().any(|inst| !there.contains(inst))
         })
     }
 

@@ -21,8 +21,6 @@ use super::store::StoreFault;
 
 /// How long the flushing thread waits after a recovery point failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-const FLUSH_THREAD: &str = "dm-flush";
-const COMPACT_THREAD: &str = "dm-compact";
 
 /// What the shards of one bucket have in common.
 #[derive(Debug, Clone)]
@@ -105,8 +103,12 @@ impl ShardSet {
                 Shard::open(&folder.join(spec.id.folder()), spec, shard_config.clone(), sealed_by, logger)
             })
             .collect::<Result<Vec<_>, _>>()?;
-        // Nothing is due yet: what dropped indexes left goes after the next recovery point, so that opening a
-        // bucket to look at it changes no file.
+        for shard in &shards {
+            // What dropped indexes left is swept from the start on; nothing else asks for work without a write.
+            if shard.sweep().map_err(|fault| OpenError::Store { shard: shard.id(), fault })? {
+                shard.wake_maintenance();
+            }
+        }
         let (stop, stopped) = fin();
         let mut set = Self { shards, stop: Some(stop), threads: Vec::new() };
         let flusher = Flusher { shards: set.shards.clone(), woken: flush_woken, logger: logger.clone() };
@@ -118,8 +120,8 @@ impl ShardSet {
             let path = PathBuf::from(folder);
             OpenError::Path(crate::durable::PathError { doing: "start the threads for", path, source })
         };
-        set.threads.push(thread::spawn(FLUSH_THREAD, move || flusher.run(&flush_stop)).map_err(at)?);
-        set.threads.push(thread::spawn(COMPACT_THREAD, move || compactor.run(&stopped)).map_err(at)?);
+        set.threads.push(thread::spawn("dm-flush", move || flusher.run(&flush_stop)).map_err(at)?);
+        set.threads.push(thread::spawn("dm-compact", move || compactor.run(&stopped)).map_err(at)?);
         Ok(set)
     }
 
@@ -179,7 +181,7 @@ impl Flusher {
     fn commit_due_shards(&self) -> bool {
         let mut failed = false;
         for shard in &self.shards {
-            if let Some(Err(error)) = unpanicked(shard, FLUSH_THREAD, || shard.commit_if_due()) {
+            if let Some(Err(error)) = unpanicked(shard, "dm-flush", || shard.commit_if_due()) {
                 error!(self.logger, "no recovery point was made"; "error" => %error);
                 failed = true;
             }
@@ -203,7 +205,7 @@ impl Compactor {
             }
             for shard in &self.shards {
                 while !stop.is_given() {
-                    match unpanicked(shard, COMPACT_THREAD, || shard.compact()) {
+                    match unpanicked(shard, "dm-compact", || shard.compact()) {
                         Some(Ok(true)) => {}
                         Some(Ok(false)) | None => break,
                         Some(Err(fault)) => {

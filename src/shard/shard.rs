@@ -446,7 +446,7 @@ impl Shard {
 
     /// Removes a part of what dropped instances left, where there is room for it; a recovery point makes room,
     /// and wakes the thread that goes on here.
-    fn sweep(&self) -> Result<bool, StoreFault> {
+    pub(super) fn sweep(&self) -> Result<bool, StoreFault> {
         let mut gate = self.0.gate.lock();
         let is_open = matches!(self.0.state.lock().access, Access::Open);
         if !is_open || gate.uncommitted_bytes >= self.0.config.commit_bytes {

@@ -134,24 +134,23 @@ impl Worker {
         logger: &Logger,
     ) -> std::io::Result<(Self, Sender<Scattered>)> {
         let (node, number) = (config.node, config.number);
-        let data_name = format!("vbd-{node}-{number}");
-        let control_name = format!("vbc-{node}-{number}");
         let logger = logger.new(slog::o!("worker" => number));
         let (data, events) = bounded(config.queue_batches);
         let (swaps_tx, swaps) = bounded(1);
         let (run_fin_holder, run_fin) = fin();
         let (data_ended_holder, data_ended) = fin();
         let run = Run::new(config, events, swaps, run_fin, installed, endpoint, stats, logger);
-        let data_thread = thread::spawn(data_name.clone(), move || {
+        let data_thread = thread::spawn(format!("vbd-{node}-{number}"), move || {
             // Dropped on every way out: the control thread sees that the data thread is ending.
             let _ended = data_ended_holder;
             run.run()
         })?;
+        let data_name = data_thread.name().to_owned();
         let (installs, install_requests) = bounded(1);
         let (stop, stopped) = fin();
         let (end_tx, end) = bounded(1);
         let server = gen_server::GenServer {
-            name: control_name.clone(),
+            name: format!("vbc-{node}-{number}"),
             installs: install_requests,
             swaps: swaps_tx,
             stopped,
@@ -161,7 +160,7 @@ impl Worker {
             ended,
             end: end_tx,
         };
-        let control = thread::spawn(control_name, move || server.run())?;
+        let control = thread::spawn(format!("vbc-{node}-{number}"), move || server.run())?;
         Ok((Self { installs, stop, control, end, data_name, data_ended }, data))
     }
 
