@@ -77,8 +77,8 @@
 //! | `dm-source` | reads the inputs of an ingest | they are read, or the ingest ends |
 //! | `kv-ctl-N` | control of a data path: serves requests, ends everything in order | the ingest ends |
 //! | `kv-data-N` | scatters batches to workers | its control ends it, or the source is gone |
-//! | `vbc-N-N` | control of a worker: passes engines on, joins its data thread | the data path closes |
-//! | `vbd-N-N` | evaluates documents and writes to its shards | its control ends it, or a write failed |
+//! | `vbc-N-W` | control of a worker: passes engines on, joins its data thread | the data path closes |
+//! | `vbd-N-W` | evaluates documents and writes to its shards | its control ends it, or a write failed |
 //! | `dm-signals` | waits for interrupts; started by the binary alone | the program ends |
 //!
 //! An open bucket has two threads; a running ingest has three more, and two for each worker. `close` and the end
