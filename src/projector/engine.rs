@@ -50,6 +50,15 @@ impl EngineSet {
         Self { engines, instances }
     }
 
+    /// This set without the engines of `instances`.
+    #[must_use]
+    pub fn without(&self, instances: &[InstId]) -> Self {
+        let engines: Vec<Engine> =
+            self.engines.iter().filter(|engine| !instances.contains(&engine.inst)).cloned().collect();
+        let instances = engines.iter().map(|engine| engine.inst).collect();
+        Self { engines, instances }
+    }
+
     /// The engines.
     pub fn engines(&self) -> &[Engine] {
         &self.engines

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crossbeam::channel::{Receiver, Sender, select_biased};
 use parking_lot::Mutex;
 
-use crate::event::{DcpEvent, EventBatch, EventKind, VbId};
+use crate::event::{DcpEvent, EventBatch, EventKind, StreamEndReason, StreamStatus, VbId};
 use crate::thread::{self, Fin, FinHolder};
 use crate::timestamp::{Position, TsVbuuid};
 
@@ -37,6 +37,7 @@ pub(super) struct HandOver {
 
 pub(super) struct RunScatter {
     pub(super) upstream: Receiver<EventBatch>,
+    /// Given by `gen_server` when it ends, or by a stop from the feed.
     pub(super) fin: Fin,
     pub(super) workers: Vec<Sender<Scattered>>,
     /// Worker of each vbucket.
@@ -96,15 +97,24 @@ impl RunScatter {
                 EventKind::Mutation { .. } => counts.mutations += 1,
                 EventKind::Deletion { .. } => counts.deletions += 1,
                 EventKind::Expiration { .. } => counts.expirations += 1,
-                EventKind::SnapshotMarker { .. } => {}
-                EventKind::StreamReq { .. } | EventKind::StreamEnd { .. } => control.push(*event),
+                EventKind::StreamReq { .. } | EventKind::StreamEnd { .. } => {
+                    control.push(*event);
+                    continue;
+                }
+                EventKind::SystemEvent { .. } => counts.system_events += 1,
+                EventKind::SeqnoAdvanced => counts.seqnos_advanced += 1,
+                // Markers stand at no seqno of their own.
+                EventKind::SnapshotMarker { .. } | EventKind::OsoSnapshot { .. } => continue,
             }
+            self.stats.note_seqno(event.vb, event.seqno);
         }
         self.stats.add(counts);
         // A stream is in the ledger before its worker can know of it: what began is owed an end.
         for event in &control {
-            if matches!(event.kind, EventKind::StreamReq { .. }) {
-                ledger.0.insert(event.vb);
+            if let EventKind::StreamReq { status: StreamStatus::Success { .. } } = event.kind
+                && !ledger.0.insert(event.vb)
+            {
+                self.link.post_stream(event.vb, StreamState::Ended(StreamEndReason::Superseded));
             }
         }
         self.hand_off(batch, shares)?;
@@ -132,18 +142,23 @@ impl RunScatter {
         Ok(())
     }
 
-    /// Tells the feed about a stream's begin or end, after its worker has the event.
+    /// Tells the feed what became of a stream, after its worker has the event.
     fn post(&self, event: DcpEvent, ledger: &mut Ledger) {
-        match event.kind {
-            EventKind::StreamReq { vbuuid } => {
-                let requested = self.req_ts.lock().get(event.vb);
-                let position = Position { vbuuid, ..requested.unwrap_or_default() };
-                self.link.post_stream(event.vb, StreamState::Active(position));
+        let requested = || self.req_ts.lock().get(event.vb).unwrap_or_default();
+        let state = match event.kind {
+            EventKind::StreamReq { status: StreamStatus::Success { vbuuid } } => {
+                StreamState::Active(Position { vbuuid, ..requested() })
             }
-            EventKind::StreamEnd { reason } if ledger.0.remove(&event.vb) => {
-                self.link.post_stream(event.vb, StreamState::Ended(reason));
+            EventKind::StreamReq { status: StreamStatus::Rollback { to } } => {
+                StreamState::RolledBack { from: requested(), to }
             }
-            _ => {}
-        }
+            EventKind::StreamReq { status } => StreamState::Refused(status),
+            EventKind::StreamEnd { reason } => {
+                ledger.0.remove(&event.vb);
+                StreamState::Ended(reason)
+            }
+            _ => return,
+        };
+        self.link.post_stream(event.vb, state);
     }
 }
