@@ -51,6 +51,22 @@ pub fn create_new(path: &Path) -> Result<File, PathError> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).at("create", path)
 }
 
+/// Makes a folder, and those above it that are missing, durably.
+pub fn create_folders(path: &Path) -> Result<(), PathError> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.is_dir()).collect();
+    fs::create_dir_all(path).at("create the folder", path)?;
+    missing.into_iter().try_for_each(sync_parent)
+}
+
+fn sync_parent(path: &Path) -> Result<(), PathError> {
+    match path.parent() {
+        // The parent of a plain name is where the process stands.
+        Some(parent) if parent.as_os_str().is_empty() => sync_folder(Path::new(".")),
+        Some(parent) => sync_folder(parent),
+        None => Ok(()),
+    }
+}
+
 /// Flushes a folder's entries to the disk.
 pub fn sync_folder(path: &Path) -> Result<(), PathError> {
     File::open(path).and_then(|folder| folder.sync_all()).at("sync the folder", path)
@@ -69,7 +85,7 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), PathError> {
     file.write_all(content).at("write", &temporary)?;
     file.sync_all().at("sync", &temporary)?;
     fs::rename(&temporary, path).at("put in place", path)?;
-    path.parent().map_or(Ok(()), sync_folder)
+    sync_parent(path)
 }
 
 /// Lower-case hexadecimal digits of `bytes`.

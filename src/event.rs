@@ -311,11 +311,11 @@ pub struct EventBatch {
 }
 
 impl EventBatch {
-    /// What the batch costs in memory, in bytes: its buffer, its events, and a constant for what every batch
-    /// needs on its way, so that a budget also bounds the number of small ones.
+    /// The memory that the batch holds, in bytes, with a constant for what every batch needs on its way, so that a
+    /// budget also bounds the number of small ones. A batch that was sent early holds more than its events need.
     pub fn weight_bytes(&self) -> usize {
         const BATCH_BYTES: usize = 1024;
-        self.buffer.len() + self.events.len() * size_of::<DcpEvent>() + BATCH_BYTES
+        self.buffer.capacity() + self.events.capacity() * size_of::<DcpEvent>() + BATCH_BYTES
     }
 }
 

@@ -1,4 +1,96 @@
 //! Secondary indexes that follow a document bucket, and sleep for buckets that went idle.
+//!
+//! `dormouse` reads a bucket's changes, keeps index *shards* up to date with them, and puts an idle bucket to
+//! sleep: its shards are locked, copied into an archive and unlocked, whether that succeeded or not. Later the
+//! bucket is woken up from there. It is linked into services that run threads and no async runtime, so calls
+//! block, long ones take an [`Until`](thread::Until), and nothing starts that the table of threads below does
+//! not name.
+//!
+//! A host begins at [`bucket::DataDir`]; the README has an example. This page is the map of the house.
+//!
+//! # Rooms
+//!
+//! | room | what for | look here first |
+//! |---|---|---|
+//! | `cli` | the command line: parses, calls the library, prints; it belongs to the binary | `main.rs` |
+//! | [`bucket`] | the product's loop: make, follow, scan, put to sleep, wake up, close | [`bucket::Bucket`] |
+//! | [`pause`] | archives: plan, upload, manifest, download, verify | [`pause::Manifest`] |
+//! | [`projector`] | the data path: from batches of events to write batches | [`projector::KvData`] |
+//! | [`source`] | where changes come from: files of JSON lines | [`source::Replay`] |
+//! | [`index`] | definitions, key order, evaluation, ranges, scans | [`index::IndexDefinition`] |
+//! | [`shard`] | folders of entries and positions: the unit of locking and archiving | [`shard::Shard`] |
+//! | [`objstore`] | object stores, and the one content hash | [`objstore::ObjectStore`] |
+//! | [`event`] | what travels: events, their batches, the byte budget | [`event::EventBatch`] |
+//! | [`timestamp`] | positions in the histories of vbuckets | [`timestamp::TsVbuuid`] |
+//! | [`durable`] | small files that are there whole or not at all | [`durable::replace`] |
+//! | [`thread`] | named, joined threads, signals, deadlines | [`thread::Until`] |
+//!
+//! Imports run one way: `cli` → `bucket` → `pause`, `projector`, `source` → `index` → `shard`, and `objstore`
+//! beside them, → `event`, `timestamp`, `durable`, `thread`. `projector` and `pause` do not know each other: both
+//! know `shard`. `objstore` knows nothing of shards, and `shard` nothing of what its entries mean. A test reads
+//! the imports and holds them to this.
+//!
+//! # The walk of a change
+//!
+//! 1. [`source`] reads a line, gives the document's vbucket its next seqno, and adds the change to a batch. The
+//!    batch takes its bytes from the [`event::ByteBudget`]; when that is used up, the source stops reading.
+//! 2. `run_scatter` of the [`projector`] splits the batch by worker without copying a payload.
+//! 3. A worker's data thread parses each document once, asks every engine for its [`index`] keys, and makes one
+//!    [`shard::batch::WriteBatch`] for each shard: entries, and how far each vbucket was followed.
+//! 4. The [`shard`] applies it as a whole. An instance skips what is at or below its own position.
+//! 5. A recovery point makes entries and positions durable together. What came after it is lost by a crash, and
+//!    comes again from the source, because the positions went back with it.
+//!
+//! # The walk of a pause
+//!
+//! 1. [`bucket::Bucket::pause`] locks all shards, in ascending order, all or none. Each waits for the write in
+//!    flight, makes a recovery point and stands still; reads go on.
+//! 2. [`pause::plan_upload`] hashes the files and leaves out what an earlier pause has in the archive.
+//! 3. [`pause::upload`] copies the rest, under keys that were never used before.
+//! 4. The manifest is published, last: from here the pause exists.
+//! 5. The bucket's metadata says `paused`, durably: from here writes are refused, also after a restart.
+//! 6. The guards drop. On every failure before step 5 they drop too, and the bucket is online as it was.
+//! 7. With `evict`, what was published is read back and checked, and only then the local data goes.
+//!
+//! [`bucket::DataDir::resume`] walks back: read the manifest, fetch and check every file in a staging folder,
+//! and put the bucket in its place with one rename.
+//!
+//! # Invariants
+//!
+//! * Entries and positions become durable in one step: after any crash each change counts once.
+//! * Nothing on disk changes in a locked shard, and dropping its guard unlocks it, also while a panic unwinds.
+//! * Data never waits for a lock in a call: a refused batch comes back with a signal to wait for. Control never
+//!   waits for data.
+//! * A signal is given by dropping its only holder, so it is given exactly once. No wait is without a signal or
+//!   a deadline that somebody else can use to end it.
+//! * No object is overwritten, no manifest means no pause, and nothing is deleted that was not proved to be
+//!   elsewhere.
+//! * Memory between source and shard is bounded: by the byte budget, and by the length of every queue.
+//! * A panic on one of our threads closes its instance with a typed error and never takes the host down.
+//!
+//! # Threads
+//!
+//! | name | what it does | when it ends |
+//! |---|---|---|
+//! | `dm-flush` | makes recovery points of a bucket's shards | the bucket is closed |
+//! | `dm-compact` | merges tables, removes what a lock had kept | the bucket is closed |
+//! | `dm-source` | reads the inputs of an ingest | they are read, or the ingest ends |
+//! | `kv-ctl-N` | control of a data path: serves requests, ends everything in order | the ingest ends |
+//! | `kv-data-N` | scatters batches to workers | its control ends it, or the source is gone |
+//! | `vbc-N-N` | control of a worker: passes engines on, joins its data thread | the data path closes |
+//! | `vbd-N-N` | evaluates documents and writes to its shards | its control ends it, or a write failed |
+//! | `dm-signals` | waits for interrupts; started by the binary alone | the program ends |
+//!
+//! An open bucket has two threads; a running ingest has three more, and two for each worker. `close` and the end
+//! of an ingest join them within a deadline, and name those that still run. Pause, resume and scan run on the
+//! caller's thread.
+//!
+//! # Deliberately absent
+//!
+//! An async runtime; globals; environment variables; signal handlers, output and process exits in the library;
+//! `unsafe`; a logger of its own (the host injects one, and the default discards); stored documents (an index
+//! holds keys and ids); threads without a name; waits without an end.
+
 pub mod bucket;
 pub mod durable;
 pub mod event;
@@ -10,3 +102,7 @@ pub mod shard;
 pub mod source;
 pub mod thread;
 pub mod timestamp;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,41 +1,598 @@
 //! A bucket from its first change to the archive and back, through the library.
 
+use std::collections::BTreeMap;
+use std::io::{self, Read};
 use std::path::Path;
+use std::time::Duration;
 
-use dormouse::bucket::{BucketConfig, BucketSpec, DataDir, IngestOptions};
+use crossbeam::channel::{Receiver, Sender, bounded};
+use dormouse::bucket::{
+    Bucket, BucketConfig, BucketError, BucketName, BucketSpec, BucketState, DataDir, IndexError, IngestError,
+    IngestOptions, IngestReport, PauseError, ResumeError,
+};
 use dormouse::index::{IndexDefinition, KeyRange};
-use dormouse::objstore::FileStore;
+use dormouse::objstore::{FileStore, ObjectStore};
+use dormouse::pause::list_pauses;
+use dormouse::shard::{InstId, OpenError, ShardSet, ShardSetConfig, ShardSpec, StoreKind};
 use dormouse::source::{Input, ReplayFormat};
-use dormouse::thread::Until;
+use dormouse::thread::{Cancel, RecvError, Until, recv};
+
+use crate::support::{FailingStore, Fails, eventually, forever, push, tree, watchdog};
+
+const SPEC: fn() -> BucketSpec = || BucketSpec { vbuckets: 8, shards: 2, ..BucketSpec::default() };
+
+struct World {
+    dir: tempfile::TempDir,
+    data: DataDir,
+    store: FileStore,
+    config: BucketConfig,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let data = DataDir::open_or_create(&dir.path().join("data")).unwrap();
+        let store = FileStore::open(&dir.path().join("archive")).unwrap();
+        let never = Duration::from_secs(3600);
+        let shards = ShardSetConfig { commit_interval: never, ..ShardSetConfig::default() };
+        // Small batches: what a test sends line by line goes through all queues.
+        let config = BucketConfig { shards, batch_events: 8, ..BucketConfig::default() };
+        Self { dir, data, store, config }
+    }
+
+    /// A new bucket with the index `by_n`.
+    fn bucket(&self, name: &str) -> Bucket {
+        let bucket = self.data.create_bucket(&named(name), SPEC(), &self.config).unwrap();
+        bucket.ensure_index(&by_n(), false).unwrap();
+        bucket
+    }
+
+    fn open(&self, name: &str) -> Bucket {
+        self.data.open_bucket(&named(name), &self.config).unwrap()
+    }
+
+    fn resume(&self, name: &str, until: &Until) -> Result<(), ResumeError> {
+        let resumed = self.data.resume(&named(name), &self.store, None, &self.config, until, &mut |_| {});
+        resumed.map(drop)
+    }
+
+    /// The folders of all buckets, with every file in them.
+    fn local(&self) -> BTreeMap<String, Vec<u8>> {
+        tree(&self.dir.path().join("data/buckets"))
+    }
+
+    fn pauses(&self, name: &str) -> usize {
+        list_pauses(&self.store, name, &forever()).unwrap().len()
+    }
+}
+
+fn named(name: &str) -> BucketName {
+    name.parse().unwrap()
+}
+
+fn by_n() -> IndexDefinition {
+    IndexDefinition::parse("by_n=n").unwrap()
+}
+
+fn options() -> IngestOptions {
+    let format = ReplayFormat::Documents { id_field: "id".to_owned() };
+    IngestOptions { format, skip_bad: false, rebuild: false }
+}
+
+/// Lines of documents whose member `n` is their number.
+fn lines(numbers: std::ops::Range<u32>) -> String {
+    numbers.map(|n| format!("{{\"id\":\"d{n:05}\",\"n\":{n}}}\n")).collect::<Vec<_>>().concat()
+}
+
+fn input(text: String) -> Input {
+    Input::Reader { name: "lines".to_owned(), reader: Box::new(io::Cursor::new(text.into_bytes())) }
+}
+
+fn ingest(bucket: &Bucket, text: String) -> Result<IngestReport, IngestError> {
+    bucket.ingest(vec![input(text)], &options(), &watchdog(), &mut |_| {})
+}
+
+/// Pauses without noise.
+fn pause(bucket: &Bucket, store: &dyn ObjectStore, evict: bool) -> Result<(), PauseError> {
+    bucket.pause(store, evict, &watchdog(), &mut |_| {}).map(drop)
+}
+
+/// The ids that a scan of `by_n` gives, in key order.
+fn scan(bucket: &Bucket) -> Vec<String> {
+    let scan = bucket.scan(by_n().name(), &KeyRange::default(), false, &forever()).unwrap();
+    scan.map(|entry| entry.unwrap().id).collect()
+}
+
+fn ids(numbers: std::ops::Range<u32>) -> Vec<String> {
+    numbers.map(|n| format!("d{n:05}")).collect()
+}
+
+fn close(mut bucket: Bucket) {
+    bucket.close(&watchdog()).unwrap();
+}
+
+fn is_locked(bucket: &Bucket) -> bool {
+    bucket.status().shards.iter().any(|shard| shard.locked_by.is_some())
+}
+
+fn is_paused(bucket: &Bucket) -> bool {
+    matches!(bucket.describe().state, BucketState::Paused { .. })
+}
+
+fn applied(bucket: &Bucket) -> u64 {
+    bucket.status().indexes.iter().map(|index| index.changes).sum()
+}
+
+/// Reads what the test sends, until its side is dropped.
+struct Fed {
+    pieces: Receiver<String>,
+    piece: io::Cursor<Vec<u8>>,
+}
+
+fn fed() -> (Sender<String>, Input) {
+    let (sender, pieces) = bounded(16);
+    let reader = Box::new(Fed { pieces, piece: io::Cursor::default() });
+    (sender, Input::Reader { name: "fed".to_owned(), reader })
+}
+
+impl Read for Fed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.piece.read(buffer)?;
+        if read > 0 {
+            return Ok(read);
+        }
+        match recv(&self.pieces, &Until::within(Duration::from_millis(10))) {
+            Ok(piece) => {
+                self.piece = io::Cursor::new(piece.into_bytes());
+                self.piece.read(buffer)
+            }
+            Err(RecvError::Closed) => Ok(0),
+            Err(RecvError::Stopped(_)) => Err(io::ErrorKind::Interrupted.into()),
+        }
+    }
+}
+
+/// Runs `test` while documents are ingested, with the sender of further lines. Gives back how the ingest ended
+/// after `test` had dropped it.
+fn while_ingesting(bucket: &Bucket, test: impl FnOnce(Sender<String>)) -> Result<IngestReport, IngestError> {
+    let (sender, input) = fed();
+    std::thread::scope(|scope| {
+        let ingest = scope.spawn(|| bucket.ingest(vec![input], &options(), &watchdog(), &mut |_| {}));
+        test(sender);
+        ingest.join().unwrap()
+    })
+}
 
 #[test]
-fn smoke() {
-    let dir = tempfile::tempdir().unwrap();
-    let data = DataDir::open_or_create(&dir.path().join("d")).unwrap();
-    let name = "travel".parse().unwrap();
+fn documents_are_indexed_put_to_sleep_and_woken_up_again() {
+    let world = World::new();
     let config = BucketConfig::default();
-    let mut bucket = data.create_bucket(&name, BucketSpec::default(), &config).unwrap();
-    let def = IndexDefinition::parse("by_country=country,city").unwrap();
-    bucket.ensure_index(&def, false).unwrap();
-    let until = Until::default();
-    let options = IngestOptions {
-        format: ReplayFormat::Documents { id_field: "id".into() },
-        skip_bad: false,
-        rebuild: false,
-    };
+    let airports = named("airports");
+    let by_country = IndexDefinition::parse("by_country=country,city").unwrap();
+    let bucket = world.data.create_bucket(&airports, BucketSpec::default(), &config).unwrap();
+    bucket.ensure_index(&by_country, false).unwrap();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/airports.jsonl");
-    let r = bucket.ingest(vec![Input::Path(path)], &options, &until, &mut |_| {}).unwrap();
-    println!("{r:?}");
-    let n = bucket.scan(def.name(), &KeyRange::default(), false, &until).unwrap().count();
-    println!("{n} {:?}", bucket.status());
-    let store = FileStore::open(&dir.path().join("a")).unwrap();
-    println!("{:?}", bucket.pause(&store, true, &until, &mut |_| {}).unwrap());
-    bucket.close(&until).unwrap();
+    let report = bucket.ingest(vec![Input::Path(path)], &options(), &forever(), &mut |_| {}).unwrap();
+    assert_eq!(report.documents, 7184);
+    let all = |bucket: &Bucket| -> Vec<_> {
+        let scan = bucket.scan(by_country.name(), &KeyRange::default(), false, &forever()).unwrap();
+        scan.map(Result::unwrap).collect()
+    };
+    let before = all(&bucket);
+    assert_eq!(before.len(), 7184);
+    pause(&bucket, &world.store, true).unwrap();
+    close(bucket);
+    assert!(matches!(world.data.open_bucket(&airports, &config), Err(BucketError::Evicted { .. })));
+    world.resume("airports", &forever()).unwrap();
+    let bucket = world.data.open_bucket(&airports, &config).unwrap();
+    assert!(all(&bucket) == before, "the scan after the resume differs");
+    close(bucket);
+}
+
+#[test]
+fn what_was_ingested_is_durable_when_the_call_returns() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    assert_eq!(ingest(&bucket, lines(0..50)).unwrap().documents, 50);
+    // Nothing is committed by this end.
     drop(bucket);
-    let r = data.resume(&name, &store, None, &config, &until, &mut |_| {}).unwrap();
-    println!("{r:?}");
-    let bucket = data.open_bucket(&name, &config).unwrap();
-    let n2 = bucket.scan(def.name(), &KeyRange::default(), false, &until).unwrap().count();
-    assert_eq!(n, n2);
-    assert_eq!(n, 7184);
+    let mut reopened = None;
+    eventually("the threads of the dropped bucket have ended", || {
+        reopened = world.data.open_bucket(&named("b"), &world.config).ok();
+        reopened.is_some()
+    });
+    assert_eq!(scan(&reopened.unwrap()), ids(0..50));
+}
+
+#[test]
+fn a_bad_line_keeps_what_stands_before_it() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    let error = ingest(&bucket, format!("{}{{broken\n", lines(0..20))).unwrap_err();
+    assert!(matches!(error, IngestError::Source { kept: 20, .. }), "{error}");
+    assert_eq!(scan(&bucket), ids(0..20));
+}
+
+#[test]
+fn an_ingest_that_is_cancelled_keeps_what_was_applied() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    let cancel = Cancel::new();
+    let (sender, input) = fed();
+    let ended = std::thread::scope(|scope| {
+        let until = Until::new(None, cancel.clone());
+        let ingest = scope.spawn(|| {
+            let until = until;
+            bucket.ingest(vec![input], &options(), &until, &mut |_| {})
+        });
+        push(&sender, lines(0..20));
+        eventually("it is applied", || applied(&bucket) == 20);
+        cancel.cancel();
+        ingest.join().unwrap()
+    });
+    assert!(matches!(ended, Err(IngestError::Stopped { kept: 20, .. })), "{ended:?}");
+    assert_eq!(scan(&bucket), ids(0..20));
+    drop(sender);
+}
+
+#[test]
+fn a_pause_that_fails_at_any_call_leaves_a_bucket_that_takes_data_or_sleeps() {
+    for fails in [Fails::Before, Fails::After] {
+        let mut fail_at = 1;
+        loop {
+            let world = World::new();
+            let bucket = world.bucket("b");
+            let store = FailingStore::new(&world.store, fail_at, fails);
+            let ingested = while_ingesting(&bucket, |sender| {
+                push(&sender, lines(0..30));
+                eventually("the first lines are applied", || applied(&bucket) == 30);
+                let paused = pause(&bucket, &store, false);
+                assert!(!is_locked(&bucket), "{fails:?} {fail_at}: a lock is left");
+                assert_eq!(paused.is_ok(), is_paused(&bucket), "{fails:?} {fail_at}: {paused:?}");
+                assert_eq!(world.pauses("b"), usize::from(paused.is_ok()), "{fails:?} {fail_at}: {paused:?}");
+                push(&sender, lines(30..60));
+            });
+            if is_paused(&bucket) {
+                assert!(matches!(ingested, Err(IngestError::PutToSleep { .. })), "{ingested:?}");
+                assert_eq!(scan(&bucket), ids(0..30));
+            } else {
+                assert_eq!(ingested.unwrap().documents, 60);
+                assert_eq!(scan(&bucket), ids(0..60));
+            }
+            if !store.has_failed() {
+                break;
+            }
+            fail_at += 1;
+        }
+        assert!(fail_at > 4, "a pause has more calls than that");
+    }
+}
+
+#[test]
+fn a_bucket_that_was_put_to_sleep_under_an_ingest_ends_up_with_the_whole_file() {
+    for evict in [false, true] {
+        let world = World::new();
+        let bucket = world.bucket("b");
+        let ended = while_ingesting(&bucket, |sender| {
+            push(&sender, lines(0..30));
+            eventually("the first lines are applied", || applied(&bucket) == 30);
+            pause(&bucket, &world.store, evict).unwrap();
+            push(&sender, lines(30..60));
+        });
+        assert!(matches!(ended, Err(IngestError::PutToSleep { .. })), "{ended:?}");
+        assert!(matches!(ingest(&bucket, lines(0..1)), Err(IngestError::Paused { .. })));
+        close(bucket);
+        world.resume("b", &watchdog()).unwrap();
+        let bucket = world.open("b");
+        assert_eq!(scan(&bucket), ids(0..30));
+        ingest(&bucket, lines(0..60)).unwrap();
+        assert_eq!(scan(&bucket), ids(0..60));
+        close(bucket);
+    }
+}
+
+#[test]
+fn an_ingest_is_held_up_by_a_pause_and_not_lost_when_it_is_cancelled() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    let ingested = while_ingesting(&bucket, |sender| {
+        push(&sender, lines(0..30));
+        eventually("the first lines are applied", || applied(&bucket) == 30);
+        let cancel = Cancel::new();
+        let until = Until::new(None, cancel.clone());
+        let mut sender = Some(sender);
+        // The callback comes while the shards are locked.
+        let cancelled = bucket.pause(&world.store, false, &until, &mut |_| {
+            if let Some(sender) = sender.take() {
+                assert!(is_locked(&bucket));
+                push(&sender, lines(30..60));
+            }
+            cancel.cancel();
+        });
+        assert!(cancelled.is_err() && !is_locked(&bucket));
+    });
+    assert_eq!(ingested.unwrap().documents, 60);
+    assert_eq!(scan(&bucket), ids(0..60));
+    assert_eq!(world.pauses("b"), 0);
+}
+
+#[test]
+fn a_pause_whose_caller_panics_leaves_no_lock() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    ingest(&bucket, lines(0..30)).unwrap();
+    let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _ = bucket.pause(&world.store, false, &watchdog(), &mut |_| panic!("on purpose"));
+    }));
+    assert!(unwound.is_err());
+    assert!(!is_locked(&bucket) && !is_paused(&bucket));
+    ingest(&bucket, lines(30..60)).unwrap();
+    pause(&bucket, &world.store, false).unwrap();
+}
+
+#[test]
+fn a_bucket_that_still_lies_there_is_switched_on_without_a_download() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    ingest(&bucket, lines(0..30)).unwrap();
+    pause(&bucket, &world.store, false).unwrap();
+    assert!(matches!(pause(&bucket, &world.store, false), Err(PauseError::Paused { .. })));
+    close(bucket);
+    let resumed =
+        world.data.resume(&named("b"), &world.store, None, &world.config, &watchdog(), &mut |_| {}).unwrap();
+    assert_eq!(resumed.downloaded_files, 0);
+    let bucket = world.open("b");
+    assert_eq!(scan(&bucket), ids(0..30));
+    ingest(&bucket, lines(30..31)).unwrap();
+    close(bucket);
+}
+
+#[test]
+fn a_paused_bucket_is_scanned_and_an_evicted_one_is_not() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    ingest(&bucket, lines(0..30)).unwrap();
+    pause(&bucket, &world.store, false).unwrap();
+    close(bucket);
+    let bucket = world.open("b");
+    assert_eq!(scan(&bucket), ids(0..30));
+    close(bucket);
+    world.resume("b", &watchdog()).unwrap();
+    let bucket = world.open("b");
+    pause(&bucket, &world.store, true).unwrap();
+    let refused = bucket.scan(by_n().name(), &KeyRange::default(), false, &forever()).err().unwrap();
+    assert!(matches!(refused, IndexError::Paused { .. }), "{refused}");
+    close(bucket);
+}
+
+#[test]
+fn a_resume_that_fails_leaves_local_state_as_it_was() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    ingest(&bucket, lines(0..30)).unwrap();
+    pause(&bucket, &world.store, true).unwrap();
+    close(bucket);
+    let before = world.local();
+    let archive = world.dir.path().join("archive");
+    let objects: Vec<String> = tree(&archive).into_keys().filter(|name| name.contains("/objects/")).collect();
+    assert!(objects.len() > 3);
+    for object in &objects {
+        let path = archive.join(object);
+        let content = std::fs::read(&path).unwrap();
+        let mut flipped = content.clone();
+        flipped[content.len() / 2] ^= 1;
+        std::fs::write(&path, flipped).unwrap();
+        let error = world.resume("b", &watchdog()).unwrap_err();
+        assert!(matches!(error, ResumeError::Download { .. }), "{error}");
+        std::fs::remove_file(&path).unwrap();
+        let error = world.resume("b", &watchdog()).unwrap_err();
+        assert!(matches!(error, ResumeError::Download { .. }), "{error}");
+        assert!(world.local() == before, "{object}: a failed resume changed something");
+        std::fs::write(&path, content).unwrap();
+    }
+    world.resume("b", &watchdog()).unwrap();
+    assert_eq!(scan(&world.open("b")), ids(0..30));
+}
+
+#[test]
+fn a_resume_that_is_cancelled_at_any_time_leaves_local_state_as_it_was() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    ingest(&bucket, lines(0..30)).unwrap();
+    pause(&bucket, &world.store, true).unwrap();
+    close(bucket);
+    let before = world.local();
+    let mut cancelled = 0;
+    loop {
+        let cancel = Cancel::new();
+        let until = Until::new(None, cancel.clone());
+        let mut calls = 0;
+        let resumed = world.data.resume(&named("b"), &world.store, None, &world.config, &until, &mut |_| {
+            calls += 1;
+            if calls > cancelled {
+                cancel.cancel();
+            }
+        });
+        if resumed.is_ok() {
+            break;
+        }
+        assert!(world.local() == before, "cancelled at callback {calls}");
+        cancelled += 1;
+    }
+    assert!(cancelled > 3, "there were only {cancelled} callbacks");
+    assert_eq!(scan(&world.open("b")), ids(0..30));
+}
+
+#[test]
+fn a_local_file_that_changed_is_not_switched_on() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    ingest(&bucket, lines(0..30)).unwrap();
+    pause(&bucket, &world.store, false).unwrap();
+    close(bucket);
+    let table = world.local().into_keys().find(|name| name.contains("/tables/")).unwrap();
+    let path = world.dir.path().join("data/buckets").join(table);
+    let mut content = std::fs::read(&path).unwrap();
+    content[10] ^= 1;
+    std::fs::write(&path, content).unwrap();
+    let before = world.local();
+    let error = world.resume("b", &watchdog()).unwrap_err();
+    assert!(matches!(error, ResumeError::Check { .. }), "{error}");
+    assert!(world.local() == before);
+}
+
+#[test]
+fn a_dropped_bucket_is_gone_and_its_name_is_free() {
+    let world = World::new();
+    for _ in 0..2 {
+        let bucket = world.bucket("b");
+        ingest(&bucket, lines(0..30)).unwrap();
+        close(bucket);
+        world.data.drop_bucket(&named("b")).unwrap();
+        assert!(world.data.buckets().unwrap().is_empty());
+        assert!(matches!(world.data.drop_bucket(&named("b")), Err(BucketError::Missing { .. })));
+    }
+}
+
+#[test]
+fn a_bucket_is_open_once() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    let in_use = |what: &str, error: Option<BucketError>| {
+        assert!(matches!(error, Some(BucketError::Shard(OpenError::InUse { .. }))), "{what}: {error:?}");
+    };
+    in_use("opened", world.data.open_bucket(&named("b"), &world.config).err());
+    in_use("dropped", world.data.drop_bucket(&named("b")).err());
+    ingest(&bucket, lines(0..30)).unwrap();
+    pause(&bucket, &world.store, false).unwrap();
+    let open_scan = bucket.scan(by_n().name(), &KeyRange::default(), false, &forever()).unwrap();
+    let error = world.resume("b", &watchdog()).unwrap_err();
+    assert!(error.to_string().contains("close the bucket and end its scans"), "{error}");
+    close(bucket);
+    assert!(world.resume("b", &watchdog()).is_err(), "a scan is left");
+    assert_eq!(open_scan.count(), 30);
+    world.resume("b", &watchdog()).unwrap();
+}
+
+#[test]
+fn two_buckets_of_one_process_share_nothing() {
+    let world = World::new();
+    let buckets = [world.bucket("left"), world.bucket("right")];
+    std::thread::scope(|scope| {
+        for (bucket, numbers) in buckets.iter().zip([0..200, 100..300]) {
+            let world = &world;
+            scope.spawn(move || {
+                ingest(bucket, lines(numbers.clone())).unwrap();
+                assert_eq!(scan(bucket), ids(numbers));
+                pause(bucket, &world.store, true).unwrap();
+            });
+        }
+    });
+    buckets.into_iter().for_each(close);
+    for (name, numbers) in [("left", 0..200), ("right", 100..300)] {
+        world.resume(name, &watchdog()).unwrap();
+        assert_eq!(scan(&world.open(name)), ids(numbers));
+    }
+}
+
+#[test]
+fn a_data_folder_belongs_to_one_holder() {
+    let world = World::new();
+    let error = DataDir::open(world.data.root()).err().unwrap();
+    assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
+}
+
+/// The shards of a closed bucket, without it.
+fn shards_of(world: &World, name: &str) -> ShardSet {
+    let uuid = world.data.bucket_meta(&named(name)).unwrap().uuid;
+    let specs = ShardSpec::all(SPEC().shards, SPEC().vbuckets, StoreKind::Lsm, uuid);
+    let logger = slog::Logger::root(slog::Discard, slog::o!());
+    let folder = world.data.root().join("buckets").join(name);
+    ShardSet::open(&folder, specs, &ShardSetConfig::default(), None, &logger).unwrap()
+}
+
+#[test]
+fn shards_are_brought_in_line_with_the_metadata_when_a_crash_came_between() {
+    let world = World::new();
+    close(world.bucket("b"));
+    // As a crash leaves it between the metadata and the second shard: one instance missing, one too many.
+    let mut set = shards_of(&world, "b");
+    let shard = &set.shards()[1];
+    shard.drop_instance(InstId(1)).unwrap();
+    shard.create_instance(InstId(9), dormouse::shard::InstanceStart::Zero).unwrap();
+    set.commit(&watchdog()).unwrap();
+    set.close(&watchdog()).unwrap();
+    drop(set);
+    let bucket = world.open("b");
+    for shard in bucket.shards() {
+        assert_eq!(shard.instances(), [InstId(1)]);
+    }
+    ingest(&bucket, lines(0..30)).unwrap();
+    assert_eq!(scan(&bucket), ids(0..30));
+    close(bucket);
+}
+
+#[test]
+fn an_index_that_met_a_locked_shard_is_completed_by_another_try() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    let guard = bucket.shards()[1].lock("the test", &watchdog()).unwrap();
+    let second = IndexDefinition::parse("second=n").unwrap();
+    assert!(matches!(bucket.ensure_index(&second, false), Err(IndexError::Instance(_))));
+    drop(guard);
+    bucket.ensure_index(&second, false).unwrap();
+    ingest(&bucket, lines(0..30)).unwrap();
+    let scan = bucket.scan(second.name(), &KeyRange::default(), false, &forever()).unwrap();
+    assert_eq!(scan.count(), 30);
+}
+
+#[test]
+fn indexes_do_not_change_while_something_is_ingested() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    let ingested = while_ingesting(&bucket, |sender| {
+        push(&sender, lines(0..30));
+        eventually("the first lines are applied", || applied(&bucket) == 30);
+        let second = IndexDefinition::parse("second=n").unwrap();
+        assert!(matches!(bucket.ensure_index(&second, true), Err(IndexError::Busy { .. })));
+        assert!(matches!(bucket.drop_index(by_n().name(), &watchdog()), Err(IndexError::Busy { .. })));
+        assert!(bucket.ensure_index(&by_n(), false).is_ok(), "one that is there is there");
+        assert!(matches!(ingest(&bucket, lines(0..1)), Err(IngestError::Busy { .. })));
+    });
+    assert_eq!(ingested.unwrap().documents, 30);
+}
+
+#[test]
+fn a_new_index_over_data_is_scanned_after_a_rebuild() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    ingest(&bucket, lines(0..30)).unwrap();
+    let second = IndexDefinition::parse("second=n").unwrap();
+    assert!(matches!(bucket.ensure_index(&second, false), Err(IndexError::NeedsRebuild { .. })));
+    bucket.ensure_index(&second, true).unwrap();
+    let unfinished = bucket.scan(second.name(), &KeyRange::default(), false, &forever()).err().unwrap();
+    assert!(matches!(unfinished, IndexError::Unfinished { .. }), "{unfinished}");
+    assert!(matches!(ingest(&bucket, lines(0..30)), Err(IngestError::Unfinished { .. })));
+    assert!(matches!(pause(&bucket, &world.store, false), Err(PauseError::Unfinished { .. })));
+    let rebuild = IngestOptions { rebuild: true, ..options() };
+    bucket.ingest(vec![input(lines(0..30))], &rebuild, &watchdog(), &mut |_| {}).unwrap();
+    let scan = bucket.scan(second.name(), &KeyRange::default(), false, &forever()).unwrap();
+    assert_eq!(scan.count(), 30);
+}
+
+#[test]
+fn a_dropped_index_is_gone_after_a_reopening_and_its_name_is_free() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    let second = IndexDefinition::parse("second=n").unwrap();
+    bucket.ensure_index(&second, false).unwrap();
+    ingest(&bucket, lines(0..30)).unwrap();
+    bucket.drop_index(second.name(), &watchdog()).unwrap();
+    assert!(matches!(bucket.drop_index(second.name(), &watchdog()), Err(IndexError::Missing { .. })));
+    close(bucket);
+    let bucket = world.open("b");
+    assert_eq!(bucket.describe().indexes.len(), 1);
+    assert_eq!(scan(&bucket), ids(0..30));
+    assert!(matches!(bucket.ensure_index(&second, false), Err(IndexError::NeedsRebuild { .. })));
+    close(bucket);
 }

@@ -1,14 +1,25 @@
 //! The tests of the public API, one module for each room or part of a room, in one binary so that it links
 //! once.
-#![expect(clippy::unwrap_used, reason = "in a test's helpers a panic is the failure")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "in a test's helpers a panic is the failure")]
 
 mod archive;
 mod bucket;
+mod cli;
+mod cli_pause;
+mod cli_process;
+mod cli_refusals;
 mod collate;
 mod definition;
 mod evaluate;
+mod event;
+mod house;
 mod manifest;
 mod objstore;
 mod path;
+mod projector;
 mod range;
+mod shard;
+mod shard_lock;
+mod source;
 mod support;
+mod thread;

@@ -308,7 +308,7 @@ impl Bucket {
 
     /// Brings the shards in line with the metadata, where a crash came between the two.
     fn align_instances(&self) -> Result<(), InstanceError> {
-        let wanted: Vec<InstId> = self.meta().indexes.iter().map(|entry| entry.inst).collect();
+        let wanted = self.instances();
         for shard in self.set.shards() {
             let there = shard.instances();
             for inst in wanted.iter().filter(|inst| !there.contains(inst)) {
@@ -412,36 +412,80 @@ impl Bucket {
     }
 
     /// Makes sure that there is such an index. On a bucket that has data a new one needs `rebuild`, which says
-    /// that all documents are going to be ingested again; it can be scanned after that.
+    /// that all documents are going to be ingested again; it can be scanned after that. Indexes do not change
+    /// while something is ingested: a new one would miss what is under way.
     pub fn ensure_index(&self, wanted: &IndexDefinition, rebuild: bool) -> Result<(), IndexError> {
-        if let Some(entry) = self.meta().index(wanted.name()) {
-            if entry.definition != *wanted {
-                let (wanted, there) = (wanted.clone(), entry.definition.clone());
-                return Err(IndexError::Differs { wanted, there });
-            }
+        self.ensure_indexes(std::slice::from_ref(wanted), rebuild)
+    }
+
+    /// Makes sure that there are all these indexes, as [`Bucket::ensure_index`] does; where one of them cannot be
+    /// made, none is.
+    pub fn ensure_indexes(&self, wanted: &[IndexDefinition], rebuild: bool) -> Result<(), IndexError> {
+        if self.new_indexes(wanted)?.is_empty() && !self.lacks_instances() {
             return Ok(());
         }
         let _change = self.begin_change("create an index")?;
-        let has_data = self.has_data();
-        if has_data && !rebuild {
-            return Err(IndexError::NeedsRebuild { bucket: self.name(), wanted: wanted.clone() });
+        // Asked again: somebody else may have been quicker.
+        let new = self.new_indexes(wanted)?;
+        if let Some(first) = new.first() {
+            let has_data = self.has_data();
+            if has_data && !rebuild {
+                return Err(IndexError::NeedsRebuild { bucket: self.name(), wanted: first.clone() });
+            }
+            let state = if has_data { IndexState::Building } else { IndexState::Ready };
+            self.change_meta(|meta| {
+                for definition in new {
+                    let inst = meta.next_inst;
+                    meta.next_inst = InstId(inst.0 + 1);
+                    meta.indexes.push(IndexEntry { inst, definition, state });
+                }
+            })?;
         }
-        let inst = self.meta().next_inst;
-        let state = if has_data { IndexState::Building } else { IndexState::Ready };
-        self.change_meta(|meta| {
-            meta.next_inst = InstId(inst.0 + 1);
-            meta.indexes.push(IndexEntry { inst, definition: wanted.clone(), state });
-        })?;
+        // All of them: a shard that was locked when an index was made has no instance of it yet.
         for shard in self.set.shards() {
-            shard.create_instance(inst, InstanceStart::AtShard)?;
+            for inst in self.instances() {
+                shard.create_instance(inst, InstanceStart::AtShard)?;
+            }
         }
         Ok(())
     }
 
-    /// Removes an index and its entries, durably.
+    fn instances(&self) -> Vec<InstId> {
+        self.meta().indexes.iter().map(|entry| entry.inst).collect()
+    }
+
+    /// Whether a shard has no instance of one of the indexes.
+    fn lacks_instances(&self) -> bool {
+        let wanted = self.instances();
+        self.set.shards().iter().any(|shard| {
+            let there = shard.instances();
+            wanted.iter().any(|inst| !there.contains(inst))
+        })
+    }
+
+    /// Those of `wanted` that are not there yet.
+    fn new_indexes(&self, wanted: &[IndexDefinition]) -> Result<Vec<IndexDefinition>, IndexError> {
+        let meta = self.meta();
+        let mut new: Vec<IndexDefinition> = Vec::new();
+        for wanted in wanted {
+            let there = meta.index(wanted.name()).map(|entry| &entry.definition);
+            match there.or_else(|| new.iter().find(|other| other.name() == wanted.name())) {
+                Some(there) if there != wanted => {
+                    let (wanted, there) = (wanted.clone(), there.clone());
+                    return Err(IndexError::Differs { wanted, there });
+                }
+                Some(_) => {}
+                None => new.push(wanted.clone()),
+            }
+        }
+        Ok(new)
+    }
+
+    /// Removes an index, durably; its entries go bit by bit afterwards.
     pub fn drop_index(&self, name: &IndexName, until: &Until) -> Result<(), IndexError> {
-        let inst = self.find_index(name)?.inst;
+        self.find_index(name)?;
         let _change = self.begin_change("drop an index")?;
+        let inst = self.find_index(name)?.inst;
         self.change_meta(|meta| meta.indexes.retain(|entry| entry.inst != inst))?;
         for shard in self.set.shards() {
             shard.drop_instance(inst)?;

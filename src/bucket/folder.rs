@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use crate::durable::{self, AtPath, PathError};
@@ -46,6 +47,8 @@ pub struct DataDir(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     root: PathBuf,
+    /// Tells what is staged for one call from what is staged for another.
+    staged: AtomicU64,
     /// Locked; closing it gives the lock back.
     _lock: File,
 }
@@ -63,7 +66,7 @@ impl DataDir {
     /// Opens a data folder, and makes it where there is none.
     pub fn open_or_create(root: &Path) -> Result<Self, DataDirError> {
         let buckets = root.join(BUCKETS);
-        fs::create_dir_all(&buckets).at("create the folder", &buckets)?;
+        durable::create_folders(&buckets)?;
         Self::take(root)
     }
 
@@ -84,7 +87,8 @@ impl DataDir {
             Err(TryLockError::Error(source)) => return Err(source).at("lock", &path)?,
         }
         write_holder(&mut lock).at("write", &path)?;
-        let data_dir = Self(Arc::new(Inner { root: root.to_owned(), _lock: lock }));
+        let data_dir =
+            Self(Arc::new(Inner { root: root.to_owned(), staged: AtomicU64::new(0), _lock: lock }));
         data_dir.empty_staging()?;
         Ok(data_dir)
     }
@@ -103,8 +107,15 @@ impl DataDir {
         &self.0.root
     }
 
-    pub(super) fn staging(&self) -> PathBuf {
+    fn staging(&self) -> PathBuf {
         self.root().join(STAGING)
+    }
+
+    /// A path in the staging folder that nothing else uses. What a failure leaves there is removed when the data
+    /// folder is opened again.
+    pub(super) fn staged(&self, purpose: &str, name: &str) -> PathBuf {
+        let number = self.0.staged.fetch_add(1, Ordering::Relaxed);
+        self.staging().join(format!("{purpose}-{number}-{name}"))
     }
 
     pub(super) fn bucket_folder(&self, name: &BucketName) -> PathBuf {
@@ -162,10 +173,7 @@ impl DataDir {
             return Err(BucketError::Exists { bucket: name.clone() });
         }
         let meta = BucketMeta::new(name, spec)?;
-        let making = self.staging().join(format!("making-{name}"));
-        if making.exists() {
-            self.discard(&making)?;
-        }
+        let making = self.staged("making", name.as_str());
         fs::create_dir(&making).at("create the folder", &making)?;
         ShardSet::create(&making, meta.shard_specs()).map_err(BucketError::Shard)?;
         meta.write(&making)?;
@@ -187,14 +195,29 @@ impl DataDir {
         if !folder.is_dir() {
             return Err(self.no_such_bucket(name)?);
         }
+        let claims = ShardSet::claim(&folder).map_err(BucketError::Shard)?;
         self.discard(&folder)?;
+        drop(claims);
         Ok(())
+    }
+
+    /// Puts a finished bucket folder in the place of another. On failure the other one is back in its place.
+    pub(super) fn replace(&self, finished: &Path, name: &BucketName) -> Result<(), PathError> {
+        let target = self.bucket_folder(name);
+        let away = self.staged("replaced", name.as_str());
+        fs::rename(&target, &away).at("take away", &target)?;
+        if let Err(error) = self.move_in(finished, name) {
+            // Where even this fails, the first error says more.
+            let _ = fs::rename(&away, &target);
+            return Err(error);
+        }
+        fs::remove_dir_all(&away).at("remove", &away)
     }
 
     /// Takes a folder away in one step, then removes it.
     pub(super) fn discard(&self, folder: &Path) -> Result<(), PathError> {
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
-        let away = self.staging().join(format!("dropped-{name}"));
+        let away = self.staged("dropped", &name);
         fs::rename(folder, &away).at("take away", folder)?;
         folder.parent().map_or(Ok(()), durable::sync_folder)?;
         fs::remove_dir_all(&away).at("remove", &away)

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded, never, select_biased, tick};
 use serde::Serialize;
-use slog::info;
+use slog::{info, warn};
 
 use crate::event::{ByteBudget, EventBatch};
 use crate::projector::{
@@ -219,11 +219,24 @@ impl Bucket {
         let taken_down = following.take_down();
         // Also after a failure: what was applied is kept.
         let committed = self.set.commit(&Until::within(GRACE));
-        let kept = count_changes(&self.start_positions()) - count_changes(&start);
-        let fin =
-            taken_down.map_err(|threads| IngestError::StillRunning { bucket: bucket.clone(), threads })?;
-        let outcome = followed.map_err(|broken| self.explain(broken, fin, kept))?;
-        committed?;
+        let kept = count_changes(&self.start_positions()).saturating_sub(count_changes(&start));
+        let (fin, still_running) = match taken_down {
+            Ok(fin) => (fin, None),
+            Err(threads) => {
+                let names = threads.join(", ");
+                warn!(self.logger, "threads of an ingest are still running"; "threads" => names);
+                (None, Some(IngestError::StillRunning { bucket: bucket.clone(), threads }))
+            }
+        };
+        // The other errors say what is kept, which is not true where the commit failed.
+        let outcome = match followed {
+            Err(broken @ Broken::Ended) => return Err(self.explain(broken, fin, kept)),
+            followed => {
+                committed?;
+                followed.map_err(|broken| self.explain(broken, None, kept))?
+            }
+        };
+        still_running.map_or(Ok(()), Err)?;
         match outcome.end {
             ReplayEnd::Failed(error) => return Err(IngestError::Source { error, kept }),
             ReplayEnd::Stopped => return Err(self.explain(Broken::Stopped(Stopped::Cancelled), None, kept)),

@@ -108,8 +108,8 @@ impl Default for BucketSpec {
 }
 
 impl BucketSpec {
-    /// What is wrong with the numbers, if something is.
-    pub(super) fn problem(self) -> Option<String> {
+    /// What is wrong with the numbers, if something is; a bucket is not made with them.
+    pub fn problem(self) -> Option<String> {
         let Self { vbuckets, shards, .. } = self;
         if vbuckets == 0 || vbuckets > VBUCKETS_MAX {
             return Some(format!("{vbuckets} vbuckets are out of range: give 1 to {VBUCKETS_MAX}"));

@@ -24,7 +24,7 @@ mod meta;
 mod pausing;
 mod resuming;
 
-pub use bucket::{Bucket, BucketConfig, BucketError, BucketStatus, IndexError, IndexStatus};
+pub use bucket::{Bucket, BucketConfig, BucketError, BucketStatus, CloseError, IndexError, IndexStatus};
 pub use folder::{DataDir, DataDirError};
 pub use ingest::{IngestError, IngestOptions, IngestProgress, IngestReport};
 pub use meta::{

@@ -154,6 +154,8 @@ impl Bucket {
     /// committed and locked while their files are hashed, as they would be by the pause.
     pub fn plan_pause(&self, store: &dyn ObjectStore, until: &Until) -> Result<PauseReport, PauseError> {
         let began = Instant::now();
+        let busy = || PauseError::Busy { bucket: self.name() };
+        let _only_one = self.changing.try_lock().ok_or_else(busy)?;
         self.check_pausable()?;
         let parent = self.newest_pause(store, until)?;
         let guards = self.lock_for("a dry run of a pause", until)?;

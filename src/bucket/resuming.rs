@@ -1,6 +1,6 @@
 //! Waking a bucket up: verify everything, then switch over with one rename.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -11,7 +11,7 @@ use crate::objstore::ObjectStore;
 use crate::pause::{
     CheckError, DownloadError, Manifest, ManifestError, PauseId, Progress, check_local, download, list_pauses,
 };
-use crate::shard::ShardSet;
+use crate::shard::{OpenError, ShardSet};
 use crate::thread::{Stopped, Until};
 
 use super::bucket::{BucketConfig, BucketError};
@@ -169,13 +169,15 @@ impl DataDir {
         let folder = self.bucket_folder(name);
         match way {
             Way::SwitchOn(meta) => {
+                let _claims = ShardSet::claim(&folder).map_err(|error| cannot_open(name, error))?;
                 check_local(&manifest, &folder, until)
                     .map_err(|error| ResumeError::Check { bucket: name.clone(), error })?;
                 BucketMeta { state: BucketState::Online, ..meta }.write(&folder)?;
             }
             Way::Download { replaces } => {
-                let meta = self.restore(name, &manifest, store, until, on_progress)?;
-                self.switch_over(&meta, replaces, config, until)?;
+                let staging = self.staged("resuming", name.as_str());
+                let meta = restore(name, &manifest, store, &staging, until, on_progress)?;
+                self.switch_over(&meta, &staging, replaces, config, until)?;
             }
         }
         info!(config.logger, "resumed"; "bucket" => %name, "pause" => %manifest.pause);
@@ -202,56 +204,49 @@ impl DataDir {
         }
     }
 
-    fn restore(
-        &self,
-        name: &BucketName,
-        manifest: &Manifest,
-        store: &dyn ObjectStore,
-        until: &Until,
-        on_progress: &mut dyn FnMut(Progress),
-    ) -> Result<BucketMeta, ResumeError> {
-        let meta = bucket_of(name, manifest)?;
-        let staging = self.resuming(name);
-        if staging.exists() {
-            self.discard(&staging)?;
-        }
-        download(manifest, store, &staging, until, on_progress)
-            .map_err(|error| ResumeError::Download { bucket: name.clone(), error })?;
-        meta.write(&staging)?;
-        Ok(meta)
-    }
-
-    /// Where a bucket is restored. What a failure leaves there is removed by the next resume, or when the folder
-    /// is opened again.
-    fn resuming(&self, name: &BucketName) -> PathBuf {
-        self.staging().join(format!("resuming-{name}"))
-    }
-
     /// Opens the restored shards where they are, as a last proof, and puts the bucket in its place.
     fn switch_over(
         &self,
         meta: &BucketMeta,
+        staging: &Path,
         replaces: bool,
         config: &BucketConfig,
         until: &Until,
     ) -> Result<(), ResumeError> {
         let name = &meta.name;
-        let staging = self.resuming(name);
         let stopped = |why| ResumeError::Stopped { bucket: name.clone(), why };
         let mut set =
-            ShardSet::open(&staging, meta.shard_specs(), &config.shards, Some("resume"), &config.logger)
-                .map_err(|error| ResumeError::Open {
-                    bucket: name.clone(),
-                    error: Box::new(BucketError::Shard(error)),
-                })?;
+            ShardSet::open(staging, meta.shard_specs(), &config.shards, Some("resume"), &config.logger)
+                .map_err(|error| cannot_open(name, error))?;
         set.close(until).map_err(|_| stopped(until.check().err().unwrap_or(Stopped::DeadlinePassed)))?;
         drop(set);
         until.check().map_err(stopped)?;
         if replaces {
-            self.discard(&self.bucket_folder(name))?;
+            self.replace(staging, name)?;
+        } else {
+            self.move_in(staging, name)?;
         }
-        Ok(self.move_in(&staging, name)?)
+        Ok(())
     }
+}
+
+fn cannot_open(bucket: &BucketName, error: OpenError) -> ResumeError {
+    ResumeError::Open { bucket: bucket.clone(), error: Box::new(BucketError::Shard(error)) }
+}
+
+fn restore(
+    name: &BucketName,
+    manifest: &Manifest,
+    store: &dyn ObjectStore,
+    staging: &Path,
+    until: &Until,
+    on_progress: &mut dyn FnMut(Progress),
+) -> Result<BucketMeta, ResumeError> {
+    let meta = bucket_of(name, manifest)?;
+    download(manifest, store, staging, until, on_progress)
+        .map_err(|error| ResumeError::Download { bucket: name.clone(), error })?;
+    meta.write(staging)?;
+    Ok(meta)
 }
 
 fn find_pause(
@@ -281,6 +276,7 @@ fn bucket_of(name: &BucketName, manifest: &Manifest) -> Result<BucketMeta, Resum
         && meta.uuid == manifest.bucket_uuid
         && meta.spec.vbuckets == manifest.vbuckets
         && meta.spec.shards == manifest.shards
+        && meta.spec.problem().is_none()
         && meta.vbuuids.len() == usize::from(manifest.vbuckets);
     if !agrees {
         return Err(unknown("its parts contradict each other".to_owned()));

@@ -31,9 +31,13 @@ impl FileStore {
     /// The store in the folder `root`, which is created, with its parents, if it is not there.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         create_folders(root)
-            .and_then(|()| Ok(fs::canonicalize(root)?))
-            .and_then(|root| if folder_is_there(&root)? { Ok(Self { root }) } else { Err(vanished(&root)) })
+            .and_then(|()| resolve(root)?.ok_or_else(|| vanished(root)))
             .map_err(|cause| StoreError::new(Operation::Open, None, url_of(root), cause))
+    }
+
+    /// The store in the folder `root`, or `None` where there is no such folder; nothing is created.
+    pub fn open_existing(root: &Path) -> Result<Option<Self>, StoreError> {
+        resolve(root).map_err(|cause| StoreError::new(Operation::Open, None, url_of(root), cause))
     }
 
     fn named<T>(
@@ -224,6 +228,15 @@ fn url_of(root: &Path) -> String {
 fn vanished(root: &Path) -> StoreCause {
     let text = format!("the folder {} is gone; is its disk mounted?", root.display());
     io::Error::new(io::ErrorKind::NotFound, text).into()
+}
+
+/// The store whose root `path` leads to, if there is one.
+fn resolve(path: &Path) -> Result<Option<FileStore>, StoreCause> {
+    match fs::canonicalize(path) {
+        Ok(root) => Ok(folder_is_there(&root)?.then_some(FileStore { root })),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Whether there is a folder at `path`; anything else there, a symbolic link too, is an error.

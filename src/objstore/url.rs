@@ -73,6 +73,15 @@ impl ArchiveUrl {
             Self::Folder(path) => Ok(Box::new(FileStore::open(path)?)),
         }
     }
+
+    /// Opens the store at this place and creates nothing; `None` where there is none.
+    pub fn open_existing(&self) -> Result<Option<Box<dyn ObjectStore>>, StoreError> {
+        match self {
+            Self::Folder(path) => {
+                Ok(FileStore::open_existing(path)?.map(|store| Box::new(store) as Box<dyn ObjectStore>))
+            }
+        }
+    }
 }
 
 impl fmt::Display for ArchiveUrl {

@@ -14,8 +14,10 @@
 //! |---|---|---|
 //! | `gen_server` of a `KvData` | `kv-ctl-N` | it is closed, or its data thread or a worker has ended |
 //! | `run_scatter` | `kv-data-N` | its source is gone, a hand-off fails, or `gen_server` has ended |
-//! | `gen_server` of a worker | `vb-ctl-N` | the `KvData` closes it, or its data thread has ended |
-//! | `run` of a worker | `vb-data-N` | its `gen_server` ends it, nothing can come any more, or an apply failed |
+//! | `gen_server` of a worker | `vbc-N-W` | the `KvData` closes it, or its data thread has ended |
+//! | `run` of a worker | `vbd-N-W` | its `gen_server` ends it, nothing can come any more, or an apply failed |
+//!
+//! `N` is the number of the node, `W` that of the worker.
 //!
 //! Invariants:
 //! * A signal is given by dropping its only holder, so it is given once on every way out, also by a panic.

@@ -37,6 +37,12 @@ pub enum OpenError {
         /// Its metadata file.
         path: PathBuf,
     },
+    /// An open bucket, a scan or a lock still holds the shard.
+    #[error("cannot use {}: it is open already; close the bucket and end its scans first", folder.display())]
+    InUse {
+        /// The shard's folder.
+        folder: PathBuf,
+    },
     /// The engine refused.
     #[error("cannot open shard {shard}: {fault}; if a file is damaged, bring the bucket back with `resume`")]
     Store {
@@ -83,7 +89,8 @@ pub enum Later {
 pub enum ApplyError {
     /// The batch is of an older life of its streams.
     #[error(
-        "cannot write to shard {shard}: vbucket {vb} is at generation {current}, the batch is of {found}"
+        "cannot write to shard {shard}: vbucket {vb} is at generation {current}, the batch is of {found}; \
+         install the generation before its streams are asked for"
     )]
     Stale {
         /// The shard.
@@ -113,7 +120,10 @@ pub enum ApplyError {
         from: Seqno,
     },
     /// The batch names an instance that is not there, or a vbucket of another shard.
-    #[error("cannot write to shard {shard}: it has no instance {inst} or no vbucket {vb}")]
+    #[error(
+        "cannot write to shard {shard}: it has no instance {inst} or no vbucket {vb}; \
+         route by the bucket's numbers, and create the instance first"
+    )]
     Unknown {
         /// The shard.
         shard: ShardId,
@@ -145,7 +155,7 @@ pub enum ApplyError {
 #[non_exhaustive]
 pub enum CommitError {
     /// The caller's limit ended first. The recovery point may still be made.
-    #[error("cannot commit shard {shard}: {why}")]
+    #[error("cannot commit shard {shard}: {why}; commit again")]
     Stopped {
         /// The shard.
         shard: ShardId,
@@ -153,7 +163,10 @@ pub enum CommitError {
         why: Stopped,
     },
     /// The engine failed.
-    #[error("cannot commit shard {shard}: {fault}; what is on disk is its last recovery point")]
+    #[error(
+        "cannot commit shard {shard}: {fault}; what is on disk is its last recovery point: mend the cause and open the \
+         bucket again"
+    )]
     Store {
         /// The shard.
         shard: ShardId,

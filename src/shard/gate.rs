@@ -132,6 +132,10 @@ impl Gate {
         self.instances.insert(inst, tracked);
     }
 
+    pub(super) fn has_instance(&self, inst: InstId) -> bool {
+        self.instances.contains_key(&inst)
+    }
+
     /// Gives back whether the instance was there.
     pub(super) fn remove_instance(&mut self, inst: InstId) -> bool {
         self.instances.remove(&inst).is_some()

@@ -7,7 +7,7 @@
 //! | key | value |
 //! |---|---|
 //! | `0u32` `00` `inst u32` | empty: the instance exists |
-//! | `0u32` `01` `inst u32` | empty: the instance was dropped, its entries are still being removed |
+//! | `0u32` `01` `inst u32` | empty: the instance was dropped, its keys are still being removed |
 //! | `inst u32` `01` `vb u16` | vbuuid, seqno, snapshot start and end (four `u64`) |
 //! | `inst u32` `02` entry | empty; an entry is the encoded key and the document id |
 //! | `inst u32` `03` document id | back index: the document's encoded keys, each behind its length (`u16`) |
@@ -20,6 +20,8 @@
 //! * The sequence counter is set behind the highest number on disk when the tree is opened; otherwise new
 //!   writes would lose against old ones in a compaction.
 //! * The garbage-collection watermark stays below every open snapshot: the crate panics on a read below it.
+//! * Nothing is opened whose version file does not have the checksum that `current` names: the crate does not
+//!   compare them, and may abort the process over a damaged one.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -29,6 +31,7 @@ use std::sync::Arc;
 use lsm_tree::compaction::Leveled;
 use lsm_tree::{AbstractTree, AnyTree, Cache, Config, DescriptorTable, Guard, SeqNo, SequenceNumberCounter};
 use parking_lot::Mutex;
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::event::{Seqno, VbId, VbUuid};
 use crate::timestamp::Position;
@@ -44,6 +47,7 @@ const FOLDER: &str = "lsm";
 /// File that names the tree's newest version: 8 bytes version id, 16 bytes checksum, 1 byte kind of checksum.
 const CURRENT: &str = "current";
 const TABLES: &str = "tables";
+const CHECKSUM_XXH3: u8 = 0;
 /// Small tables make the next archive of the shard cheap: a merge rewrites, and so uploads, less.
 const TABLE_TARGET_BYTES: u64 = 8 * 1024 * 1024;
 
@@ -54,6 +58,8 @@ const POSITION: u8 = 0x01;
 const ENTRY: u8 = 0x02;
 const BACK: u8 = 0x03;
 const PREFIX_BYTES: usize = 5;
+/// Keys of a dropped instance that one sweep removes.
+const SWEEP_KEYS: usize = 4096;
 
 /// Memory and file handles that the trees of one bucket share.
 #[derive(Clone)]
@@ -81,6 +87,8 @@ pub(super) struct LsmStore {
     folder: PathBuf,
     seqno: SequenceNumberCounter,
     snapshots: Snapshots,
+    /// Instances whose keys are still being removed, each with the last key that was.
+    dropped: Mutex<Vec<(InstId, Vec<u8>)>>,
 }
 
 fn fault<E: std::fmt::Debug>(doing: &'static str) -> impl Fn(E) -> StoreFault {
@@ -159,11 +167,7 @@ impl LsmStore {
     /// would start afresh and delete the tables.
     pub(super) fn open(shard_folder: &Path, shared: &LsmShared) -> Result<Self, StoreFault> {
         let folder = shard_folder.join(FOLDER);
-        let version = current_version_file(&folder)?;
-        if !version.is_file() {
-            let missing = format!("{} is missing", version.display());
-            return Err(StoreFault { doing: "open the tree", cause: missing });
-        }
+        check_version_file(&folder)?;
         Self::open_tree(shard_folder, shared, "open the tree")
     }
 
@@ -179,11 +183,13 @@ impl LsmStore {
         let next = tree.get_highest_seqno().map_or(1, |highest| highest + 1);
         seqno.set(next);
         visible.set(next);
-        Ok(Self { tree, folder, seqno, snapshots: Snapshots::default() })
+        Ok(Self { tree, folder, seqno, snapshots: Snapshots::default(), dropped: Mutex::default() })
     }
 
     fn watermark(&self) -> SeqNo {
-        let oldest = self.snapshots.lock().first_key_value().map(|(seqno, _)| *seqno);
+        // The counter is read under the registry's mutex: a snapshot that is opened later has a higher number.
+        let snapshots = self.snapshots.lock();
+        let oldest = snapshots.first_key_value().map(|(seqno, _)| *seqno);
         oldest.unwrap_or_else(|| self.seqno.get()).saturating_sub(1)
     }
 
@@ -219,30 +225,37 @@ impl LsmStore {
             })
             .collect()
     }
-
-    /// Removes what is left of an instance that was dropped; the registry forgets it last.
-    fn remove_leftovers(&self, inst: InstId) -> Result<(), StoreFault> {
-        for kind in [POSITION, ENTRY, BACK] {
-            for key in self.keys_with_prefix(inst, kind) {
-                self.tree.remove(key?, self.seqno.next());
-            }
-        }
-        self.tree.remove(key(REGISTRY, REGISTRY_DROPPED, &inst.0.to_be_bytes()), self.seqno.next());
-        Ok(())
-    }
 }
 
-/// The file of the version that `current` names.
-fn current_version_file(folder: &Path) -> Result<PathBuf, StoreFault> {
+/// Where the sweep of an instance starts: below all of its keys.
+fn sweep_start(inst: InstId) -> (InstId, Vec<u8>) {
+    (inst, key(inst, 0, &[]))
+}
+
+/// The file of the version that `current` names, and the checksum that it must have.
+fn current_version(folder: &Path) -> Result<(PathBuf, u128), StoreFault> {
     let doing = "read the tree's version";
     let path = folder.join(CURRENT);
     let current =
         std::fs::read(&path).map_err(|e| StoreFault { doing, cause: format!("{}: {e}", path.display()) })?;
-    let id = current.first_chunk::<8>().filter(|_| current.len() == 25).ok_or_else(|| StoreFault {
-        doing,
-        cause: format!("{} has {} bytes instead of 25", path.display(), current.len()),
-    })?;
-    Ok(folder.join(format!("v{}", u64::from_le_bytes(*id))))
+    let damaged = || StoreFault { doing, cause: format!("{} is damaged", path.display()) };
+    let (id, rest) = current.split_first_chunk::<8>().ok_or_else(damaged)?;
+    let (checksum, kind) = rest.split_first_chunk::<16>().ok_or_else(damaged)?;
+    if kind != [CHECKSUM_XXH3] {
+        return Err(damaged());
+    }
+    Ok((folder.join(format!("v{}", u64::from_le_bytes(*id))), u128::from_le_bytes(*checksum)))
+}
+
+fn check_version_file(folder: &Path) -> Result<(), StoreFault> {
+    let doing = "open the tree";
+    let (path, checksum) = current_version(folder)?;
+    let version =
+        std::fs::read(&path).map_err(|e| StoreFault { doing, cause: format!("{}: {e}", path.display()) })?;
+    if xxh3_128(&version) == checksum {
+        return Ok(());
+    }
+    Err(StoreFault { doing, cause: format!("{} is damaged: its checksum does not match", path.display()) })
 }
 
 /// Memory that is used again from one change to the next.
@@ -284,9 +297,7 @@ impl LsmStore {
 
 impl ShardStore for LsmStore {
     fn load(&self) -> Result<Vec<InstancePositions>, StoreFault> {
-        for dropped in self.registered(REGISTRY_DROPPED)? {
-            self.remove_leftovers(dropped)?;
-        }
+        *self.dropped.lock() = self.registered(REGISTRY_DROPPED)?.into_iter().map(sweep_start).collect();
         self.registered(REGISTRY_LIVE)?.into_iter().map(|inst| Ok((inst, self.positions(inst)?))).collect()
     }
 
@@ -308,7 +319,27 @@ impl ShardStore for LsmStore {
         let seqno = self.seqno.next();
         self.tree.remove(key(REGISTRY, REGISTRY_LIVE, &inst.0.to_be_bytes()), seqno);
         self.tree.insert(key(REGISTRY, REGISTRY_DROPPED, &inst.0.to_be_bytes()), [], seqno);
-        self.remove_leftovers(inst)
+        self.dropped.lock().push(sweep_start(inst));
+        Ok(())
+    }
+
+    fn sweep(&self) -> Result<Option<u64>, StoreFault> {
+        let mut dropped = self.dropped.lock();
+        let Some((inst, swept)) = dropped.last_mut() else { return Ok(None) };
+        let rest = (Bound::Excluded(swept.clone()), Bound::Excluded(key(*inst, BACK + 1, &[])));
+        let (mut keys, mut bytes) = (0, 0);
+        for item in self.tree.range(rest, SeqNo::MAX, None).take(SWEEP_KEYS) {
+            let key = item.key().map_err(tree_fault("remove a dropped index"))?;
+            *swept = key.to_vec();
+            bytes += self.tree.remove(key, self.seqno.next()).0;
+            keys += 1;
+        }
+        if keys < SWEEP_KEYS {
+            let record = key(REGISTRY, REGISTRY_DROPPED, &inst.0.to_be_bytes());
+            bytes += self.tree.remove(record, self.seqno.next()).0;
+            dropped.pop();
+        }
+        Ok(Some(bytes))
     }
 
     fn cut(&self, moved: &[(InstId, VbId, Position)]) {
@@ -334,14 +365,15 @@ impl ShardStore for LsmStore {
     }
 
     fn snapshot(&self) -> Box<dyn StoreSnapshot> {
+        let mut snapshots = self.snapshots.lock();
         let seqno = self.seqno.get();
-        *self.snapshots.lock().entry(seqno).or_default() += 1;
+        *snapshots.entry(seqno).or_default() += 1;
         Box::new(LsmSnapshot { tree: self.tree.clone(), seqno, snapshots: Arc::clone(&self.snapshots) })
     }
 
     fn files(&self) -> Result<Vec<ShardFile>, StoreFault> {
         let version = self.tree.current_version();
-        let version_file = current_version_file(&self.folder)?;
+        let (version_file, _) = current_version(&self.folder)?;
         if version_file.file_name().is_none_or(|name| name != format!("v{}", version.id()).as_str()) {
             return Err(StoreFault {
                 doing: "list the files of the tree",

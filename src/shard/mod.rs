@@ -4,7 +4,7 @@
 //! index instances for its vbuckets, with one position per (instance, vbucket). The rooms within:
 //!
 //! * [`batch`]: the unit of writing.
-//! * [`store`]: what a storage engine must do; [`lsm`] does it.
+//! * [`store`]: what a storage engine must do; `lsm` does it.
 //! * [`Shard`]: one writer at a time, fences, commits, snapshots.
 //! * [`lock`]: [`ShardLock`], which freezes a shard until it is dropped, and [`lock_all`].
 //! * [`ShardSet`]: all shards of a bucket, with the two threads that flush and compact for them.
@@ -24,6 +24,7 @@ mod lsm;
 mod set;
 #[expect(clippy::module_inception, reason = "the room's main type lives in the file of its name")]
 mod shard;
+mod snapshot;
 pub mod store;
 
 use std::fmt;
@@ -35,7 +36,8 @@ use crate::event::VbId;
 pub use error::{ApplyError, CommitError, InstanceError, Later, OpenError, Refused};
 pub use lock::{LockError, ShardLock, lock_all};
 pub use set::{ShardSet, ShardSetConfig};
-pub use shard::{InstanceStart, Shard, ShardScan, ShardSnapshot, ShardSpec, ShardStatus};
+pub use shard::{InstanceStart, Shard, ShardSpec, ShardStatus};
+pub use snapshot::{ShardScan, ShardSnapshot};
 
 /// Number of a shard within its bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]

@@ -4,17 +4,20 @@
 //! drops what was kept during a lock. They are apart because a merge may take seconds and a recovery point must
 //! not wait for it. Both end when the set is closed.
 
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, after, bounded, never, select_biased};
 use slog::{Logger, error};
 
+use crate::durable::AtPath;
 use crate::thread::{self, Fin, FinHolder, Thread, Until, fin};
 
 use super::error::{CommitError, OpenError};
 use super::lsm::LsmShared;
-use super::shard::{Shard, ShardConfig, ShardSpec};
+use super::shard::{Shard, ShardConfig, ShardSpec, claim};
+use super::store::StoreFault;
 
 /// How long the flushing thread waits after a recovery point failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -60,6 +63,22 @@ impl ShardSet {
         Ok(())
     }
 
+    /// Takes every shard below `folder` for as long as the files are held, so that the folder may be moved or
+    /// removed. Fails where one of them is open.
+    pub(crate) fn claim(folder: &Path) -> Result<Vec<File>, OpenError> {
+        let mut claims = Vec::new();
+        for entry in fs::read_dir(folder).at("list", folder)? {
+            let shard = entry.at("list", folder)?.path();
+            match claim(&shard) {
+                Ok(file) => claims.push(file),
+                // No shard, or one that was never finished.
+                Err(OpenError::Path(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(claims)
+    }
+
     /// Opens the shards of a bucket and starts their threads. With `sealed_by` they are open for reading alone,
     /// and those who try to write are told that name.
     pub fn open(
@@ -72,7 +91,8 @@ impl ShardSet {
         let (flush_wake, flush_woken) = bounded(1);
         let (compact_wake, compact_woken) = bounded(1);
         let shard_config = ShardConfig {
-            commit_bytes: config.commit_bytes,
+            // With none, every write would wait for a recovery point that nothing makes due.
+            commit_bytes: config.commit_bytes.max(1),
             commit_interval: config.commit_interval,
             flush_wake,
             compact_wake,
@@ -83,6 +103,12 @@ impl ShardSet {
                 Shard::open(&folder.join(spec.id.folder()), spec, shard_config.clone(), sealed_by, logger)
             })
             .collect::<Result<Vec<_>, _>>()?;
+        for shard in &shards {
+            // What dropped indexes left is swept from the start on; nothing else asks for work without a write.
+            if shard.sweep().map_err(|fault| OpenError::Store { shard: shard.id(), fault })? {
+                shard.wake_maintenance();
+            }
+        }
         let (stop, stopped) = fin();
         let mut set = Self { shards, stop: Some(stop), threads: Vec::new() };
         let flusher = Flusher { shards: set.shards.clone(), woken: flush_woken, logger: logger.clone() };
@@ -119,6 +145,14 @@ impl ShardSet {
     }
 }
 
+/// Does a piece of work for a shard. A panic of the engine breaks that shard off, whose writers are told; the
+/// thread goes on for the others.
+fn unpanicked<T>(shard: &Shard, thread: &str, work: impl FnOnce() -> T) -> Option<T> {
+    thread::catch(thread, work)
+        .map_err(|panicked| shard.break_off(StoreFault::new("go on with the shard", &panicked)))
+        .ok()
+}
+
 struct Flusher {
     shards: Vec<Shard>,
     woken: Receiver<()>,
@@ -147,9 +181,7 @@ impl Flusher {
     fn commit_due_shards(&self) -> bool {
         let mut failed = false;
         for shard in &self.shards {
-            if shard.commit_due().is_some_and(|due| due <= Instant::now())
-                && let Err(error) = shard.commit(&Until::default())
-            {
+            if let Some(Err(error)) = unpanicked(shard, "dm-flush", || shard.commit_if_due()) {
                 error!(self.logger, "no recovery point was made"; "error" => %error);
                 failed = true;
             }
@@ -173,10 +205,10 @@ impl Compactor {
             }
             for shard in &self.shards {
                 while !stop.is_given() {
-                    match shard.compact() {
-                        Ok(true) => {}
-                        Ok(false) => break,
-                        Err(fault) => {
+                    match unpanicked(shard, "dm-compact", || shard.compact()) {
+                        Some(Ok(true)) => {}
+                        Some(Ok(false)) | None => break,
+                        Some(Err(fault)) => {
                             error!(self.logger, "a compaction failed; it is tried again after the next commit";
                                 "shard" => shard.id().0, "error" => %fault);
                             break;

@@ -1,5 +1,9 @@
 //! One shard: who may write to it, and when what was written becomes durable.
+//!
+//! A shard's folder belongs to one open shard at a time: its metadata file, which is never replaced, is locked
+//! for as long as anything holds the shard, a scan included.
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +23,8 @@ use super::batch::WriteBatch;
 use super::error::{ApplyError, CommitError, InstanceError, Later, OpenError, Refused};
 use super::gate::Gate;
 use super::lsm::{LsmShared, LsmStore};
-use super::store::{Entries, EntryBounds, ShardFile, ShardStore, StoreFault, StoreSnapshot};
+use super::snapshot::ShardSnapshot;
+use super::store::{Entries, ShardFile, ShardStore, StoreFault};
 use super::{InstId, ShardId, StoreKind};
 
 /// Metadata file of a shard; written last when a shard is made.
@@ -84,11 +89,13 @@ pub(super) struct Inner {
     /// Held by whoever makes a recovery point.
     commit_turn: Mutex<()>,
     /// Held by whoever compacts.
-    compact_turn: Mutex<()>,
+    pub(super) compact_turn: Mutex<()>,
     gate: Mutex<Gate>,
     pub(super) state: Mutex<State>,
     applied_changes: AtomicU64,
     commits: AtomicU64,
+    /// Locked; the last field, so that it is given back when everything else is gone.
+    _claim: File,
 }
 
 /// What anyone may look at, for a moment.
@@ -101,7 +108,7 @@ pub(super) struct State {
     flush_fault: Option<StoreFault>,
     /// Dropped when a recovery point was made, for those who wait for room.
     committed: Option<(FinHolder, Fin)>,
-    /// Iterators that ended under the lock: with them files would go from the disk.
+    /// Iterators that ended at a bad time: with them files may go from the disk.
     pub(super) retired: Vec<Entries>,
     watchers: Vec<Sender<()>>,
 }
@@ -162,6 +169,7 @@ impl Shard {
         logger: &Logger,
     ) -> Result<Self, OpenError> {
         let path = folder.join(SPEC_FILE);
+        let claim = claim(folder)?;
         let sealed = std::fs::read(&path).at("read", &path)?;
         let found: ShardSpec = durable::unseal(SPEC_KIND, SPEC_VERSION, &sealed)
             .map_err(|why| OpenError::Spec { shard: spec.id, path: path.clone(), why })?;
@@ -193,6 +201,7 @@ impl Shard {
             }),
             applied_changes: AtomicU64::new(0),
             commits: AtomicU64::new(0),
+            _claim: claim,
         })))
     }
 
@@ -224,8 +233,7 @@ impl Shard {
                 self.note_write(&mut gate, bytes);
             }
             Err(fault) => {
-                error!(self.0.logger, "a write failed half-way; nothing is committed any more"; "error" => %fault);
-                self.0.state.lock().broken = Some(fault.clone());
+                self.break_off(fault.clone());
                 return Err(Refused::Never(ApplyError::Store { shard: self.id(), fault }));
             }
         }
@@ -234,6 +242,14 @@ impl Shard {
         self.notify_watchers();
         batch.clear();
         Ok(batch)
+    }
+
+    /// Ends all writing and committing until the shard is opened again.
+    pub(super) fn break_off(&self, fault: StoreFault) {
+        error!(self.0.logger, "a write failed half-way; nothing is committed any more"; "error" => %fault);
+        let mut state = self.0.state.lock();
+        state.broken = Some(fault);
+        state.committed = None;
     }
 
     /// Counts a write, and wakes the flushing thread when it has to arm its timer or to commit.
@@ -306,10 +322,13 @@ impl Shard {
         vbs.into_iter().for_each(|vb| gate.install_generation(vb, generation));
     }
 
-    /// Adds an empty instance. It lasts from the next recovery point on.
+    /// Adds an empty instance; one that is there stays as it is. It lasts from the next recovery point on.
     pub fn create_instance(&self, inst: InstId, start: InstanceStart) -> Result<(), InstanceError> {
         let doing = "create an index";
         let mut gate = self.0.gate.lock();
+        if gate.has_instance(inst) {
+            return Ok(());
+        }
         self.refuse_if_locked(doing)?;
         self.0.store.add_instance(inst).map_err(|fault| InstanceError::Store {
             doing,
@@ -321,7 +340,8 @@ impl Shard {
         Ok(())
     }
 
-    /// Removes an instance with all its entries. It is gone for good from the next recovery point on.
+    /// Removes an instance. It is gone for good from the next recovery point on; its entries are removed bit by
+    /// bit afterwards, by the thread that compacts.
     pub fn drop_instance(&self, inst: InstId) -> Result<(), InstanceError> {
         let doing = "drop an index";
         let mut gate = self.0.gate.lock();
@@ -333,6 +353,7 @@ impl Shard {
                 shard: self.id(),
                 fault,
             })?;
+            self.wake_maintenance();
         }
         Ok(())
     }
@@ -351,6 +372,21 @@ impl Shard {
     pub fn commit(&self, until: &Until) -> Result<bool, CommitError> {
         let stopped = |why| CommitError::Stopped { shard: self.id(), why };
         let _turn = take_turn(&self.0.commit_turn, until).map_err(stopped)?;
+        self.commit_in_turn(until)
+    }
+
+    /// Makes a recovery point if one is due.
+    pub(super) fn commit_if_due(&self) -> Result<bool, CommitError> {
+        let _turn = self.0.commit_turn.lock();
+        // Asked in turn: the one that somebody else was making is not due once more.
+        if self.commit_due().is_none_or(|due| due > Instant::now()) {
+            return Ok(false);
+        }
+        self.commit_in_turn(&Until::default())
+    }
+
+    fn commit_in_turn(&self, until: &Until) -> Result<bool, CommitError> {
+        let stopped = |why| CommitError::Stopped { shard: self.id(), why };
         let fail = |fault| CommitError::Store { shard: self.id(), fault };
         if let Some(fault) = self.0.state.lock().broken.clone() {
             return Err(fail(fault));
@@ -395,6 +431,7 @@ impl Shard {
         let (retired, may_compact) = {
             let mut state = self.0.state.lock();
             match state.access {
+                _ if state.broken.is_some() => return Ok(false),
                 Access::Locked(_) => return Ok(false),
                 Access::Sealed { .. } => (std::mem::take(&mut state.retired), false),
                 Access::Open => (std::mem::take(&mut state.retired), true),
@@ -404,7 +441,22 @@ impl Shard {
         if !may_compact {
             return Ok(false);
         }
-        self.0.store.compact()
+        Ok(self.sweep()? || self.0.store.compact()?)
+    }
+
+    /// Removes a part of what dropped instances left, where there is room for it; a recovery point makes room,
+    /// and wakes the thread that goes on here.
+    pub(super) fn sweep(&self) -> Result<bool, StoreFault> {
+        let mut gate = self.0.gate.lock();
+        let is_open = matches!(self.0.state.lock().access, Access::Open);
+        if !is_open || gate.uncommitted_bytes >= self.0.config.commit_bytes {
+            return Ok(false);
+        }
+        let swept = self.0.store.sweep()?;
+        if let Some(bytes) = swept {
+            self.note_write(&mut gate, bytes);
+        }
+        Ok(swept.is_some())
     }
 
     /// Waits until no compaction runs. Afterwards none starts while the state is `Locked`.
@@ -454,6 +506,17 @@ enum Refusal {
     Never(ApplyError),
 }
 
+/// Takes the folder of a shard for as long as the file is held.
+pub(super) fn claim(folder: &Path) -> Result<File, OpenError> {
+    let path = folder.join(SPEC_FILE);
+    let file = File::open(&path).at("open", &path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { folder: folder.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(source).at("lock", &path)?,
+    }
+}
+
 /// Takes a mutex that may be held over file access, while the limit lasts.
 fn take_turn<'m, T>(mutex: &'m Mutex<T>, until: &Until) -> Result<MutexGuard<'m, T>, Stopped> {
     if let Some(guard) = mutex.try_lock() {
@@ -463,53 +526,6 @@ fn take_turn<'m, T>(mutex: &'m Mutex<T>, until: &Until) -> Result<MutexGuard<'m,
         until.check()?;
         if let Some(guard) = mutex.try_lock_for(TURN_SLICE) {
             return Ok(guard);
-        }
-    }
-}
-
-/// A state of a shard that later writes do not touch.
-pub struct ShardSnapshot {
-    store: Box<dyn StoreSnapshot>,
-    shard: Shard,
-}
-
-impl ShardSnapshot {
-    /// The entries of an instance within `bounds`, in key order.
-    pub fn scan(&self, inst: InstId, bounds: &EntryBounds) -> ShardScan {
-        ShardScan { entries: Some(self.store.scan(inst, bounds)), shard: self.shard.clone() }
-    }
-}
-
-/// An open scan. One that ends while the shard is locked leaves its files on disk until the unlock.
-pub struct ShardScan {
-    entries: Option<Entries>,
-    shard: Shard,
-}
-
-impl Iterator for ShardScan {
-    type Item = Result<Vec<u8>, StoreFault>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.entries.as_mut()?.next()
-    }
-}
-
-impl DoubleEndedIterator for ShardScan {
-    fn next_back(&mut self) -> Option<Self::Item> {
-        self.entries.as_mut()?.next_back()
-    }
-}
-
-impl Drop for ShardScan {
-    fn drop(&mut self) {
-        let Some(entries) = self.entries.take() else { return };
-        let mut state = self.shard.0.state.lock();
-        if matches!(state.access, Access::Locked(_)) {
-            state.retired.push(entries);
-        } else {
-            // Dropping may delete files: not under the state's mutex.
-            drop(state);
-            drop(entries);
         }
     }
 }

@@ -4,8 +4,8 @@
 //! get to the disk. A store starts no thread and does nothing on its own: between two calls no file of it
 //! changes, which is what makes a locked shard a frozen one.
 //!
-//! Calls come in two groups. `apply`, `add_instance`, `remove_instance`, `cut` and `snapshot` come one at a time,
-//! under the shard's gate. `flush`, `compact` and `files` come outside of it, at most one of each at a time.
+//! Calls come in two groups. `apply`, `add_instance`, `remove_instance`, `sweep`, `cut` and `snapshot` come one at a
+//! time, under the shard's gate. `flush`, `compact` and `files` come outside of it, at most one of each at a time.
 
 use std::fmt;
 use std::ops::Bound;
@@ -73,8 +73,12 @@ pub trait ShardStore: Send + Sync {
     /// Makes an instance known. It lasts from the next `cut` and `flush` on.
     fn add_instance(&self, inst: InstId) -> Result<(), StoreFault>;
 
-    /// Removes an instance with all its entries and positions, under the same rule.
+    /// Forgets an instance, under the same rule. Its entries and positions go with `sweep`.
     fn remove_instance(&self, inst: InstId) -> Result<(), StoreFault>;
+
+    /// Removes a bounded number of the entries and positions that removed instances left, also those of an
+    /// earlier life of the store. Gives back the bytes as `apply` does, or `None` where nothing is left.
+    fn sweep(&self) -> Result<Option<u64>, StoreFault>;
 
     /// Ends the recovery point that is being filled: what was applied before and the `moved` positions become
     /// durable together, by the next successful `flush`.

@@ -92,7 +92,7 @@ pub struct ReplayConfig {
 #[non_exhaustive]
 pub enum ReplayError {
     /// A line is not what it should be.
-    #[error("cannot read {input}: line {line}: {problem}; mend the line, or skip bad lines")]
+    #[error("cannot read {input}: line {line}: {problem}; mend the line, or skip bad lines (--skip-bad)")]
     BadLine {
         /// File or reader.
         input: String,
@@ -284,10 +284,9 @@ impl Replay {
             if lines.may_block() {
                 self.send_batch()?;
             }
-            let start = self.batch.buffer.len();
+            let (start, documents) = (self.batch.buffer.len(), self.documents);
             match lines.next(&mut self.batch.buffer) {
                 Ok(Line::End) => return Ok(()),
-                Ok(Line::Pause) if self.fin.is_given() => return Err(Halt::Stopped),
                 Ok(Line::Pause) => {}
                 Ok(Line::Whole { ended }) => {
                     if let Err(problem) = self.take_line(start) {
@@ -305,6 +304,10 @@ impl Replay {
                     self.batch.buffer.truncate(start);
                     return Err(read(source));
                 }
+            }
+            // Where documents come, sending them sees the signal.
+            if self.documents == documents && self.fin.is_given() {
+                return Err(Halt::Stopped);
             }
             if self.batch.buffer.len() >= self.config.batch_bytes
                 || self.documents >= self.config.batch_events
@@ -397,7 +400,7 @@ enum Line {
     Whole { ended: bool },
     /// A line was longer than any document, and was passed over.
     TooLong,
-    /// Nothing yet: the reader asks to look whether the source is to end.
+    /// No end of a line was found yet: time to look whether the source is to end.
     Pause,
     /// There are no more lines.
     End,
@@ -452,29 +455,25 @@ impl Lines {
         self.blocks && memchr::memchr(b'\n', self.reader.buffer()).is_none()
     }
 
-    /// Appends the next line to `buffer`, without its newline.
+    /// Appends the next line to `buffer`, without its newline. Reads at most once.
     fn next(&mut self, buffer: &mut Vec<u8>) -> io::Result<Line> {
-        loop {
-            let available = match self.reader.fill_buf() {
-                Ok(available) => available,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Line::Pause),
-                Err(error) => return Err(error),
-            };
-            if available.is_empty() {
-                let nothing_left = self.partial.is_empty() && !self.too_long;
-                return Ok(if nothing_left { Line::End } else { self.finish(buffer, false) });
-            }
-            let newline = memchr::memchr(b'\n', available);
-            let taken = newline.unwrap_or(available.len());
-            self.too_long |= self.partial.len() + taken > LINE_BYTES_MAX;
-            if let Some(part) = available.get(..taken).filter(|_| !self.too_long) {
-                self.partial.extend_from_slice(part);
-            }
-            self.reader.consume(taken + usize::from(newline.is_some()));
-            if newline.is_some() {
-                return Ok(self.finish(buffer, true));
-            }
+        let available = match self.reader.fill_buf() {
+            Ok(available) => available,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Line::Pause),
+            Err(error) => return Err(error),
+        };
+        if available.is_empty() {
+            let nothing_left = self.partial.is_empty() && !self.too_long;
+            return Ok(if nothing_left { Line::End } else { self.finish(buffer, false) });
         }
+        let newline = memchr::memchr(b'\n', available);
+        let taken = newline.unwrap_or(available.len());
+        self.too_long |= self.partial.len() + taken > LINE_BYTES_MAX;
+        if let Some(part) = available.get(..taken).filter(|_| !self.too_long) {
+            self.partial.extend_from_slice(part);
+        }
+        self.reader.consume(taken + usize::from(newline.is_some()));
+        Ok(if newline.is_some() { self.finish(buffer, true) } else { Line::Pause })
     }
 
     fn finish(&mut self, buffer: &mut Vec<u8>, ended: bool) -> Line {

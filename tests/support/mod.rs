@@ -1,18 +1,24 @@
 //! What several modules of tests use.
 
+pub(crate) mod cli;
+pub(crate) mod endpoint;
 pub(crate) mod json;
+pub(crate) mod shards;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crossbeam::channel::Sender;
 
 use dormouse::objstore::{Body, ObjectKey, ObjectMeta, ObjectStore, Operation, StoreError};
 use dormouse::pause::{
     ImageFile, Manifest, ManifestFile, Membership, PauseId, plan_upload, reusable_files, upload,
 };
 use dormouse::shard::ShardId;
-use dormouse::thread::{Cancel, Until};
+use dormouse::thread::{self, Cancel, Until, fin};
 
 /// A limit that never ends.
 pub(crate) fn forever() -> Until {
@@ -24,6 +30,27 @@ pub(crate) fn cancelled() -> Until {
     let cancel = Cancel::new();
     cancel.cancel();
     Until::new(None, cancel)
+}
+
+/// A limit that ends only where a test hangs.
+pub(crate) fn watchdog() -> Until {
+    Until::within(Duration::from_secs(60))
+}
+
+/// Waits until `holds`, and fails where that does not come.
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let (_holder, never) = fin();
+    let limit = watchdog();
+    while !holds() {
+        assert!(limit.check().is_ok(), "this did not come: {what}");
+        let _ = never.wait(&Until::within(Duration::from_millis(1)));
+    }
+}
+
+/// Sends with no way to be stopped but the end of the receiver.
+pub(crate) fn push<T>(sender: &Sender<T>, message: T) {
+    let (_holder, never) = fin();
+    assert!(thread::send(sender, message, &never).is_ok(), "nobody receives any more");
 }
 
 pub(crate) fn key(text: &str) -> ObjectKey {

@@ -25,8 +25,8 @@ use crate::timestamp::TsVbuuid;
 use super::super::engine::{Engine, EngineSet};
 use super::super::feed::{FeedLink, StreamState};
 use super::super::worker::{Installed, Order, Tuning, Worker, WorkerEnd};
-use super::EndReason;
 use super::run_scatter::HandOver;
+use super::{EndReason, RequestError};
 
 /// The most changes that wait for the one before them.
 const CHANGES_WAITING_MAX: usize = 16;
@@ -34,10 +34,13 @@ const CHANGES_WAITING_MAX: usize = 16;
 /// For each vbucket with a stream, the last seqno that was evaluated before a change.
 pub(super) type InstallPoint = Vec<(VbId, Seqno)>;
 
+/// Takes one answer. One that is dropped without says that the data path has ended.
+pub(super) type Reply<T> = Sender<Result<T, RequestError>>;
+
 /// What can be asked of a `KvData`.
 pub(super) enum Request {
-    Change { change: Change, reply: Sender<InstallPoint> },
-    UpdateTs { ts: TsVbuuid, reply: Sender<()> },
+    Change { change: Change, reply: Reply<InstallPoint> },
+    UpdateTs { ts: TsVbuuid, reply: Reply<()> },
     Close,
 }
 
@@ -52,7 +55,7 @@ pub(super) enum Change {
 struct UnderWay {
     missing_answers: usize,
     point: InstallPoint,
-    reply: Sender<InstallPoint>,
+    reply: Reply<InstallPoint>,
 }
 
 pub(super) struct GenServer {
@@ -89,7 +92,7 @@ impl Drop for CancelOnDrop {
 struct Changes {
     engines: EngineSet,
     under_way: Option<UnderWay>,
-    waiting: VecDeque<(Change, Sender<InstallPoint>)>,
+    waiting: VecDeque<(Change, Reply<InstallPoint>)>,
 }
 
 impl GenServer {
@@ -112,7 +115,7 @@ impl GenServer {
                     Ok(Request::Close) | Err(_) => return EndReason::Closed,
                     Ok(Request::UpdateTs { ts, reply }) => {
                         self.req_ts.lock().union(&ts);
-                        let _ = reply.try_send(());
+                        let _ = reply.try_send(Ok(()));
                     }
                     Ok(Request::Change { change, reply }) => self.take_change(&mut changes, change, reply),
                 },
@@ -120,16 +123,17 @@ impl GenServer {
         }
     }
 
-    fn take_change(&self, changes: &mut Changes, change: Change, reply: Sender<InstallPoint>) {
+    fn take_change(&self, changes: &mut Changes, change: Change, reply: Reply<InstallPoint>) {
         if changes.under_way.is_none() {
             self.begin(changes, change, reply);
         } else if changes.waiting.len() < CHANGES_WAITING_MAX {
             changes.waiting.push_back((change, reply));
+        } else {
+            let _ = reply.try_send(Err(RequestError::Busy));
         }
-        // One too many is dropped with its reply channel, which tells the requester that it was not done.
     }
 
-    fn begin(&self, changes: &mut Changes, change: Change, reply: Sender<InstallPoint>) {
+    fn begin(&self, changes: &mut Changes, change: Change, reply: Reply<InstallPoint>) {
         let order = match change {
             Change::Tune(tuning) => Order::Tune(tuning),
             Change::AddEngines(engines) => {
@@ -156,7 +160,7 @@ impl GenServer {
             return;
         }
         if let Some(done) = changes.under_way.take() {
-            let _ = done.reply.try_send(done.point);
+            let _ = done.reply.try_send(Ok(done.point));
         }
         if let Some((change, reply)) = changes.waiting.pop_front() {
             self.begin(changes, change, reply);

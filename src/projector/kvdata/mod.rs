@@ -24,7 +24,7 @@ use super::endpoint::Endpoint;
 use super::engine::Engine;
 use super::feed::FeedLink;
 use super::worker::{Installed, Reports, Scattered, Tuning, Worker, WorkerConfig, WorkerEnd, WorkerStats};
-use gen_server::{CancelOnDrop, Change, GenServer, Holders, Request};
+use gen_server::{CancelOnDrop, Change, GenServer, Holders, Reply, Request};
 use run_scatter::RunScatter;
 pub use stats::KvStats;
 
@@ -136,6 +136,7 @@ impl Team {
         let (mut workers, mut senders) = (Vec::new(), Vec::new());
         for number in 0..count {
             let config = WorkerConfig {
+                node: config.node,
                 number,
                 workers: count,
                 shards: config.shards,
@@ -272,7 +273,7 @@ impl KvData {
     fn request<T>(
         &self,
         until: &Until,
-        request: impl FnOnce(Sender<T>) -> Request,
+        request: impl FnOnce(Reply<T>) -> Request,
     ) -> Result<T, RequestError> {
         let (reply, answer) = bounded(1);
         let timer = until.timer();
@@ -286,11 +287,9 @@ impl KvData {
             recv(timer) -> _ => return Err(Stopped::DeadlinePassed.into()),
         }
         select_biased! {
-            recv(answer) -> result => result.map_err(|_| {
-                if self.gen_server_stop.is_given() { RequestError::Closed } else { RequestError::Busy }
-            }),
+            recv(answer) -> result => result.unwrap_or(Err(RequestError::Closed)),
             // The result may have been produced right before the stop.
-            recv(self.gen_server_stop.receiver()) -> _ => answer.try_recv().map_err(|_| RequestError::Closed),
+            recv(self.gen_server_stop.receiver()) -> _ => answer.try_recv().unwrap_or(Err(RequestError::Closed)),
             recv(until.cancel().fin().receiver()) -> _ => Err(Stopped::Cancelled.into()),
             recv(timer) -> _ => Err(Stopped::DeadlinePassed.into()),
         }

@@ -147,6 +147,8 @@ impl RunScatter {
         let requested = || self.req_ts.lock().get(event.vb).unwrap_or_default();
         let state = match event.kind {
             EventKind::StreamReq { status: StreamStatus::Success { vbuuid } } => {
+                // Again: an end of its former life may stand before it in the batch.
+                ledger.0.insert(event.vb);
                 StreamState::Active(Position { vbuuid, ..requested() })
             }
             EventKind::StreamReq { status: StreamStatus::Rollback { to } } => {

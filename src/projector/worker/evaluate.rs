@@ -4,7 +4,6 @@
 //! which an engine fails or panics is quarantined: its old entry goes, it is counted and logged at a limited
 //! rate, and the stream goes on.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use crate::event::{
 use crate::index::KeyList;
 use crate::shard::ShardId;
 use crate::shard::batch::{Advance, WriteBatch};
+use crate::thread::catch;
 use crate::timestamp::Position;
 
 use super::super::engine::{Engine, EngineSet};
@@ -92,6 +92,12 @@ pub(super) struct Evaluation {
     quarantine_log_interval: Duration,
 }
 
+/// What the events of a batch are evaluated with.
+struct With<'b> {
+    buffer: &'b [u8],
+    engines: &'b EngineSet,
+}
+
 #[derive(Default)]
 struct Quarantine {
     logged_at: Option<Instant>,
@@ -139,6 +145,10 @@ impl Evaluation {
         spare: &mut Spare,
     ) -> Vec<Option<Box<WriteBatch>>> {
         self.batches += 1;
+        // Taken once: all workers share the set's counter, and touching it for each document would cost more than
+        // the rest of the way.
+        let engines = Arc::clone(&self.engines);
+        let with = With { buffer: &scattered.batch.buffer, engines: &engines };
         let lanes = usize::from((self.shards.saturating_sub(self.number)).div_ceil(self.workers));
         let mut batches: Vec<Option<Box<WriteBatch>>> = Vec::with_capacity(lanes);
         batches.resize_with(lanes, || None);
@@ -146,7 +156,7 @@ impl Evaluation {
             let Some(event) = scattered.batch.events.get(*index as usize) else { continue };
             let lane = usize::from((ShardId::of_vb(event.vb, self.shards).0 - self.number) / self.workers);
             if let Some(batch) = batches.get_mut(lane) {
-                self.take(event, &scattered.batch.buffer, batch, spare);
+                self.take(event, &with, batch, spare);
             }
         }
         self.stats.add(std::mem::take(&mut self.counts));
@@ -156,7 +166,7 @@ impl Evaluation {
     fn take(
         &mut self,
         event: &DcpEvent,
-        buffer: &[u8],
+        with: &With<'_>,
         batch: &mut Option<Box<WriteBatch>>,
         spare: &mut Spare,
     ) {
@@ -164,7 +174,7 @@ impl Evaluation {
         let batch = batch.get_or_insert_with(|| {
             let mut empty = spare.pop().unwrap_or_default();
             empty.generation = self.generation;
-            empty.instances = self.engines.instances();
+            empty.instances = with.engines.instances();
             empty
         });
         if let EventKind::StreamReq { status } = event.kind {
@@ -193,29 +203,29 @@ impl Evaluation {
                 *slot = None;
                 batch.notes.push(*event);
             }
-            kind => {
+            _ => {
                 let from = stream.evaluated;
                 if !stream.take(event.seqno) {
                     self.counts.out_of_order += 1;
                     return;
                 }
                 note_advance(stream, self.batches, event.vb, from, batch);
-                self.take_change(event, kind, buffer, batch);
+                self.take_change(event, with, batch);
             }
         }
     }
 
     /// Evaluates what moves a stream on.
-    fn take_change(&mut self, event: &DcpEvent, kind: EventKind, buffer: &[u8], batch: &mut WriteBatch) {
-        match kind {
-            EventKind::Mutation { key, datatype, .. } if is_transaction(key.of(buffer), datatype) => {
+    fn take_change(&mut self, event: &DcpEvent, with: &With<'_>, batch: &mut WriteBatch) {
+        match event.kind {
+            EventKind::Mutation { key, datatype, .. } if is_transaction(key.of(with.buffer), datatype) => {
                 self.counts.transactions += 1;
             }
             EventKind::Mutation { key, value, datatype } => {
-                self.evaluate_document(event, key, Some((value, datatype)), buffer, batch);
+                self.evaluate_document(event, key, Some((value, datatype)), with, batch);
             }
             EventKind::Deletion { key } | EventKind::Expiration { key } => {
-                self.evaluate_document(event, key, None, buffer, batch);
+                self.evaluate_document(event, key, None, with, batch);
             }
             EventKind::SystemEvent { .. } => batch.notes.push(*event),
             _ => {}
@@ -227,11 +237,11 @@ impl Evaluation {
         event: &DcpEvent,
         key: Span,
         value: Option<(Span, Datatype)>,
-        buffer: &[u8],
+        with: &With<'_>,
         batch: &mut WriteBatch,
     ) {
         self.counts.documents += 1;
-        let engines = Arc::clone(&self.engines);
+        let With { buffer, engines } = *with;
         if engines.engines().is_empty() {
             return;
         }
@@ -294,9 +304,9 @@ fn note_advance(stream: &mut Stream, batch_number: u64, vb: VbId, from: Seqno, b
 /// Gives back what is wrong, if something is.
 fn run_evaluator(engine: &Engine, id: &str, document: &Value, keys: &mut KeyList) -> Option<String> {
     // What a panicking evaluator leaves in `keys` is cleared by the caller; it shares nothing else with us.
-    match catch_unwind(AssertUnwindSafe(|| engine.evaluator.keys(id, document, keys))) {
+    match catch("evaluator", || engine.evaluator.keys(id, document, keys)) {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(format!("{error:#}")),
-        Err(_) => Some("the evaluator panicked".to_owned()),
+        Err(panicked) => Some(format!("its evaluator panicked: {}", panicked.message)),
     }
 }

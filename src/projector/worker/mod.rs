@@ -71,6 +71,7 @@ pub(super) enum WorkerEnd {
 
 #[derive(Debug, Clone)]
 pub(super) struct WorkerConfig {
+    pub(super) node: u16,
     pub(super) number: u16,
     pub(super) workers: u16,
     pub(super) shards: u16,
@@ -180,14 +181,14 @@ impl Worker {
         roster: &Roster,
         logger: &Logger,
     ) -> std::io::Result<(Self, Sender<Scattered>)> {
-        let number = config.number;
+        let (node, number) = (config.node, config.number);
         let logger = logger.new(slog::o!("worker" => number));
         let (data, events) = bounded(config.queue_batches);
         let (orders_tx, data_orders) = bounded(1);
         let (run_fin_holder, run_fin) = fin();
         let (data_ended_holder, data_ended) = fin();
         let run = Run::new(config, events, data_orders, run_fin, reports.installed, endpoint, stats, logger);
-        let data_thread = roster.spawn(format!("vb-data-{number}"), move || {
+        let data_thread = roster.spawn(format!("vbd-{node}-{number}"), move || {
             // Dropped on every way out: the control thread sees that the data thread is ending.
             let _ended = data_ended_holder;
             run.run()
@@ -196,7 +197,7 @@ impl Worker {
         let (stop, stopped) = fin();
         let (end_tx, end) = bounded(1);
         let server = gen_server::GenServer {
-            name: format!("vb-ctl-{number}"),
+            name: format!("vbc-{node}-{number}"),
             orders: control_orders,
             data_orders: orders_tx,
             stopped,
@@ -206,7 +207,7 @@ impl Worker {
             ended: reports.ended,
             end: end_tx,
         };
-        let control = roster.spawn(format!("vb-ctl-{number}"), move || server.run())?;
+        let control = roster.spawn(format!("vbc-{node}-{number}"), move || server.run())?;
         Ok((Self { orders, stop, control, end }, data))
     }
 

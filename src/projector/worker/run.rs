@@ -177,7 +177,13 @@ impl Run {
                 lane.push_on(self.endpoint.as_ref(), &mut self.spare)?;
             }
         }
+        self.trim_spare();
         Ok(())
+    }
+
+    /// One spare for each lane is what steady work needs; a lane that waited may have left many.
+    fn trim_spare(&mut self) {
+        self.spare.truncate(self.lanes.len());
     }
 
     fn retry(&mut self) -> anyhow::Result<()> {
@@ -186,6 +192,7 @@ impl Run {
                 lane.push_on(self.endpoint.as_ref(), &mut self.spare)?;
             }
         }
+        self.trim_spare();
         Ok(())
     }
 }

@@ -1,0 +1,83 @@
+//! `pause`: put a bucket to sleep in an archive.
+
+use anyhow::Context;
+use clap::Args;
+use dormouse::bucket::{Bucket, DataDir, PauseReport};
+use dormouse::objstore::{ArchiveUrl, FileStore, ObjectStore};
+
+use super::args::{ArchiveArgs, BucketArgs, Format};
+use super::output::{files, time};
+use super::progress::Progress;
+use super::session::{Session, close_after};
+
+/// Put a bucket to sleep in an archive
+///
+/// Only what the archive does not have is uploaded. Until it is resumed the bucket takes no changes; it can still be
+/// scanned, unless its local data was removed.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  dormouse pause --data-dir d --bucket travel --archive /var/archive --dry-run
+  dormouse pause --data-dir d --bucket travel --archive file:///var/archive --evict --format json")]
+pub(super) struct PauseArgs {
+    #[command(flatten)]
+    target: BucketArgs,
+    #[command(flatten)]
+    into: ArchiveArgs,
+    /// Remove the local data, once the archive was read back and checked [default: off]
+    #[arg(long)]
+    evict: bool,
+}
+
+pub(super) fn run(args: &PauseArgs, session: &mut Session) -> anyhow::Result<()> {
+    let data_dir = DataDir::open(&args.target.data_dir)?;
+    let bucket = data_dir.open_bucket(&args.target.bucket, &session.bucket_config())?;
+    let worked = if args.into.dry_run {
+        plan(&bucket, &args.into.archive, session)
+    } else {
+        pause(&bucket, args, session)
+    };
+    let report = close_after(bucket, worked)?;
+    match session.format {
+        Format::Json => session.out.json(&report)?,
+        Format::Table => session.out.line(describe(&report, args))?,
+    }
+    Ok(())
+}
+
+fn pause(bucket: &Bucket, args: &PauseArgs, session: &Session) -> anyhow::Result<PauseReport> {
+    let name = &args.target.bucket;
+    let store = args.into.archive.open().with_context(|| format!("cannot pause bucket {name}"))?;
+    let mut progress = Progress::new(format!("pausing bucket {name}"));
+    let mut on_progress = |at: dormouse::pause::Progress| {
+        progress.report(at.done_bytes, Some(at.total_bytes), " durable in the archive");
+    };
+    Ok(bucket.pause(store.as_ref(), args.evict, &session.until, &mut on_progress)?)
+}
+
+fn plan(bucket: &Bucket, archive: &ArchiveUrl, session: &Session) -> anyhow::Result<PauseReport> {
+    if let Some(store) = archive.open_existing()? {
+        return Ok(bucket.plan_pause(store.as_ref(), &session.until)?);
+    }
+    // An archive that is not there yet is as good as an empty one, and a dry run makes none.
+    let folder = tempfile::tempdir().context("cannot plan the pause: no temporary folder could be made")?;
+    let empty: &dyn ObjectStore = &FileStore::open(folder.path())?;
+    Ok(bucket.plan_pause(empty, &session.until)?)
+}
+
+fn describe(report: &PauseReport, args: &PauseArgs) -> String {
+    let (bucket, archive) = (&args.target.bucket, &args.into.archive);
+    let all = files(report.files, report.bytes);
+    let uploaded = files(report.uploaded_files, report.uploaded_bytes);
+    let Some(pause) = report.pause else {
+        return format!(
+            "pausing bucket {bucket} would archive {all} in {archive}, of which {uploaded} are new there"
+        );
+    };
+    let evicted = if args.evict { "; the local data was removed" } else { "" };
+    format!(
+        "paused bucket {bucket} as {pause} in {archive}: {all}, of which {uploaded} were uploaded, in {} ({} \
+         locked){evicted}",
+        time(report.total_ms),
+        time(report.locked_ms)
+    )
+}

@@ -1,0 +1,88 @@
+//! `resume`: wake a bucket up from an archive.
+
+use anyhow::Context;
+use clap::Args;
+use dormouse::bucket::{DataDir, ResumeReport};
+use dormouse::objstore::ObjectStore;
+use dormouse::pause::PauseId;
+
+use super::args::{ArchiveArgs, BucketArgs, Format};
+use super::output::{files, time};
+use super::progress::Progress;
+use super::session::Session;
+
+/// Wake a bucket up from an archive
+///
+/// Everything is checked before the bucket is switched on, and the data folder is made if it is not there. Where the
+/// paused bucket still lies in the data folder it is checked and switched on without download.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  dormouse resume --data-dir d --bucket travel --archive /var/archive
+  dormouse resume --data-dir other --bucket travel --archive /var/archive --dry-run --format json")]
+pub(super) struct ResumeArgs {
+    #[command(flatten)]
+    target: BucketArgs,
+    #[command(flatten)]
+    from: ArchiveArgs,
+    /// The pause to wake the bucket up from [default: the newest]
+    #[arg(long, value_name = "ID")]
+    pause: Option<PauseId>,
+}
+
+pub(super) fn run(args: &ResumeArgs, session: &mut Session) -> anyhow::Result<()> {
+    let (bucket, archive) = (&args.target.bucket, &args.from.archive);
+    let resuming = || format!("cannot resume bucket {bucket}");
+    let store = archive.open_existing().with_context(resuming)?.with_context(|| {
+        format!(
+            "{}: there is no archive {archive}; is its disk mounted, or is it in another place?",
+            resuming()
+        )
+    })?;
+    let report = if args.from.dry_run {
+        plan(args, store.as_ref(), session)?
+    } else {
+        resume(args, store.as_ref(), session)?
+    };
+    match session.format {
+        Format::Json => session.out.json(&report)?,
+        Format::Table => session.out.line(describe(&report, args))?,
+    }
+    Ok(())
+}
+
+fn resume(args: &ResumeArgs, store: &dyn ObjectStore, session: &Session) -> anyhow::Result<ResumeReport> {
+    let data_dir = DataDir::open_or_create(&args.target.data_dir)?;
+    let name = &args.target.bucket;
+    let mut progress = Progress::new(format!("resuming bucket {name}"));
+    let mut on_progress = |at: dormouse::pause::Progress| {
+        progress.report(at.done_bytes, Some(at.total_bytes), " checked and durable");
+    };
+    let config = session.bucket_config();
+    Ok(data_dir.resume(name, store, args.pause, &config, &session.until, &mut on_progress)?)
+}
+
+fn plan(args: &ResumeArgs, store: &dyn ObjectStore, session: &Session) -> anyhow::Result<ResumeReport> {
+    let plan =
+        |data_dir: DataDir| data_dir.plan_resume(&args.target.bucket, store, args.pause, &session.until);
+    if args.target.data_dir.exists() {
+        return Ok(plan(DataDir::open(&args.target.data_dir)?)?);
+    }
+    // A data folder that is not there yet is as good as an empty one, and a dry run makes none.
+    let folder = tempfile::tempdir().context("cannot plan the resume: no temporary folder could be made")?;
+    Ok(plan(DataDir::open_or_create(folder.path())?)?)
+}
+
+fn describe(report: &ResumeReport, args: &ResumeArgs) -> String {
+    let (bucket, pause) = (&args.target.bucket, report.pause);
+    let all = files(report.files, report.bytes);
+    let downloaded = files(report.downloaded_files, report.downloaded_bytes);
+    if args.from.dry_run {
+        return format!(
+            "resuming bucket {bucket} from {pause} takes {all}, of which {downloaded} are downloaded"
+        );
+    }
+    format!(
+        "resumed bucket {bucket} from {pause}: {all}, of which {downloaded} were downloaded, in {}",
+        time(report.total_ms)
+    )
+}

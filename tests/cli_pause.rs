@@ -1,0 +1,179 @@
+//! The command line: buckets are put to sleep and woken up again.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::support::cli::{AIRPORTS, BUCKET, INDEXES, World};
+use crate::support::tree;
+
+fn pause(options: &[&'static str]) -> Vec<&'static str> {
+    [&["pause"], &BUCKET[..], &["--archive", "a"], options].concat()
+}
+
+fn resume(options: &[&'static str]) -> Vec<&'static str> {
+    [&["resume"], &BUCKET[..], &["--archive", "a"], options].concat()
+}
+
+const SCAN: [&str; 7] = ["scan", "--data-dir", "d", "--bucket", "travel", "--index", "by_tz"];
+const ELSEWHERE: [&str; 7] = ["resume", "--data-dir", "e", "--bucket", "travel", "--archive", "a"];
+
+#[test]
+fn a_bucket_that_is_resumed_elsewhere_gives_the_same_scans() {
+    let world = World::with_airports();
+    let before = world.all_scans("d");
+    let paused = world.json(&pause(&[]));
+    let mut members: Vec<&String> = paused.as_object().unwrap().keys().collect();
+    members.sort();
+    let contract = ["bytes", "files", "locked_ms", "pause", "total_ms", "uploaded_bytes", "uploaded_files"];
+    assert_eq!(members, contract);
+    assert!(world.all_scans("d") == before, "a paused bucket can be scanned");
+    let resumed = world.json(&ELSEWHERE);
+    assert_eq!(resumed["pause"], paused["pause"]);
+    assert_eq!((&resumed["files"], &resumed["downloaded_bytes"]), (&paused["files"], &paused["bytes"]));
+    assert!(world.all_scans("e") == before);
+}
+
+#[test]
+fn an_evicted_bucket_is_scanned_again_after_a_resume() {
+    let world = World::with_airports();
+    let before = world.all_scans("d");
+    world.ok(&pause(&["--evict"]));
+    assert!(!world.path("d/buckets/travel/shard-0000").exists());
+    world.refused(1, &SCAN, &["travel", "resume"]);
+    let status = world.json(&[&["status"], &BUCKET[..]].concat());
+    assert_eq!((&status["state"], &status["evicted"]), (&json!("paused"), &json!(true)));
+    assert!(world.ok(&["status", "--data-dir", "d"]).contains("local data removed"));
+    world.ok(&resume(&[]));
+    assert!(world.all_scans("d") == before);
+}
+
+#[test]
+fn a_paused_bucket_takes_no_changes_until_it_is_resumed_where_it_lies() {
+    let world = World::with_airports();
+    let before = world.all_scans("d");
+    world.ok(&pause(&[]));
+    let ingest = [&["ingest"], &BUCKET[..], &[AIRPORTS]].concat();
+    world.refused(1, &ingest, &["travel", "paused", "resume"]);
+    world.refused(1, &pause(&[]), &["travel", "paused"]);
+    assert_eq!(world.json(&resume(&[]))["downloaded_files"], 0);
+    assert!(world.all_scans("d") == before);
+    world.ok(&ingest);
+    assert!(world.all_scans("d") == before);
+}
+
+#[test]
+fn a_second_pause_after_a_small_change_uploads_less_than_everything() {
+    let world = World::with_airports();
+    world.ok(&pause(&[]));
+    world.ok(&resume(&[]));
+    world.write("f", "{\"id\":\"airport::1\",\"country\":\"Atlantis\"}\n");
+    world.ingest(&[], "f");
+    let after_the_change = world.all_scans("d");
+    let planned = world.json(&pause(&["--dry-run"]));
+    let paused = world.json(&pause(&[]));
+    assert_eq!(planned["uploaded_bytes"], paused["uploaded_bytes"]);
+    let (uploaded, all) = (paused["uploaded_bytes"].as_u64().unwrap(), paused["bytes"].as_u64().unwrap());
+    assert!(0 < uploaded && uploaded < all / 2, "{uploaded} of {all}");
+    world.ok(&ELSEWHERE);
+    assert!(world.all_scans("e") == after_the_change);
+}
+
+#[test]
+fn an_earlier_pause_can_be_resumed() {
+    let world = World::with_airports();
+    let first = world.json(&pause(&[]));
+    let before = world.all_scans("d");
+    world.ok(&resume(&[]));
+    world.write("f", "{\"id\":\"airport::1\",\"country\":\"Atlantis\"}\n");
+    world.ingest(&[], "f");
+    world.ok(&pause(&[]));
+    world.ok(&[&ELSEWHERE[..], &["--pause", first["pause"].as_str().unwrap()]].concat());
+    assert!(world.all_scans("e") == before);
+}
+
+#[test]
+fn dry_runs_change_nothing() {
+    let world = World::with_airports();
+    let scans = world.all_scans("d");
+    let planned = world.json(&pause(&["--dry-run"]));
+    assert_eq!((&planned["pause"], &planned["uploaded_bytes"]), (&json!(null), &planned["bytes"]));
+    assert!(!world.path("a").exists());
+    // The files need not be the same: a merge of tables that was due may come between.
+    assert!(world.all_scans("d") == scans);
+    assert_eq!(world.json(&[&["status"], &BUCKET[..]].concat())["state"], "online");
+    world.ok(&pause(&[]));
+    let (before, archive) = (world.data_files(), tree(&world.path("a")));
+    let here = world.json(&resume(&["--dry-run"]));
+    assert_eq!(here["downloaded_bytes"], 0);
+    let elsewhere = world.json(&[&ELSEWHERE[..], &["--dry-run"]].concat());
+    assert_eq!(elsewhere["downloaded_bytes"], elsewhere["bytes"]);
+    assert!(!world.path("e").exists());
+    assert!(world.data_files() == before && tree(&world.path("a")) == archive);
+}
+
+#[test]
+fn a_missing_archive_is_told_and_not_made() {
+    let world = World::with_airports();
+    world.refused(1, &ELSEWHERE, &["travel", "no archive a"]);
+    assert!(!world.path("a").exists() && !world.path("e").exists());
+    fs::create_dir(world.path("a")).unwrap();
+    world.refused(1, &ELSEWHERE, &["travel", "no pause"]);
+}
+
+#[test]
+fn an_archive_that_cannot_be_written_leaves_the_bucket_online() {
+    let world = World::with_airports();
+    let before = world.data_files();
+    world.write("file", "");
+    let call = [&["pause"], &BUCKET[..], &["--archive", "file/a"]].concat();
+    world.refused(1, &call, &["cannot pause bucket travel", "file/a"]);
+    assert!(world.data_files() == before);
+    assert_eq!(world.json(&[&["status"], &BUCKET[..]].concat())["state"], "online");
+}
+
+/// Damages the archive of a bucket that was paused and evicted, and checks that a resume is refused and changes
+/// nothing.
+fn assert_damage_is_told(damage: impl FnOnce(&World), words: &[&str]) {
+    let world = World::with_airports();
+    world.ok(&pause(&["--evict"]));
+    damage(&world);
+    let (before, archive) = (tree(&world.path("d/buckets")), tree(&world.path("a")));
+    world.refused(1, &resume(&[]), words);
+    assert!(tree(&world.path("d/buckets")) == before && tree(&world.path("a")) == archive);
+    world.refused(1, &SCAN, &["resume"]);
+}
+
+#[test]
+fn a_manifest_with_a_flipped_byte_is_not_believed() {
+    let flip = |world: &World| {
+        let names = tree(&world.path("a"));
+        let name =
+            names.keys().find(|name| name.starts_with("travel/") && !name.contains("/objects/")).unwrap();
+        let mut bytes = names[name].clone();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(world.path("a").join(name), bytes).unwrap();
+    };
+    assert_damage_is_told(flip, &["cannot resume bucket travel", "checksum"]);
+}
+
+#[test]
+fn a_missing_object_is_told() {
+    let remove = |world: &World| {
+        let objects = fs::read_dir(world.path("a/travel/objects")).unwrap();
+        fs::remove_file(objects.last().unwrap().unwrap().path()).unwrap();
+    };
+    assert_damage_is_told(remove, &["cannot resume bucket travel", "objects/"]);
+}
+
+#[test]
+fn all_indexes_are_part_of_a_pause() {
+    let world = World::with_airports();
+    world.ok(&pause(&[]));
+    world.ok(&ELSEWHERE);
+    let status = world.json(&["status", "--data-dir", "e", "--bucket", "travel"]);
+    let names: Vec<&str> =
+        status["indexes"].as_array().unwrap().iter().map(|index| index["name"].as_str().unwrap()).collect();
+    assert_eq!(names, INDEXES.map(|(name, _)| name));
+}

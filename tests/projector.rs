@@ -1,0 +1,339 @@
+//! The data path: order, lanes, endings, and what it does with host code that misbehaves.
+
+use std::time::Duration;
+
+use crossbeam::channel::{Sender, bounded};
+use dormouse::event::{Generation, StreamEndReason, VbId};
+use dormouse::index::{IndexDefinition, KeyList};
+use dormouse::projector::{EndReason, Evaluator, RequestError, StreamState};
+use dormouse::shard::InstId;
+use dormouse::thread::{Fin, FinHolder, Until, fin, recv, spawn};
+use serde_json::Value;
+
+use crate::support::endpoint::{Failure, Path, VBUCKETS, engine, engine_of};
+use crate::support::{eventually, forever, push, watchdog};
+
+/// Sends `rounds` batches, each with one change of every vbucket, from `first` on.
+fn send_changes(path: &Path, first: u64, rounds: u64) {
+    for seqno in first..first + rounds {
+        let batch = (0..VBUCKETS)
+            .fold(path.events(), |events, vb| events.put(vb, seqno, &format!("v{vb}s{seqno}"), r#"{"a":1}"#));
+        path.send(batch);
+    }
+}
+
+fn reached(path: &Path, seqno: u64) -> bool {
+    (0..VBUCKETS).all(|vb| path.recorder.reached(vb) == seqno)
+}
+
+fn close(path: &mut Path) {
+    path.kvdata.close(&watchdog()).unwrap();
+}
+
+#[test]
+fn each_vbucket_s_changes_are_applied_in_order() {
+    let mut path = Path::begun(100);
+    send_changes(&path, 1, 40);
+    eventually("everything is applied", || reached(&path, 40));
+    for vb in 0..VBUCKETS {
+        let changes = path.recorder.changes();
+        let seqnos: Vec<u64> =
+            changes.iter().filter(|change| change.1 == VbId(vb)).map(|change| change.2.0).collect();
+        assert_eq!(seqnos, (1..=40).collect::<Vec<_>>());
+    }
+    assert_eq!(path.kvdata.stats().mutations(), 40 * u64::from(VBUCKETS));
+    close(&mut path);
+}
+
+#[test]
+fn a_locked_shard_stops_its_own_lane_alone() {
+    let mut path = Path::begun(101);
+    // The shards 0 and 2 belong to the same worker.
+    path.recorder.lock(0);
+    send_changes(&path, 1, 10);
+    eventually("the other shards go on", || [1, 2, 3].iter().all(|vb| path.recorder.reached(*vb) == 10));
+    assert_eq!(path.recorder.reached(0), 0);
+    path.recorder.unlock(0);
+    eventually("the locked one catches up", || reached(&path, 10));
+    close(&mut path);
+}
+
+#[test]
+fn a_close_does_not_wait_for_a_locked_shard() {
+    let mut path = Path::begun(102);
+    path.recorder.lock(0);
+    send_changes(&path, 1, 10);
+    close(&mut path);
+    assert_eq!(path.recorder.reached(0), 0);
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Ending {
+    Close,
+    Upstream,
+    Refusal,
+    Panic,
+}
+
+#[test]
+fn every_ending_gives_each_stream_its_end_and_the_feed_one_fin() {
+    let endings = [Ending::Close, Ending::Upstream, Ending::Refusal, Ending::Panic];
+    for (node, ending) in (110..).zip(endings) {
+        let mut path = Path::begun(node);
+        send_changes(&path, 1, 3);
+        eventually("it runs", || reached(&path, 3));
+        path.send(path.events().end(5, 3));
+        eventually("a stream ended by itself", || {
+            let ended = (VbId(5), StreamState::Ended(StreamEndReason::Finished));
+            path.feed.streams(Generation(path.generation)).contains(&ended)
+        });
+        let generation = Generation(path.generation);
+        assert!(path.feed.take_fin(generation).is_none());
+        match ending {
+            Ending::Close => {}
+            Ending::Upstream => path.upstream = None,
+            Ending::Refusal => path.recorder.fail(Failure::Refuses),
+            Ending::Panic => path.recorder.fail(Failure::Panics),
+        }
+        if matches!(ending, Ending::Refusal | Ending::Panic) {
+            path.send(path.events().put(0, 4, "d", "{}"));
+        }
+        if !matches!(ending, Ending::Close) {
+            // The fin is the last that is posted; what it comes from has begun to refuse requests before.
+            eventually("it ends by itself", || {
+                path.kvdata.add_engines(vec![engine(1)], &watchdog()) == Err(RequestError::Closed)
+            });
+        }
+        close(&mut path);
+        for (vb, state) in path.feed.streams(generation) {
+            let reason = if vb == VbId(5) { StreamEndReason::Finished } else { StreamEndReason::Closed };
+            assert_eq!(state, StreamState::Ended(reason), "{ending:?}, vbucket {vb}");
+        }
+        let reason = path.feed.take_fin(generation).unwrap();
+        match ending {
+            Ending::Close => assert!(matches!(reason, EndReason::Closed), "{reason}"),
+            Ending::Upstream => assert!(matches!(reason, EndReason::UpstreamClosed), "{reason}"),
+            Ending::Refusal => assert_eq!(reason.to_string(), "the disk is gone"),
+            Ending::Panic => {
+                let text = format!("thread vbd-{node}-0 panicked: the endpoint's own defect");
+                assert_eq!(reason.to_string(), text);
+            }
+        }
+        assert!(path.feed.take_fin(generation).is_none(), "{ending:?}: a second fin");
+        eventually("no thread is left", || path.threads().is_empty());
+    }
+}
+
+#[test]
+fn a_data_path_that_is_dropped_ends_by_itself() {
+    let path = Path::begun(120);
+    assert_eq!(path.threads().len(), 6);
+    let Path { feed, kvdata, generation, upstream, .. } = path;
+    drop(kvdata);
+    eventually("its fin", || matches!(feed.take_fin(Generation(generation)), Some(EndReason::Closed)));
+    drop(upstream);
+}
+
+#[test]
+fn a_stream_that_ended_and_began_again_in_one_batch_is_owed_its_end() {
+    let mut path = Path::start(121);
+    path.send(path.events().begin(0).put(0, 1, "d", "{}").end(0, 1).begin(0));
+    let generation = Generation(path.generation);
+    eventually("it is active", || {
+        matches!(path.feed.streams(generation)[..], [(VbId(0), StreamState::Active(_))])
+    });
+    close(&mut path);
+    let ended = StreamState::Ended(StreamEndReason::Closed);
+    assert_eq!(path.feed.streams(generation), [(VbId(0), ended)]);
+}
+
+#[test]
+fn a_second_close_is_harmless_and_requests_after_it_are_refused() {
+    let mut path = Path::begun(122);
+    close(&mut path);
+    close(&mut path);
+    let late = path.kvdata.add_engines(vec![engine(2)], &forever());
+    assert_eq!(late, Err(RequestError::Closed));
+    assert_eq!(
+        path.kvdata.update_ts(dormouse::timestamp::TsVbuuid::default(), &forever()),
+        Err(RequestError::Closed)
+    );
+}
+
+#[test]
+fn requests_that_race_a_failure_are_answered_or_refused_as_closed() {
+    for node in 130..140 {
+        let mut path = Path::begun(node);
+        path.recorder.fail(Failure::Refuses);
+        path.send(path.events().put(0, 1, "d", "{}"));
+        let last = loop {
+            match path.kvdata.add_engines(vec![engine(2)], &watchdog()) {
+                Ok(point) => assert!(point.len() <= usize::from(VBUCKETS)),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(last, RequestError::Closed);
+        close(&mut path);
+    }
+}
+
+/// Fails, or panics, on the documents that ask for it.
+struct Moody(IndexDefinition);
+
+impl Evaluator for Moody {
+    fn keys(&self, id: &str, document: &Value, out: &mut KeyList) -> anyhow::Result<()> {
+        self.0.keys(id, document, out);
+        match document.get("mood").and_then(Value::as_str) {
+            Some("bad") => anyhow::bail!("not today"),
+            Some("worse") => panic!("never again"),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn a_document_that_an_evaluator_cannot_take_loses_its_entry_and_the_stream_goes_on() {
+    let mut path = Path::start(123);
+    let moody = engine_of(2, Moody(IndexDefinition::parse("by_a=a").unwrap()));
+    path.kvdata.add_engines(vec![engine(1), moody], &watchdog()).unwrap();
+    let documents =
+        [r#"{"a":1}"#, r#"{"a":1,"mood":"bad"}"#, r#"{"a":1,"mood":"worse"}"#, "{no json", r#"{"a":1}"#];
+    let events = (1_u64..)
+        .zip(documents)
+        .fold(path.events().begin(0), |events, (seqno, document)| events.put(0, seqno, "d", document));
+    path.send(events);
+    eventually("the last one is applied", || path.recorder.reached(0) == 5);
+    let keys = |inst: u32| -> Vec<usize> {
+        let changes = path.recorder.changes();
+        changes.iter().filter(|change| change.0 == InstId(inst)).map(|change| change.4).collect()
+    };
+    assert_eq!(keys(1), [1, 1, 1, 0, 1], "the engine beside it is not concerned");
+    assert_eq!(keys(2), [1, 0, 0, 0, 1]);
+    assert_eq!(path.kvdata.worker_stats().quarantined(), 4);
+    close(&mut path);
+}
+
+#[test]
+fn engines_that_are_added_under_load_see_every_later_change_and_no_earlier_one() {
+    const ROUNDS: u64 = 60;
+    let mut path = Path::begun(124);
+    let sender = path.upstream.clone().unwrap();
+    let (started, is_running) = bounded(1);
+    let load = {
+        let batches: Vec<_> = (1..=ROUNDS)
+            .map(|seqno| {
+                (0..VBUCKETS).fold(path.events(), |events, vb| events.put(vb, seqno, "d", r#"{"a":1}"#))
+            })
+            .collect();
+        spawn("t-load", move || {
+            for batch in batches {
+                push(&sender, batch.build());
+                let _ = started.try_send(());
+            }
+        })
+        .unwrap()
+    };
+    recv(&is_running, &watchdog()).unwrap();
+    let points: Vec<_> = (2..5)
+        .map(|inst| (inst, path.kvdata.add_engines(vec![engine(inst)], &watchdog()).unwrap()))
+        .collect();
+    load.join(&watchdog()).unwrap();
+    eventually("everything is applied", || reached(&path, ROUNDS));
+    let changes = path.recorder.changes();
+    for (inst, point) in points {
+        for vb in (0..VBUCKETS).map(VbId) {
+            // A vbucket that is not named had no stream yet.
+            let unseen = point.iter().find(|(named, _)| *named == vb).map_or(0, |(_, unseen)| unseen.0);
+            let of_vb = changes.iter().filter(|change| change.0 == InstId(inst) && change.1 == vb);
+            let seen: Vec<u64> = of_vb.map(|change| change.2.0).collect();
+            assert_eq!(seen, (unseen + 1..=ROUNDS).collect::<Vec<_>>(), "instance {inst}, vbucket {vb}");
+        }
+    }
+    close(&mut path);
+}
+
+#[test]
+fn batches_of_another_generation_are_dropped_and_counted() {
+    let mut path = Path::begun(125);
+    let old = crate::support::endpoint::Events::of(path.generation - 1).put(0, 1, "old", r#"{"a":1}"#);
+    path.send(old);
+    path.send(path.events().put(0, 1, "new", r#"{"a":1}"#));
+    eventually("the new one is applied", || path.recorder.reached(0) == 1);
+    let ids: Vec<String> = path.recorder.changes().into_iter().map(|change| change.3).collect();
+    assert_eq!(ids, ["new"]);
+    assert_eq!(path.kvdata.stats().foreign(), 1);
+    close(&mut path);
+}
+
+#[test]
+fn events_without_a_stream_are_dropped_and_counted() {
+    let mut path = Path::start(126);
+    path.send(path.events().put(0, 1, "d", r#"{"a":1}"#).put(99, 1, "d", "{}"));
+    eventually("they are counted", || {
+        path.kvdata.worker_stats().without_stream() == 1 && path.kvdata.stats().foreign() == 1
+    });
+    assert!(path.recorder.changes().is_empty());
+    close(&mut path);
+}
+
+/// Hangs until it is released.
+struct Hanging {
+    entered: Sender<()>,
+    released: Fin,
+}
+
+impl Evaluator for Hanging {
+    fn keys(&self, _: &str, _: &Value, _: &mut KeyList) -> anyhow::Result<()> {
+        let _ = self.entered.try_send(());
+        self.released.wait(&forever())?;
+        Ok(())
+    }
+}
+
+fn hanging(path: &Path) -> FinHolder {
+    let (entered, has_entered) = bounded(1);
+    let (release, released) = fin();
+    path.kvdata.add_engines(vec![engine_of(1, Hanging { entered, released })], &watchdog()).unwrap();
+    path.send(path.events().put(0, 1, "d", "{}"));
+    recv(&has_entered, &watchdog()).unwrap();
+    release
+}
+
+#[test]
+fn a_close_that_hangs_names_the_thread_and_succeeds_once_it_is_released() {
+    let mut path = Path::begun(127);
+    let release = hanging(&path);
+    let still = path.kvdata.close(&Until::within(Duration::from_millis(20))).unwrap_err();
+    assert!(still.threads.contains(&"vbd-127-0".to_owned()), "{still}");
+    assert!(!still.threads.contains(&"vbd-127-1".to_owned()), "{still}");
+    drop(release);
+    close(&mut path);
+    eventually("no thread is left", || path.threads().is_empty());
+}
+
+#[test]
+fn control_does_not_wait_for_data() {
+    let mut path = Path::begun(128);
+    let release = hanging(&path);
+    let hung = path.kvdata.add_engines(vec![engine(2)], &Until::within(Duration::from_millis(20)));
+    assert!(matches!(hung, Err(RequestError::Stopped(_))), "{hung:?}");
+    path.kvdata.update_ts(dormouse::timestamp::TsVbuuid::default(), &watchdog()).unwrap();
+    let busy = (0..20).find_map(|_| {
+        let until = Until::within(Duration::from_millis(1));
+        path.kvdata.add_engines(vec![engine(2)], &until).err().filter(|e| *e == RequestError::Busy)
+    });
+    assert_eq!(busy, Some(RequestError::Busy), "requests pile up without bound");
+    drop(release);
+    eventually("it serves again", || path.kvdata.add_engines(vec![engine(2)], &watchdog()).is_ok());
+    close(&mut path);
+}
+
+#[test]
+fn a_request_is_refused_while_a_close_hangs() {
+    let mut path = Path::begun(129);
+    let release = hanging(&path);
+    assert!(path.kvdata.close(&Until::within(Duration::from_millis(5))).is_err());
+    assert_eq!(path.kvdata.add_engines(vec![engine(2)], &watchdog()), Err(RequestError::Closed));
+    drop(release);
+    close(&mut path);
+}

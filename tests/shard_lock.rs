@@ -1,0 +1,266 @@
+//! The lock of a shard: nothing changes on disk while it is held, and it is given back in every case.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use crossbeam::channel::bounded;
+use dormouse::shard::{
+    ApplyError, InstId, InstanceError, InstanceStart, Later, LockError, Refused, Shard, ShardLock, lock_all,
+};
+use dormouse::thread::{Fin, fin, spawn};
+
+use crate::support::shards::{apply, batch, close, create, entries, manual, open, refusal, specs};
+use crate::support::{cancelled, eventually, tree, watchdog};
+
+fn lock(shard: &Shard, owner: &str) -> ShardLock {
+    shard.lock(owner, &watchdog()).unwrap()
+}
+
+fn is_locked(shard: &Shard) -> bool {
+    shard.status().locked_by.is_some()
+}
+
+/// The signal of a batch that came back from a locked shard.
+fn sent_back(shard: &Shard, from: u64) -> (Fin, String) {
+    match shard.try_apply(batch(0, from, &[("later", &["k"])])) {
+        Err(Refused::Later { batch, why: Later::Locked { owner }, ready }) => {
+            assert_eq!(batch.changes().count(), 2, "it comes back whole");
+            (ready, owner)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_batch_comes_back_from_a_locked_shard_with_a_signal_for_the_unlock() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(dir.path(), 1, &manual());
+    let shard = &set.shards()[0];
+    let guard = lock(shard, "the test");
+    let (ready, owner) = sent_back(shard, 0);
+    assert_eq!(owner, "the test");
+    assert!(!ready.is_given());
+    drop(guard);
+    assert!(ready.is_given());
+    apply(shard, batch(0, 0, &[("later", &["k"])]));
+}
+
+#[test]
+fn what_was_applied_before_a_lock_is_durable_and_readable_under_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(dir.path(), 1, &manual());
+    let shard = &set.shards()[0];
+    apply(shard, batch(0, 0, &[("d", &["k"])]));
+    let guard = lock(shard, "test");
+    assert_eq!(shard.status().uncommitted_bytes, 0);
+    assert_eq!(entries(shard, 1), ["kd"]);
+    // The files that the lock names are a shard by themselves.
+    let copy = tempfile::tempdir().unwrap();
+    for file in guard.files() {
+        let target = copy.path().join("shard-0000").join(&file.name);
+        std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+        assert_eq!(std::fs::copy(&file.path, target).unwrap(), file.length_bytes);
+    }
+    let restored = open(copy.path(), 1, &manual());
+    assert_eq!(entries(&restored.shards()[0], 1), ["kd"]);
+    close(restored);
+}
+
+fn tables(shard_folder: &Path) -> BTreeSet<String> {
+    let listed = std::fs::read_dir(shard_folder.join("lsm/tables")).unwrap();
+    listed.map(|entry| format!("lsm/tables/{}", entry.unwrap().file_name().to_str().unwrap())).collect()
+}
+
+#[test]
+fn a_scan_that_ends_under_the_lock_leaves_its_files_until_the_unlock() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(dir.path(), 1, &manual());
+    let shard = &set.shards()[0];
+    let folder = dir.path().join("shard-0000");
+    let all = (std::ops::Bound::Unbounded, std::ops::Bound::Unbounded);
+    let (mut seqno, mut scans) = (0, Vec::new());
+    let mut guard = None;
+    eventually("a compaction made a table obsolete that a scan still reads", || {
+        let id = format!("d{seqno}");
+        apply(shard, batch(0, seqno, &[(&id, &["k"])]));
+        seqno += 1;
+        shard.commit(&watchdog()).unwrap();
+        scans.push(shard.snapshot(&watchdog()).unwrap().scan(InstId(1), &all));
+        let locked = lock(shard, "test");
+        let live: BTreeSet<String> = locked.files().iter().map(|file| file.name.clone()).collect();
+        let has_obsolete = !tables(&folder).is_subset(&live);
+        guard = has_obsolete.then_some(locked);
+        has_obsolete
+    });
+    let before = tree(&folder);
+    for scan in scans {
+        assert!(scan.count() > 0);
+    }
+    assert!(tree(&folder) == before, "the disk changed under the lock");
+    let live: BTreeSet<String> =
+        guard.as_ref().unwrap().files().iter().map(|file| file.name.clone()).collect();
+    let obsolete: BTreeSet<String> = tables(&folder).difference(&live).cloned().collect();
+    drop(guard);
+    // The last compaction's inputs go with the recovery point after it.
+    eventually("obsolete tables go after the unlock", || {
+        apply(shard, batch(0, seqno, &[("last", &["k"])]));
+        seqno += 1;
+        shard.commit(&watchdog()).unwrap();
+        tables(&folder).is_disjoint(&obsolete)
+    });
+}
+
+#[test]
+fn instances_stay_as_they_are_under_a_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(dir.path(), 1, &manual());
+    let shard = &set.shards()[0];
+    let guard = lock(shard, "pause 7");
+    for refused in [shard.create_instance(InstId(3), InstanceStart::Zero), shard.drop_instance(InstId(1))] {
+        let error = refused.unwrap_err();
+        assert!(matches!(&error, InstanceError::Locked { owner, .. } if owner == "pause 7"), "{error}");
+    }
+    drop(guard);
+    assert_eq!(shard.instances(), [InstId(1), InstId(2)]);
+}
+
+#[test]
+fn a_second_lock_is_refused_and_names_the_first_one_s_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(dir.path(), 1, &manual());
+    let shard = &set.shards()[0];
+    let guard = lock(shard, "first");
+    let error = shard.lock("second", &watchdog()).err().unwrap();
+    assert!(
+        matches!(&error, LockError::Held { owner, wanted_by, .. } if owner == "first" && wanted_by == "second")
+    );
+    assert!(error.to_string().contains("first has held it for 0s"), "{error}");
+    drop(guard);
+    drop(lock(shard, "second"));
+}
+
+#[test]
+fn a_lock_that_is_given_up_leaves_nothing_locked() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(dir.path(), 1, &manual());
+    let shard = &set.shards()[0];
+    let _ = shard.lock("test", &cancelled());
+    assert!(!is_locked(shard));
+    apply(shard, batch(0, 0, &[("d", &["k"])]));
+}
+
+#[test]
+fn all_shards_are_locked_or_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(dir.path(), 4, &manual());
+    let held = lock(&set.shards()[2], "somebody");
+    let mut shards = set.shards().to_vec();
+    shards.reverse();
+    let error = lock_all(&shards, "test", &watchdog()).err().unwrap();
+    assert!(matches!(error, LockError::Held { .. }), "{error}");
+    let locked: Vec<bool> = set.shards().iter().map(is_locked).collect();
+    assert_eq!(locked, [false, false, true, false]);
+    drop(held);
+    let guards = lock_all(&shards, "test", &watchdog()).unwrap();
+    let ids: Vec<u16> = guards.iter().map(|guard| guard.shard().id().0).collect();
+    assert_eq!(ids, [0, 1, 2, 3]);
+}
+
+#[test]
+fn a_guard_that_is_dropped_while_unwinding_unlocks() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(dir.path(), 1, &manual());
+    let shard = &set.shards()[0];
+    let guard = lock(shard, "test");
+    let unwound = catch_unwind(AssertUnwindSafe(|| {
+        let _guard = guard;
+        panic!("on purpose");
+    }));
+    assert!(unwound.is_err() && !is_locked(shard));
+}
+
+#[test]
+fn a_guard_may_be_dropped_on_another_thread() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(dir.path(), 1, &manual());
+    let shard = &set.shards()[0];
+    let guard = lock(shard, "test");
+    spawn("t-guard", move || drop(guard)).unwrap().join(&watchdog()).unwrap();
+    assert!(!is_locked(shard));
+}
+
+#[test]
+fn a_sealed_shard_is_read_and_never_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(dir.path(), 1, &manual());
+    let shard = &set.shards()[0];
+    apply(shard, batch(0, 0, &[("d", &["k"])]));
+    let mut guard = lock(shard, "test");
+    let (ready, _) = sent_back(shard, 1);
+    guard.seal_on_drop("pause 7");
+    drop(guard);
+    assert!(ready.is_given(), "who waits for the unlock is told of the seal");
+    let before = tree(dir.path());
+    let error = refusal(shard, batch(0, 1, &[("e", &["k"])]));
+    assert!(matches!(&error, ApplyError::Sealed { by, .. } if by == "pause 7"), "{error}");
+    assert!(shard.create_instance(InstId(3), InstanceStart::Zero).is_err());
+    assert!(shard.drop_instance(InstId(1)).is_err());
+    assert!(matches!(shard.lock("again", &watchdog()), Err(LockError::Sealed { .. })));
+    assert!(!shard.commit(&watchdog()).unwrap());
+    assert_eq!(entries(shard, 1), ["kd"]);
+    assert!(tree(dir.path()) == before, "a sealed shard changed on disk");
+}
+
+#[test]
+fn a_shard_that_is_opened_sealed_takes_no_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    close(create(dir.path(), 1, &manual()));
+    let logger = slog::Logger::root(slog::Discard, slog::o!());
+    let set =
+        dormouse::shard::ShardSet::open(dir.path(), specs(1), &manual(), Some("pause 9"), &logger).unwrap();
+    let error = refusal(&set.shards()[0], batch(0, 0, &[("d", &["k"])]));
+    assert!(matches!(&error, ApplyError::Sealed { by, .. } if by == "pause 9"), "{error}");
+    close(set);
+}
+
+#[test]
+fn a_lock_waits_for_the_write_in_flight_and_cuts_between_batches() {
+    const BATCH: usize = 50;
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(dir.path(), 1, &manual());
+    let shard = &set.shards()[0];
+    let (stop, stopped) = fin();
+    let (wrote, has_written) = bounded(1);
+    let writer = {
+        let shard = shard.clone();
+        spawn("t-writer", move || {
+            let mut seqno = 0;
+            while !stopped.is_given() {
+                let ids: Vec<String> = (0..BATCH as u64).map(|n| format!("d{:08}", seqno + n)).collect();
+                let documents: Vec<(&str, &[&str])> =
+                    ids.iter().map(|id| (id.as_str(), &["k"][..])).collect();
+                match shard.try_apply(batch(0, seqno, &documents)) {
+                    Ok(_) => seqno += BATCH as u64,
+                    Err(Refused::Later { ready, .. }) => ready.wait(&watchdog()).unwrap(),
+                    Err(Refused::Never(error)) => panic!("{error}"),
+                }
+                let _ = wrote.try_send(());
+            }
+            seqno
+        })
+        .unwrap()
+    };
+    for _ in 0..5 {
+        dormouse::thread::recv(&has_written, &watchdog()).unwrap();
+        let guard = lock(shard, "test");
+        let held = entries(shard, 1).len();
+        assert_eq!(held % BATCH, 0, "a batch was cut in two");
+        assert_eq!(shard.status().uncommitted_bytes, 0, "something was written behind the commit");
+        assert_eq!(entries(shard, 1).len(), held);
+        drop(guard);
+    }
+    drop(stop);
+    let wrote = writer.join(&watchdog()).unwrap();
+    assert_eq!(entries(shard, 1).len() as u64, wrote);
+}

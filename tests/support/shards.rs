@@ -1,0 +1,100 @@
+//! Shards without a bucket, and batches for them.
+
+use std::ops::Bound;
+use std::path::Path;
+use std::time::Duration;
+
+use dormouse::event::{Seqno, VbId, VbUuid};
+use dormouse::shard::batch::{Advance, WriteBatch};
+use dormouse::shard::{
+    InstId, InstanceStart, OpenError, Refused, Shard, ShardSet, ShardSetConfig, ShardSnapshot, ShardSpec,
+    StoreKind,
+};
+use dormouse::timestamp::Position;
+use slog::{Discard, Logger, o};
+
+use super::watchdog;
+
+pub(crate) const VBUCKETS: u16 = 8;
+
+/// Makes no recovery point that was not asked for.
+pub(crate) fn manual() -> ShardSetConfig {
+    ShardSetConfig {
+        commit_bytes: 1 << 40,
+        commit_interval: Duration::from_secs(3600),
+        ..ShardSetConfig::default()
+    }
+}
+
+pub(crate) fn specs(shards: u16) -> impl Iterator<Item = ShardSpec> {
+    ShardSpec::all(shards, VBUCKETS, StoreKind::Lsm, 0xb0)
+}
+
+pub(crate) fn try_open(folder: &Path, shards: u16, config: &ShardSetConfig) -> Result<ShardSet, OpenError> {
+    ShardSet::open(folder, specs(shards), config, None, &Logger::root(Discard, o!()))
+}
+
+pub(crate) fn open(folder: &Path, shards: u16, config: &ShardSetConfig) -> ShardSet {
+    try_open(folder, shards, config).unwrap()
+}
+
+/// New shards with the instances 1 and 2, which are durable.
+pub(crate) fn create(folder: &Path, shards: u16, config: &ShardSetConfig) -> ShardSet {
+    ShardSet::create(folder, specs(shards)).unwrap();
+    let set = open(folder, shards, config);
+    for shard in set.shards() {
+        shard.create_instance(InstId(1), InstanceStart::Zero).unwrap();
+        shard.create_instance(InstId(2), InstanceStart::Zero).unwrap();
+    }
+    set.commit(&watchdog()).unwrap();
+    set
+}
+
+/// Closes without a commit.
+pub(crate) fn close(mut set: ShardSet) {
+    set.close(&watchdog()).unwrap();
+}
+
+/// A batch for both instances that follows `from`: one change for each document with its keys.
+#[expect(clippy::unnecessary_box_returns, reason = "a shard takes it in its box")]
+pub(crate) fn batch(vb: u16, from: u64, documents: &[(&str, &[&str])]) -> Box<WriteBatch> {
+    let vb = VbId(vb);
+    let mut batch = Box::new(WriteBatch::default());
+    batch.instances = [InstId(1), InstId(2)].into();
+    let mut seqno = Seqno(from);
+    for (id, keys) in documents {
+        seqno = seqno.next();
+        let id = batch.add_document(id.as_bytes());
+        for inst in [InstId(1), InstId(2)] {
+            batch.add_change(inst, (vb, seqno), id, keys.iter().map(|key| key.as_bytes()));
+        }
+    }
+    batch.advances.push(Advance { vb, from: Seqno(from), to: Position::at(VbUuid(9), seqno) });
+    batch
+}
+
+/// Applies a batch that must be taken.
+pub(crate) fn apply(shard: &Shard, batch: Box<WriteBatch>) {
+    match shard.try_apply(batch) {
+        Ok(empty) => assert!(empty.is_empty()),
+        Err(refused) => panic!("{refused:?}"),
+    }
+}
+
+/// The error of a batch that must be refused for good.
+pub(crate) fn refusal(shard: &Shard, batch: Box<WriteBatch>) -> dormouse::shard::ApplyError {
+    match shard.try_apply(batch) {
+        Err(Refused::Never(error)) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(crate) fn in_snapshot(snapshot: &ShardSnapshot, inst: u32) -> Vec<String> {
+    let all = (Bound::Unbounded, Bound::Unbounded);
+    snapshot.scan(InstId(inst), &all).map(|entry| String::from_utf8(entry.unwrap()).unwrap()).collect()
+}
+
+/// The entries of an instance: each is its key and the document's id.
+pub(crate) fn entries(shard: &Shard, inst: u32) -> Vec<String> {
+    in_snapshot(&shard.snapshot(&watchdog()).unwrap(), inst)
+}
