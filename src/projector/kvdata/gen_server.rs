@@ -25,8 +25,8 @@ use crate::timestamp::TsVbuuid;
 use super::super::engine::{Engine, EngineSet};
 use super::super::feed::{FeedLink, StreamState};
 use super::super::worker::{Installed, Order, Tuning, Worker, WorkerEnd};
-use super::EndReason;
 use super::run_scatter::HandOver;
+use super::{EndReason, RequestError};
 
 /// The most changes that wait for the one before them.
 const CHANGES_WAITING_MAX: usize = 16;
@@ -34,9 +34,12 @@ const CHANGES_WAITING_MAX: usize = 16;
 /// For each vbucket with a stream, the last seqno that was evaluated before a change.
 pub(super) type InstallPoint = Vec<(VbId, Seqno)>;
 
+/// Where the answer to a change goes. It is dropped unused only when the data path ends first.
+pub(super) type ChangeReply = Sender<Result<InstallPoint, RequestError>>;
+
 /// What can be asked of a `KvData`.
 pub(super) enum Request {
-    Change { change: Change, reply: Sender<InstallPoint> },
+    Change { change: Change, reply: ChangeReply },
     UpdateTs { ts: TsVbuuid, reply: Sender<()> },
     Close,
 }
@@ -52,7 +55,7 @@ pub(super) enum Change {
 struct UnderWay {
     missing_answers: usize,
     point: InstallPoint,
-    reply: Sender<InstallPoint>,
+    reply: ChangeReply,
 }
 
 pub(super) struct GenServer {
@@ -89,7 +92,7 @@ impl Drop for CancelOnDrop {
 struct Changes {
     engines: EngineSet,
     under_way: Option<UnderWay>,
-    waiting: VecDeque<(Change, Sender<InstallPoint>)>,
+    waiting: VecDeque<(Change, ChangeReply)>,
 }
 
 impl GenServer {
@@ -120,16 +123,17 @@ impl GenServer {
         }
     }
 
-    fn take_change(&self, changes: &mut Changes, change: Change, reply: Sender<InstallPoint>) {
+    fn take_change(&self, changes: &mut Changes, change: Change, reply: ChangeReply) {
         if changes.under_way.is_none() {
             self.begin(changes, change, reply);
         } else if changes.waiting.len() < CHANGES_WAITING_MAX {
             changes.waiting.push_back((change, reply));
+        } else {
+            let _ = reply.try_send(Err(RequestError::Busy));
         }
-        // One too many is dropped with its reply channel, which tells the requester that it was not done.
     }
 
-    fn begin(&self, changes: &mut Changes, change: Change, reply: Sender<InstallPoint>) {
+    fn begin(&self, changes: &mut Changes, change: Change, reply: ChangeReply) {
         let order = match change {
             Change::Tune(tuning) => Order::Tune(tuning),
             Change::AddEngines(engines) => {
@@ -156,7 +160,7 @@ impl GenServer {
             return;
         }
         if let Some(done) = changes.under_way.take() {
-            let _ = done.reply.try_send(done.point);
+            let _ = done.reply.try_send(Ok(done.point));
         }
         if let Some((change, reply)) = changes.waiting.pop_front() {
             self.begin(changes, change, reply);
@@ -177,15 +181,15 @@ impl GenServer {
         for vb in owed.into_iter().flatten() {
             self.link.post_stream(vb, StreamState::Ended(StreamEndReason::DataPathEnded));
         }
-        match &reason {
-            EndReason::Closed | EndReason::UpstreamClosed => {
-                info!(self.logger, "the data path ended: {reason}");
-            }
-            _ => {
-                warn!(self.logger, "the data path ended: {reason}");
-            }
-        }
+        let (why, is_orderly) =
+            (reason.to_string(), matches!(reason, EndReason::Closed | EndReason::UpstreamClosed));
+        // A host's logger may fail: the feed learns of the end before it is called.
         self.link.post_fin(reason, &self.logger);
+        if is_orderly {
+            info!(self.logger, "the data path ended: {why}");
+        } else {
+            warn!(self.logger, "the data path ended: {why}");
+        }
         drop(done);
     }
 }

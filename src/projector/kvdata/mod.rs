@@ -165,7 +165,8 @@ pub struct KvData {
     stats: Arc<KvStats>,
     worker_stats: Arc<WorkerStats>,
     roster: Roster,
-    threads: Vec<Thread<()>>,
+    /// Taken out by whoever joins them.
+    threads: Mutex<Vec<Thread<()>>>,
 }
 
 impl KvData {
@@ -230,7 +231,7 @@ impl KvData {
             stats,
             worker_stats: team.stats,
             roster,
-            threads: vec![data, control],
+            threads: Mutex::new(vec![data, control]),
         })
     }
 
@@ -261,7 +262,7 @@ impl KvData {
     }
 
     fn change(&self, change: Change, until: &Until) -> Result<Vec<(VbId, Seqno)>, RequestError> {
-        self.request(until, |reply| Request::Change { change, reply })
+        self.request(until, |reply| Request::Change { change, reply })?
     }
 
     /// Takes over the positions that streams are asked for from now on.
@@ -286,9 +287,7 @@ impl KvData {
             recv(timer) -> _ => return Err(Stopped::DeadlinePassed.into()),
         }
         select_biased! {
-            recv(answer) -> result => result.map_err(|_| {
-                if self.gen_server_stop.is_given() { RequestError::Closed } else { RequestError::Busy }
-            }),
+            recv(answer) -> result => result.map_err(|_| RequestError::Closed),
             // The result may have been produced right before the stop.
             recv(self.gen_server_stop.receiver()) -> _ => answer.try_recv().map_err(|_| RequestError::Closed),
             recv(until.cancel().fin().receiver()) -> _ => Err(Stopped::Cancelled.into()),
@@ -312,9 +311,15 @@ impl KvData {
         self.run_scatter_fin.cancel();
     }
 
-    /// Ends everything in order and joins the threads. It is harmless to call it again: after an error it waits
-    /// for what still runs, after success there is nothing left to do.
-    pub fn close(&mut self, until: &Until) -> Result<(), StillRunning> {
+    /// The names of the threads that run now, those of the workers among them.
+    pub fn threads(&self) -> Vec<String> {
+        self.roster.running()
+    }
+
+    /// Ends everything in order and joins the threads. It is harmless to call it again, or from several threads:
+    /// after an error it waits for what still runs, after success there is nothing left to do. Requests that
+    /// others wait for give their result or [`RequestError::Closed`].
+    pub fn close(&self, until: &Until) -> Result<(), StillRunning> {
         let timer = until.timer();
         select_biased! {
             recv(self.gen_server_stop.receiver()) -> _ => {}
@@ -322,8 +327,15 @@ impl KvData {
             recv(timer) -> _ => {}
         }
         // The join waits for `done` in any case; asking for it first makes one deadline serve both threads.
-        let _ = self.done.wait(until);
-        self.threads = thread::join_all(std::mem::take(&mut self.threads), until);
-        if self.threads.is_empty() { Ok(()) } else { Err(StillRunning { threads: self.roster.running() }) }
+        if self.done.wait(until).is_err() {
+            return Err(StillRunning { threads: self.roster.running() });
+        }
+        let threads = std::mem::take(&mut *self.threads.lock());
+        let running = thread::join_all(threads, until);
+        if running.is_empty() {
+            return Ok(());
+        }
+        self.threads.lock().extend(running);
+        Err(StillRunning { threads: self.roster.running() })
     }
 }
