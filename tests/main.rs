@@ -5,10 +5,14 @@
 mod archive;
 mod bucket;
 mod collate;
+mod data_path;
 mod definition;
 mod evaluate;
 mod manifest;
+mod model;
 mod objstore;
 mod path;
 mod range;
+mod stress;
 mod support;
+mod timestamp;

@@ -1,6 +1,7 @@
 //! What several modules of tests use.
 
 pub(crate) mod json;
+pub(crate) mod path;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
