@@ -95,6 +95,7 @@ enum Scatter {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a signal of its own")]
 struct Worker {
     queued: u8,
     in_call: bool,
@@ -133,6 +134,7 @@ enum Request {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a signal of its own")]
 struct State {
     gen_server_fin: bool,
     run_scatter_fin: bool,

@@ -68,6 +68,21 @@ fn engine(inst: u32, evaluator: Arc<dyn Evaluator>) -> Engine {
     Engine { inst: InstId(inst), evaluator }
 }
 
+/// Adds engines until the path is closed. Every answer is a point, or says that it is closed.
+fn add(kvdata: &KvData, insts: impl Iterator<Item = u32>) -> Vec<Point> {
+    let mut points = Vec::new();
+    for inst in insts {
+        match kvdata.add_engines(vec![engine(inst, Arc::<TestEvaluator>::default())], &forever()) {
+            Ok(point) => points.push((InstId(inst), point)),
+            closed => {
+                assert_eq!(closed, Err(RequestError::Closed));
+                break;
+            }
+        }
+    }
+    points
+}
+
 impl Fixture {
     fn start(load: Load, seed: u64) -> (Self, Feed, Source) {
         static NODES: AtomicU16 = AtomicU16::new(0);
@@ -139,20 +154,6 @@ impl Fixture {
         }
     }
 
-    /// Adds engines until the path is closed, or once. Every answer is a point, or says that it is closed.
-    fn add(&self, kvdata: &KvData, insts: impl Iterator<Item = u32>) -> Vec<Point> {
-        let mut points = Vec::new();
-        for inst in insts {
-            let engines = vec![engine(inst, Arc::<TestEvaluator>::default())];
-            match kvdata.add_engines(engines, &forever()) {
-                Ok(point) => points.push((InstId(inst), point)),
-                Err(RequestError::Closed) => break,
-                Err(other) => panic!("{other}"),
-            }
-        }
-        points
-    }
-
     /// Closes the path; what hangs is let go after a first close gave up.
     fn close(&self, kvdata: &KvData) {
         if self.hangs() && !self.gate.is_cancelled() {
@@ -218,8 +219,8 @@ impl Fixture {
 
     fn close_while_adding(&self, kvdata: &KvData) -> Vec<Point> {
         std::thread::scope(|scope| {
-            let first = scope.spawn(|| self.add(kvdata, (10..).step_by(2)));
-            let second = scope.spawn(|| self.add(kvdata, (11..).step_by(2)));
+            let first = scope.spawn(|| add(kvdata, (10..).step_by(2)));
+            let second = scope.spawn(|| add(kvdata, (11..).step_by(2)));
             let closes = scope.spawn(|| kvdata.close(&forever()).unwrap());
             self.close(kvdata);
             closes.join().unwrap();
@@ -333,10 +334,10 @@ fn run(ending: Ending, load: Load, seed: u64) {
             });
         }
         let kvdata = feed.kvdata(&keyspace).unwrap();
-        let mut points = fixture.add(kvdata, 1..2);
+        let mut points = add(kvdata, 1..2);
         fixture.load(kvdata, &source);
         if !fixture.hangs() {
-            points.extend(fixture.add(kvdata, 2..3));
+            points.extend(add(kvdata, 2..3));
         }
         points.extend(fixture.end(ending, &feed, &source));
         points

@@ -227,7 +227,7 @@ impl Script {
     pub(crate) fn batch(&mut self) -> EventBatch {
         let mut batch = EventBatch { generation: self.generation, ..EventBatch::default() };
         let vbuckets = u16::try_from(self.streams.len()).unwrap();
-        for _ in 0..1 + self.dice.below(24) {
+        for _ in 0..=self.dice.below(24) {
             let vb = VbId(self.dice.choose(vbuckets));
             self.event(vb, &mut batch);
         }
@@ -282,7 +282,7 @@ impl Script {
                 stream.is_open = false;
                 let reason = StreamEndReason::StateChanged;
                 push(batch, vb, stream.seqno, EventKind::StreamEnd { reason });
-                if roll % 2 == 0 {
+                if roll.is_multiple_of(2) {
                     self.begin(vb, batch);
                 }
             }
@@ -320,7 +320,7 @@ fn document(batch: &mut EventBatch, vb: VbId, seqno: u64, roll: u64) {
         Span::since(start, &batch.buffer)
     };
     let tail = match roll {
-        0 if seqno % 5 == 0 => "!",
+        0 if seqno.is_multiple_of(5) => "!",
         1 => "?",
         _ => "",
     };
@@ -448,6 +448,7 @@ pub(crate) fn tasks() -> Vec<(String, String)> {
 }
 
 /// Runs `work` and turns a hang into a failure that tells what each thread was at.
+#[expect(clippy::panic, reason = "the failure of the test that it watches")]
 pub(crate) fn watched(label: &str, work: impl FnOnce() + Send + 'static) {
     let running = thread::spawn("watched", work).unwrap();
     match running.join(&Until::within(Duration::from_secs(60))) {
