@@ -55,6 +55,16 @@ pub enum StreamState {
     Ended(StreamEndReason),
 }
 
+/// How often the stream of a vbucket began and ended within one generation. Each begin gets one end; a stream
+/// whose begin was still under way when the data path ended has the end alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StreamCounts {
+    /// Times that it began.
+    pub begins: u64,
+    /// Times that it ended.
+    pub ends: u64,
+}
+
 /// The streams of a keyspace, by what they stand at.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Books {
@@ -68,11 +78,14 @@ pub struct Books {
     pub refused: BTreeMap<VbId, StreamStatus>,
     /// Ended.
     pub ended: BTreeMap<VbId, StreamEndReason>,
+    /// What was counted for each stream that ever began or ended.
+    pub counts: BTreeMap<VbId, StreamCounts>,
 }
 
 #[derive(Default)]
 struct Life {
     streams: BTreeMap<VbId, StreamState>,
+    counts: BTreeMap<VbId, StreamCounts>,
     fin: Option<EndReason>,
 }
 
@@ -164,9 +177,7 @@ impl Feed {
         if self.running.contains_key(keyspace) {
             return Err(FeedError::AlreadyRuns(keyspace.clone()));
         }
-        let streams = requested.iter().map(|(vb, position)| (vb, StreamState::Requested(position))).collect();
-        self.shared.records.lock().lives.insert(generation, Life { streams, fin: None });
-        let link = FeedLink { shared: Arc::clone(&self.shared), generation };
+        let link = self.begin_generation(generation, requested);
         let logger = self.logger.new(o!("keyspace" => keyspace.to_string()));
         let started = KvData::start(config, endpoint, upstream, &link, &logger)
             .map_err(|source| FeedError::Spawn { keyspace: keyspace.clone(), source })
@@ -188,6 +199,27 @@ impl Feed {
                 Err(error)
             }
         }
+    }
+
+    /// Opens the book of a generation whose data path the caller runs by itself, and gives the link to it.
+    pub fn begin_generation(&self, generation: Generation, requested: &TsVbuuid) -> FeedLink {
+        let streams = requested.iter().map(|(vb, position)| (vb, StreamState::Requested(position))).collect();
+        self.shared.records.lock().lives.insert(generation, Life { streams, ..Life::default() });
+        FeedLink { shared: Arc::clone(&self.shared), generation }
+    }
+
+    /// Closes the book of a generation once its data path has ended, and gives back why it did.
+    pub fn take_fin(&self, generation: Generation) -> Option<EndReason> {
+        let mut records = self.shared.records.lock();
+        records.lives.get(&generation)?.fin.as_ref()?;
+        records.lives.remove(&generation)?.fin
+    }
+
+    /// Where the streams of a generation stand.
+    pub fn streams(&self, generation: Generation) -> Vec<(VbId, StreamState)> {
+        let records = self.shared.records.lock();
+        let life = records.lives.get(&generation);
+        life.into_iter().flat_map(|life| &life.streams).map(|(vb, state)| (*vb, *state)).collect()
     }
 
     /// Notes that streams are asked for again, or more of them, from the given positions.
@@ -226,7 +258,7 @@ impl Feed {
         running.kvdata.close(until)?;
         let generation = running.generation;
         self.running.remove(keyspace);
-        Ok(self.shared.records.lock().lives.remove(&generation).and_then(|life| life.fin))
+        Ok(self.take_fin(generation))
     }
 
     /// Holds a message when something was written since it was last read.
@@ -239,7 +271,9 @@ impl Feed {
         let generation = self.find(keyspace)?.generation;
         let records = self.shared.records.lock();
         let mut books = Books::default();
-        for (vb, state) in records.lives.get(&generation).into_iter().flat_map(|life| &life.streams) {
+        let Some(life) = records.lives.get(&generation) else { return Ok(books) };
+        books.counts.clone_from(&life.counts);
+        for (vb, state) in &life.streams {
             let vb = *vb;
             match *state {
                 StreamState::Requested(position) => {
@@ -293,6 +327,11 @@ impl FeedLink {
 
     pub(super) fn post_stream(&self, vb: VbId, state: StreamState) {
         self.post(|life| {
+            match state {
+                StreamState::Active(_) => life.counts.entry(vb).or_default().begins += 1,
+                StreamState::Ended(_) => life.counts.entry(vb).or_default().ends += 1,
+                StreamState::Requested(_) | StreamState::RolledBack { .. } | StreamState::Refused(_) => {}
+            }
             life.streams.insert(vb, state);
         });
     }

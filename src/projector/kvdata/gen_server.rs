@@ -181,15 +181,15 @@ impl GenServer {
         for vb in owed.into_iter().flatten() {
             self.link.post_stream(vb, StreamState::Ended(StreamEndReason::DataPathEnded));
         }
-        match &reason {
-            EndReason::Closed | EndReason::UpstreamClosed => {
-                info!(self.logger, "the data path ended: {reason}");
-            }
-            _ => {
-                warn!(self.logger, "the data path ended: {reason}");
-            }
-        }
+        let (why, is_orderly) =
+            (reason.to_string(), matches!(reason, EndReason::Closed | EndReason::UpstreamClosed));
+        // A host's logger may fail: the feed learns of the end before it is called.
         self.link.post_fin(reason, &self.logger);
+        if is_orderly {
+            info!(self.logger, "the data path ended: {why}");
+        } else {
+            warn!(self.logger, "the data path ended: {why}");
+        }
         drop(done);
     }
 }

@@ -166,7 +166,8 @@ pub struct KvData {
     stats: Arc<KvStats>,
     worker_stats: Arc<WorkerStats>,
     roster: Roster,
-    threads: Vec<Thread<()>>,
+    /// Taken out by whoever joins them.
+    threads: Mutex<Vec<Thread<()>>>,
 }
 
 impl KvData {
@@ -231,7 +232,7 @@ impl KvData {
             stats,
             worker_stats: team.stats,
             roster,
-            threads: vec![data, control],
+            threads: Mutex::new(vec![data, control]),
         })
     }
 
@@ -311,9 +312,15 @@ impl KvData {
         self.run_scatter_fin.cancel();
     }
 
-    /// Ends everything in order and joins the threads. It is harmless to call it again: after an error it waits
-    /// for what still runs, after success there is nothing left to do.
-    pub fn close(&mut self, until: &Until) -> Result<(), StillRunning> {
+    /// The names of the threads that run now, those of the workers among them.
+    pub fn threads(&self) -> Vec<String> {
+        self.roster.running()
+    }
+
+    /// Ends everything in order and joins the threads. It is harmless to call it again, or from several threads:
+    /// after an error it waits for what still runs, after success there is nothing left to do. Requests that
+    /// others wait for give their result or [`RequestError::Closed`].
+    pub fn close(&self, until: &Until) -> Result<(), StillRunning> {
         let timer = until.timer();
         select_biased! {
             recv(self.gen_server_stop.receiver()) -> _ => {}
@@ -321,8 +328,15 @@ impl KvData {
             recv(timer) -> _ => {}
         }
         // The join waits for `done` in any case; asking for it first makes one deadline serve both threads.
-        let _ = self.done.wait(until);
-        self.threads = thread::join_all(std::mem::take(&mut self.threads), until);
-        if self.threads.is_empty() { Ok(()) } else { Err(StillRunning { threads: self.roster.running() }) }
+        if self.done.wait(until).is_err() {
+            return Err(StillRunning { threads: self.roster.running() });
+        }
+        let threads = std::mem::take(&mut *self.threads.lock());
+        let running = thread::join_all(threads, until);
+        if running.is_empty() {
+            return Ok(());
+        }
+        self.threads.lock().extend(running);
+        Err(StillRunning { threads: self.roster.running() })
     }
 }

@@ -4,7 +4,7 @@
 //! [`Ledger`] of streams that began and did not end yet lives outside of what can panic and is handed to
 //! `gen_server` as the thread's last message, so that the ends that are owed are known in every ending.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender, select_biased};
@@ -19,13 +19,27 @@ use super::super::worker::Scattered;
 use super::EndReason;
 use super::stats::{BatchCounts, KvStats};
 
-/// Streams that began and whose end was not passed on.
+/// Streams that began and whose end was not passed on, with whether the feed knows that they began.
 #[derive(Debug, Default)]
-pub(super) struct Ledger(BTreeSet<VbId>);
+pub(super) struct Ledger(BTreeMap<VbId, bool>);
 
 impl Ledger {
     pub(super) fn owed(self) -> impl Iterator<Item = VbId> {
-        self.0.into_iter()
+        self.0.into_keys()
+    }
+
+    /// A stream is about to begin; it may replace one that is there.
+    fn expect(&mut self, vb: VbId) {
+        self.0.entry(vb).or_insert(false);
+    }
+
+    /// A stream began. Gives back whether the feed still waits for the end of the one before it.
+    fn begin(&mut self, vb: VbId) -> bool {
+        self.0.insert(vb, true).unwrap_or(false)
+    }
+
+    fn end(&mut self, vb: VbId) {
+        self.0.remove(&vb);
     }
 }
 
@@ -111,10 +125,8 @@ impl RunScatter {
         self.stats.add(counts);
         // A stream is in the ledger before its worker can know of it: what began is owed an end.
         for event in &control {
-            if let EventKind::StreamReq { status: StreamStatus::Success { .. } } = event.kind
-                && !ledger.0.insert(event.vb)
-            {
-                self.link.post_stream(event.vb, StreamState::Ended(StreamEndReason::Superseded));
+            if let EventKind::StreamReq { status: StreamStatus::Success { .. } } = event.kind {
+                ledger.expect(event.vb);
             }
         }
         self.hand_off(batch, shares)?;
@@ -147,8 +159,9 @@ impl RunScatter {
         let requested = || self.req_ts.lock().get(event.vb).unwrap_or_default();
         let state = match event.kind {
             EventKind::StreamReq { status: StreamStatus::Success { vbuuid } } => {
-                // Again: an end of its former life may stand before it in the batch.
-                ledger.0.insert(event.vb);
+                if ledger.begin(event.vb) {
+                    self.link.post_stream(event.vb, StreamState::Ended(StreamEndReason::Superseded));
+                }
                 StreamState::Active(Position { vbuuid, ..requested() })
             }
             EventKind::StreamReq { status: StreamStatus::Rollback { to } } => {
@@ -156,7 +169,7 @@ impl RunScatter {
             }
             EventKind::StreamReq { status } => StreamState::Refused(status),
             EventKind::StreamEnd { reason } => {
-                ledger.0.remove(&event.vb);
+                ledger.end(event.vb);
                 StreamState::Ended(reason)
             }
             _ => return,

@@ -34,13 +34,21 @@ struct Stream {
     window: (Seqno, Seqno),
     /// Within an out-of-order snapshot, the highest seqno so far. `evaluated` stays before the snapshot.
     oso_highest: Option<Seqno>,
-    /// Number of the batch that last moved it, and the place of its advance there.
-    advance: (u64, usize),
+}
+
+/// Where a vbucket's latest advance stands. It outlives the stream: one that ends and begins again within a batch
+/// continues the advance that is there.
+#[derive(Debug, Clone, Copy, Default)]
+struct Mark {
+    /// Number of the batch.
+    batch: u64,
+    /// Place in the batch's advances.
+    place: usize,
 }
 
 impl Stream {
     fn begin(vbuuid: VbUuid, seqno: Seqno) -> Self {
-        Self { vbuuid, evaluated: seqno, window: (seqno, seqno), oso_highest: None, advance: (0, 0) }
+        Self { vbuuid, evaluated: seqno, window: (seqno, seqno), oso_highest: None }
     }
 
     fn position(&self) -> Position {
@@ -83,6 +91,7 @@ pub(super) struct Evaluation {
     generation: Generation,
     engines: Arc<EngineSet>,
     streams: Vec<Option<Stream>>,
+    marks: Vec<Mark>,
     keys: KeyList,
     batches: u64,
     counts: BatchCounts,
@@ -113,6 +122,7 @@ impl Evaluation {
             generation: config.generation,
             engines: Arc::default(),
             streams: vec![None; usize::from(config.vbuckets)],
+            marks: vec![Mark::default(); usize::from(config.vbuckets)],
             keys: KeyList::default(),
             batches: 0,
             counts: BatchCounts::default(),
@@ -170,7 +180,8 @@ impl Evaluation {
         batch: &mut Option<Box<WriteBatch>>,
         spare: &mut Spare,
     ) {
-        let Some(slot) = self.streams.get_mut(usize::from(event.vb.0)) else { return };
+        let vb = usize::from(event.vb.0);
+        let (Some(slot), Some(mark)) = (self.streams.get_mut(vb), self.marks.get_mut(vb)) else { return };
         let batch = batch.get_or_insert_with(|| {
             let mut empty = spare.pop().unwrap_or_default();
             empty.generation = self.generation;
@@ -196,7 +207,7 @@ impl Evaluation {
             EventKind::OsoSnapshot { edge } => {
                 let from = stream.evaluated;
                 stream.pass(edge);
-                note_advance(stream, self.batches, event.vb, from, batch);
+                note_advance(stream, (mark, self.batches), (event.vb, from), batch);
                 batch.notes.push(*event);
             }
             EventKind::StreamEnd { .. } => {
@@ -209,7 +220,7 @@ impl Evaluation {
                     self.counts.out_of_order += 1;
                     return;
                 }
-                note_advance(stream, self.batches, event.vb, from, batch);
+                note_advance(stream, (mark, self.batches), (event.vb, from), batch);
                 self.take_change(event, with, batch);
             }
         }
@@ -290,12 +301,18 @@ fn is_transaction(key: &[u8], datatype: Datatype) -> bool {
 }
 
 /// Notes in the batch how far its vbucket has moved, since `from` if this is the first move in the batch.
-fn note_advance(stream: &mut Stream, batch_number: u64, vb: VbId, from: Seqno, batch: &mut WriteBatch) {
+fn note_advance(
+    stream: &Stream,
+    (mark, batch_number): (&mut Mark, u64),
+    (vb, from): (VbId, Seqno),
+    batch: &mut WriteBatch,
+) {
     let to = stream.position();
-    match batch.advances.get_mut(stream.advance.1) {
-        Some(advance) if stream.advance.0 == batch_number => advance.to = to,
+    match batch.advances.get_mut(mark.place) {
+        // Where changes are missing between two streams the second advance stays by itself, for the shard to see.
+        Some(advance) if mark.batch == batch_number && from <= advance.to.seqno => advance.to = to,
         _ => {
-            stream.advance = (batch_number, batch.advances.len());
+            *mark = Mark { batch: batch_number, place: batch.advances.len() };
             batch.advances.push(Advance { vb, from, to });
         }
     }

@@ -42,7 +42,7 @@ pub(super) enum Order {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
     /// Write batches that may wait for one shard before its worker takes no more data. What waits is bounded by
-    /// the source's byte budget as well.
+    /// the source's byte budget as well. Zero counts as one.
     pub lane_batches_max: usize,
     /// The least time between two log lines about documents that were left out of an index.
     pub quarantine_log_interval: Duration,

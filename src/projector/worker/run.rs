@@ -132,7 +132,8 @@ impl Run {
             if self.lanes.iter().any(|lane| lane.ready.as_ref().is_some_and(Fin::is_given)) {
                 return Next::Again;
             }
-            let takes_data = self.lanes.iter().all(|lane| lane.pending.len() < self.tuning.lane_batches_max);
+            let takes_data =
+                self.lanes.iter().all(|lane| lane.pending.len() < self.tuning.lane_batches_max.max(1));
             if takes_data {
                 match self.events.try_recv() {
                     Ok(scattered) => return Next::Data(scattered),
