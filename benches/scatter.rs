@@ -206,7 +206,7 @@ fn bench_scatter(criterion: &mut Criterion, name: &str, workers: u16, events: us
         });
     });
     group.finish();
-    if let Some(mut path) = path {
+    if let Some(path) = path {
         path.kvdata.close(&Until::default()).unwrap();
     }
 }
@@ -346,7 +346,7 @@ fn bench_request(criterion: &mut Criterion, name: &str, request: impl Fn(&Path))
         bencher.iter_custom(|iters| sample(iters, &mut latencies, || request(path)));
     });
     group.finish();
-    if let Some((mut path, load)) = loaded {
+    if let Some((path, load)) = loaded {
         path.kvdata.close(&Until::default()).unwrap();
         load.join(&Until::default()).unwrap();
         print_quantiles(name, latencies);
@@ -354,7 +354,7 @@ fn bench_request(criterion: &mut Criterion, name: &str, request: impl Fn(&Path))
 }
 
 fn close_under_load() -> Duration {
-    let mut path = Path::start(2);
+    let path = Path::start(2);
     let load = path.load();
     let began = Instant::now();
     path.kvdata.close(&Until::default()).unwrap();

@@ -159,7 +159,7 @@ impl Fixture {
         if self.hangs() && !self.gate.is_cancelled() {
             let still_running = kvdata.close(&Until::within(Duration::from_millis(2))).unwrap_err();
             assert!(
-                still_running.threads.iter().any(|name| name.starts_with("vb-data-")),
+                still_running.threads.iter().any(|name| name.starts_with("vbd-")),
                 "{:?}",
                 still_running.threads
             );
@@ -299,7 +299,7 @@ fn assert_reason(ending: Ending, reason: &EndReason) {
     let is_right = match ending {
         Ending::UpstreamCloses => matches!(reason, EndReason::UpstreamClosed),
         Ending::WorkerPanics => {
-            matches!(reason, EndReason::Panicked(panicked) if panicked.thread.starts_with("vb-data-"))
+            matches!(reason, EndReason::Panicked(panicked) if panicked.thread.starts_with("vbd-"))
         }
         Ending::EndpointRefuses => matches!(reason, EndReason::Endpoint(_)),
         Ending::ControlPanics => {

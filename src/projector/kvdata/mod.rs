@@ -218,8 +218,8 @@ impl KvData {
             run_scatter_fin: CancelOnDrop(run_scatter_fin.clone()),
             done: done_holder,
         };
-        let (data_name, control_name) =
-            (format!("kv-data-{}", config.node), format!("kv-ctl-{}", config.node));
+        let data_name = format!("kv-data-{}", config.node);
+        let control_name = format!("kv-ctl-{}", config.node);
         let name = data_name.clone();
         let data = roster.spawn(data_name, move || scatter.run(&name, &hand_over_tx, scatter_holder))?;
         let name = control_name.clone();
