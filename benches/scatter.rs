@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use crossbeam::channel::{Receiver, Sender, bounded, select};
-use dormouse::event::{DcpEvent, EventBatch, EventKind, Generation, Seqno, Span, VbId, VbUuid};
+use dormouse::event::{
+    Datatype, DcpEvent, EventBatch, EventKind, Generation, Seqno, Span, StreamStatus, VbId, VbUuid,
+};
 use dormouse::projector::{Endpoint, EndpointRefused, Feed, KvData, KvDataConfig};
 use dormouse::shard::ShardId;
 use dormouse::shard::batch::WriteBatch;
@@ -40,7 +42,7 @@ fn begins() -> EventBatch {
     let begin = |vb| DcpEvent {
         vb: VbId(vb),
         seqno: Seqno(0),
-        kind: EventKind::StreamReq { vbuuid: VbUuid(u64::from(vb)) },
+        kind: EventKind::StreamReq { status: StreamStatus::Success { vbuuid: VbUuid(u64::from(vb)) } },
     };
     EventBatch { generation: GENERATION, events: (0..VBUCKETS).map(begin).collect(), ..EventBatch::default() }
 }
@@ -66,6 +68,7 @@ impl Batches {
             kind: EventKind::Mutation {
                 key: Span::new(start, KEY_BYTES),
                 value: Span::new(start + KEY_BYTES, VALUE_BYTES),
+                datatype: Datatype::JSON,
             },
         }
     }
@@ -124,9 +127,9 @@ impl Path {
             shards: SHARDS,
             worker_queue_batches: QUEUE_BATCHES,
         };
-        let feed = Feed::default();
-        let link = feed.begin_generation(GENERATION, &TsVbuuid::default());
         let logger = Logger::root(Discard, o!());
+        let feed = Feed::new(&logger);
+        let link = feed.begin_generation(GENERATION, &TsVbuuid::default());
         let kvdata = KvData::start(&config, &endpoint, batches, &link, &logger).unwrap();
         let (fin_holder, fin) = fin();
         let path = Self { kvdata, upstream, countdown, done, _feed: feed, _fin_holder: fin_holder, fin };
@@ -203,7 +206,7 @@ fn bench_scatter(criterion: &mut Criterion, name: &str, workers: u16, events: us
         });
     });
     group.finish();
-    if let Some(mut path) = path {
+    if let Some(path) = path {
         path.kvdata.close(&Until::default()).unwrap();
     }
 }
@@ -343,7 +346,7 @@ fn bench_request(criterion: &mut Criterion, name: &str, request: impl Fn(&Path))
         bencher.iter_custom(|iters| sample(iters, &mut latencies, || request(path)));
     });
     group.finish();
-    if let Some((mut path, load)) = loaded {
+    if let Some((path, load)) = loaded {
         path.kvdata.close(&Until::default()).unwrap();
         load.join(&Until::default()).unwrap();
         print_quantiles(name, latencies);
@@ -351,7 +354,7 @@ fn bench_request(criterion: &mut Criterion, name: &str, request: impl Fn(&Path))
 }
 
 fn close_under_load() -> Duration {
-    let mut path = Path::start(2);
+    let path = Path::start(2);
     let load = path.load();
     let began = Instant::now();
     path.kvdata.close(&Until::default()).unwrap();

@@ -123,10 +123,10 @@ pub struct DcpEvent {
 /// What happened to a vbucket or to one of its documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventKind {
-    /// The stream that was asked for began; its first change comes after the event's seqno.
+    /// The answer to a stream that was asked for. If it began, its first change comes after the event's seqno.
     StreamReq {
-        /// Branch of the history that the stream follows.
-        vbuuid: VbUuid,
+        /// Whether it began.
+        status: StreamStatus,
     },
     /// The changes that follow belong to this snapshot window.
     SnapshotMarker {
@@ -135,12 +135,20 @@ pub enum EventKind {
         /// Last seqno of the window, or [`Seqno::OPEN_END`].
         end: Seqno,
     },
+    /// The changes between the two edges come in no order of their seqnos. Until the second one, no seqno is a
+    /// point that a stream could be continued from.
+    OsoSnapshot {
+        /// Which of the two.
+        edge: OsoEdge,
+    },
     /// A document was written.
     Mutation {
         /// Document key.
         key: Span,
         /// The whole document.
         value: Span,
+        /// What the value is.
+        datatype: Datatype,
     },
     /// A document was deleted.
     Deletion {
@@ -152,6 +160,13 @@ pub enum EventKind {
         /// Document key.
         key: Span,
     },
+    /// A collection or scope changed.
+    SystemEvent {
+        /// How.
+        event: SystemEvent,
+    },
+    /// Changes up to here are of no interest to the stream.
+    SeqnoAdvanced,
     /// The stream ended.
     StreamEnd {
         /// Why.
@@ -159,13 +174,109 @@ pub enum EventKind {
     },
 }
 
+/// The producer's answer to a stream request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamStatus {
+    /// The stream began.
+    Success {
+        /// Branch of the history that it follows: the newest entry of the failover log.
+        vbuuid: VbUuid,
+    },
+    /// The consumer is ahead of the producer, or on another branch, and has to go back.
+    Rollback {
+        /// How far.
+        to: Seqno,
+    },
+    /// A collection that was asked for does not exist.
+    UnknownCollection,
+    /// A scope that was asked for does not exist.
+    UnknownScope,
+    /// Any other refusal, with the status on the wire.
+    Refused {
+        /// Status of the memcached protocol.
+        status: u16,
+    },
+}
+
+impl fmt::Display for StreamStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Success { .. } => f.write_str("success"),
+            Self::Rollback { to } => write!(f, "roll back to {to}"),
+            Self::UnknownCollection => f.write_str("unknown collection"),
+            Self::UnknownScope => f.write_str("unknown scope"),
+            Self::Refused { status } => write!(f, "refused with status {status:#04x}"),
+        }
+    }
+}
+
+/// An edge of an out-of-order snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OsoEdge {
+    /// It begins.
+    Start,
+    /// It is complete.
+    End,
+}
+
+/// What a value is: the bits of the wire's datatype.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Datatype(pub u8);
+
+impl Datatype {
+    /// A JSON document.
+    pub const JSON: Self = Self(0x01);
+    /// Extended attributes were there. They are not part of the value.
+    pub const XATTR: Self = Self(0x04);
+
+    /// Whether all bits of `other` are set.
+    pub fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// A change of a bucket's collections or scopes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SystemEvent {
+    /// A collection was created.
+    CollectionCreate,
+    /// A collection was dropped.
+    CollectionDrop,
+    /// A collection was emptied.
+    CollectionFlush,
+    /// A scope was created.
+    ScopeCreate,
+    /// A scope was dropped.
+    ScopeDrop,
+    /// A collection's settings changed.
+    CollectionChanged,
+}
+
 /// Why a stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamEndReason {
     /// Everything that was asked for was delivered.
     Finished,
-    /// The data path closed before the stream had ended by itself.
+    /// It was closed by request.
     Closed,
+    /// The vbucket is no longer active on the node.
+    StateChanged,
+    /// The connection was lost.
+    Disconnected,
+    /// The consumer was too slow.
+    TooSlow,
+    /// The producer could not read its data back.
+    BackfillFailed,
+    /// The producer rolled the vbucket back.
+    RolledBack,
+    /// Nothing of what was asked for exists any more.
+    FilterEmpty,
+    /// The user may no longer read the bucket.
+    LostPrivileges,
+    /// The same stream began again.
+    Superseded,
+    /// The data path ended before the stream had.
+    DataPathEnded,
 }
 
 impl fmt::Display for StreamEndReason {
@@ -173,6 +284,15 @@ impl fmt::Display for StreamEndReason {
         f.write_str(match self {
             Self::Finished => "finished",
             Self::Closed => "closed",
+            Self::StateChanged => "the vbucket is no longer active there",
+            Self::Disconnected => "the connection was lost",
+            Self::TooSlow => "the consumer was too slow",
+            Self::BackfillFailed => "the producer could not read its data back",
+            Self::RolledBack => "the producer rolled back",
+            Self::FilterEmpty => "nothing that was asked for exists any more",
+            Self::LostPrivileges => "the user may no longer read the bucket",
+            Self::Superseded => "the stream began again",
+            Self::DataPathEnded => "the data path ended",
         })
     }
 }
@@ -191,9 +311,11 @@ pub struct EventBatch {
 }
 
 impl EventBatch {
-    /// The memory that the batch holds, in bytes. A batch that was sent early holds more than its events need.
+    /// The memory that the batch holds, in bytes, with a constant for what every batch needs on its way, so that a
+    /// budget also bounds the number of small ones. A batch that was sent early holds more than its events need.
     pub fn weight_bytes(&self) -> usize {
-        self.buffer.capacity() + self.events.capacity() * size_of::<DcpEvent>()
+        const BATCH_BYTES: usize = 1024;
+        self.buffer.capacity() + self.events.capacity() * size_of::<DcpEvent>() + BATCH_BYTES
     }
 }
 

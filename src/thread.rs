@@ -301,6 +301,49 @@ impl<T> Thread<T> {
     }
 }
 
+/// The threads of one instance: each is counted from its start to its end, wherever its handle is.
+#[derive(Debug, Clone, Default)]
+pub struct Roster(Arc<Mutex<Vec<String>>>);
+
+/// Takes a thread off its roster when dropped.
+struct Entry {
+    roster: Roster,
+    name: String,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut names = self.roster.0.lock();
+        if let Some(place) = names.iter().position(|name| *name == self.name) {
+            names.swap_remove(place);
+        }
+    }
+}
+
+impl Roster {
+    /// The names of the threads that run now, in their order.
+    pub fn running(&self) -> Vec<String> {
+        let mut names = self.0.lock().clone();
+        names.sort();
+        names
+    }
+
+    /// Starts a thread as [`spawn`] does, and counts it.
+    pub fn spawn<T, F>(&self, name: impl Into<String>, work: F) -> std::io::Result<Thread<T>>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let name = name.into();
+        self.0.lock().push(name.clone());
+        let entry = Entry { roster: self.clone(), name: name.clone() };
+        spawn(name, move || {
+            let _on_roster = entry;
+            work()
+        })
+    }
+}
+
 /// Joins each of `threads` while the limit lasts and gives back those that still run. Panics of the others are
 /// dropped: a thread whose outcome matters is joined by itself.
 pub fn join_all(threads: Vec<Thread<()>>, until: &Until) -> Vec<Thread<()>> {

@@ -6,7 +6,7 @@
 //!
 //! Invariant: `snap_start <= seqno <= snap_end` in every position that was saved.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +50,26 @@ impl TsVbuuid {
     /// Takes over every position of `newer`; vbuckets that it does not name keep theirs.
     pub fn union(&mut self, newer: &Self) {
         self.0.extend(newer.iter());
+    }
+
+    /// The positions of those of `vbs` that have one. No vbuckets select nothing.
+    #[must_use]
+    pub fn select(&self, vbs: &BTreeSet<VbId>) -> Self {
+        self.iter().filter(|(vb, _)| vbs.contains(vb)).collect()
+    }
+
+    /// The positions of all vbuckets but `vbs`.
+    #[must_use]
+    pub fn filter(&self, vbs: &BTreeSet<VbId>) -> Self {
+        self.iter().filter(|(vb, _)| !vbs.contains(vb)).collect()
+    }
+
+    /// Goes back to `to` in a vbucket, if it is further. What lay between is no snapshot any more, so the window
+    /// closes around `to`; the branch stays, for the producer to judge.
+    pub fn rollback(&mut self, vb: VbId, to: Seqno) {
+        if let Some(position) = self.0.get_mut(&vb).filter(|position| position.seqno > to) {
+            *position = Position::at(position.vbuuid, to);
+        }
     }
 
     /// All positions, in ascending order of the vbucket.

@@ -210,7 +210,8 @@ fn every_thread_is_in_the_table_of_threads() {
     let mut spawned = BTreeSet::new();
     for (file, text) in sources() {
         let code = code(&text);
-        for (at, call) in code.match_indices("thread::spawn(") {
+        let calls = code.match_indices("thread::spawn(").chain(code.match_indices("roster.spawn("));
+        for (at, call) in calls {
             let argument = &code[at + call.len()..];
             let variable = argument.split(',').next().unwrap().trim();
             let variable = variable.trim_end_matches(".clone()");

@@ -106,7 +106,8 @@ fn every_ending_gives_each_stream_its_end_and_the_feed_one_fin() {
         }
         close(&mut path);
         for (vb, state) in path.feed.streams(generation) {
-            let reason = if vb == VbId(5) { StreamEndReason::Finished } else { StreamEndReason::Closed };
+            let reason =
+                if vb == VbId(5) { StreamEndReason::Finished } else { StreamEndReason::DataPathEnded };
             assert_eq!(state, StreamState::Ended(reason), "{ending:?}, vbucket {vb}");
         }
         let reason = path.feed.take_fin(generation).unwrap();
@@ -143,7 +144,7 @@ fn a_stream_that_ended_and_began_again_in_one_batch_is_owed_its_end() {
         matches!(path.feed.streams(generation)[..], [(VbId(0), StreamState::Active(_))])
     });
     close(&mut path);
-    let ended = StreamState::Ended(StreamEndReason::Closed);
+    let ended = StreamState::Ended(StreamEndReason::DataPathEnded);
     assert_eq!(path.feed.streams(generation), [(VbId(0), ended)]);
 }
 

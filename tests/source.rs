@@ -53,7 +53,7 @@ fn changes(batches: &[EventBatch]) -> Vec<String> {
     for batch in batches {
         let text = |span: dormouse::event::Span| String::from_utf8_lossy(span.of(&batch.buffer)).into_owned();
         changes.extend(batch.events.iter().filter_map(|event| match event.kind {
-            EventKind::Mutation { key, value } => Some(format!("{} = {}", text(key), text(value).trim())),
+            EventKind::Mutation { key, value, .. } => Some(format!("{} = {}", text(key), text(value).trim())),
             EventKind::Deletion { key } => Some(format!("{} deleted", text(key))),
             EventKind::Expiration { key } => Some(format!("{} expired", text(key))),
             _ => None,

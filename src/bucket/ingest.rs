@@ -11,8 +11,10 @@ use crossbeam::channel::{Receiver, Sender, bounded, never, select_biased, tick};
 use serde::Serialize;
 use slog::{info, warn};
 
-use crate::event::{ByteBudget, EventBatch, Generation};
-use crate::projector::{EndReason, Endpoint, Feed, KvData, KvDataConfig, RequestError, ShardEndpoint};
+use crate::event::{ByteBudget, EventBatch};
+use crate::projector::{
+    EndReason, Endpoint, Feed, FeedError, Keyspace, KvDataConfig, ShardEndpoint, WorkerStats,
+};
 use crate::shard::{ApplyError, CommitError, Shard};
 use crate::source::{
     Input, Replay, ReplayConfig, ReplayEnd, ReplayError, ReplayFormat, ReplayOutcome, ReplayProgress,
@@ -121,13 +123,13 @@ pub enum IngestError {
         /// Why it ended.
         reason: EndReason,
     },
-    /// The data path did not take a request.
+    /// The data path did not start.
     #[error("cannot ingest into bucket {bucket}: {error}")]
-    Request {
+    Feed {
         /// The bucket.
         bucket: BucketName,
-        /// What it said.
-        error: RequestError,
+        /// Why.
+        error: FeedError,
     },
     /// The reading thread panicked.
     #[error("cannot ingest into bucket {bucket}: {panicked}")]
@@ -175,15 +177,15 @@ pub enum IngestError {
 
 /// A running data path with its source.
 struct Following {
-    generation: Generation,
+    keyspace: Keyspace,
     feed: Feed,
-    kvdata: KvData,
     /// Kept so that the source's end does not end the data path before everything was applied.
     _upstream: Sender<EventBatch>,
     source: Option<Thread<ReplayOutcome>>,
     source_ended: Fin,
     source_fin: Option<FinHolder>,
     progress: Arc<ReplayProgress>,
+    stats: Arc<WorkerStats>,
     /// Holds a message when a shard applied something.
     applied: Receiver<()>,
 }
@@ -191,7 +193,8 @@ struct Following {
 /// What ended a data path before its time.
 enum Broken {
     Stopped(Stopped),
-    Ended(EndReason),
+    /// Its fin says why.
+    Ended,
     Panicked(Panicked),
 }
 
@@ -217,21 +220,26 @@ impl Bucket {
         // Also after a failure: what was applied is kept.
         let committed = self.set.commit(&Until::within(GRACE));
         let kept = count_changes(&self.start_positions()).saturating_sub(count_changes(&start));
-        if let Err(threads) = &taken_down {
-            warn!(self.logger, "threads of an ingest are still running"; "threads" => threads.join(", "));
-        }
-        // The other errors say what is kept, which is not true where the commit failed.
-        let outcome = match followed {
-            Err(broken @ Broken::Ended(_)) => return Err(self.explain(broken, kept)),
-            followed => {
-                committed?;
-                followed.map_err(|broken| self.explain(broken, kept))?
+        let (fin, still_running) = match taken_down {
+            Ok(fin) => (fin, None),
+            Err(threads) => {
+                let names = threads.join(", ");
+                warn!(self.logger, "threads of an ingest are still running"; "threads" => names);
+                (None, Some(IngestError::StillRunning { bucket: bucket.clone(), threads }))
             }
         };
-        taken_down.map_err(|threads| IngestError::StillRunning { bucket: bucket.clone(), threads })?;
+        // The other errors say what is kept, which is not true where the commit failed.
+        let outcome = match followed {
+            Err(broken @ Broken::Ended) => return Err(self.explain(broken, fin, kept)),
+            followed => {
+                committed?;
+                followed.map_err(|broken| self.explain(broken, None, kept))?
+            }
+        };
+        still_running.map_or(Ok(()), Err)?;
         match outcome.end {
             ReplayEnd::Failed(error) => return Err(IngestError::Source { error, kept }),
-            ReplayEnd::Stopped => return Err(self.explain(Broken::Stopped(Stopped::Cancelled), kept)),
+            ReplayEnd::Stopped => return Err(self.explain(Broken::Stopped(Stopped::Cancelled), None, kept)),
             ReplayEnd::Finished => {}
         }
         if options.rebuild {
@@ -239,7 +247,7 @@ impl Bucket {
                 meta.indexes.iter_mut().for_each(|entry| entry.state = IndexState::Ready);
             })?;
         }
-        let stats = following.kvdata.worker_stats();
+        let stats = &following.stats;
         let report = IngestReport {
             bucket,
             documents: kept,
@@ -268,17 +276,16 @@ impl Bucket {
         }
     }
 
-    fn explain(&self, broken: Broken, kept: u64) -> IngestError {
+    fn explain(&self, broken: Broken, fin: Option<EndReason>, kept: u64) -> IngestError {
         let bucket = self.name();
-        match broken {
-            Broken::Stopped(why) => IngestError::Stopped { bucket, why, kept },
-            Broken::Panicked(panicked) => IngestError::Panicked { bucket, panicked },
-            Broken::Ended(EndReason::Endpoint(error)) => match error.downcast::<ApplyError>() {
-                Ok(ApplyError::Sealed { by, .. }) => IngestError::PutToSleep { bucket, by },
-                Ok(error) => IngestError::DataPath { bucket, reason: EndReason::Endpoint(error.into()) },
-                Err(error) => IngestError::DataPath { bucket, reason: EndReason::Endpoint(error) },
+        match (broken, fin.unwrap_or(EndReason::Closed)) {
+            (Broken::Stopped(why), _) => IngestError::Stopped { bucket, why, kept },
+            (Broken::Panicked(panicked), _) => IngestError::Panicked { bucket, panicked },
+            (Broken::Ended, EndReason::Endpoint(error)) => match error.downcast_ref::<ApplyError>() {
+                Some(ApplyError::Sealed { by, .. }) => IngestError::PutToSleep { bucket, by: by.clone() },
+                _ => IngestError::DataPath { bucket, reason: EndReason::Endpoint(error) },
             },
-            Broken::Ended(reason) => IngestError::DataPath { bucket, reason },
+            (Broken::Ended, reason) => IngestError::DataPath { bucket, reason },
         }
     }
 
@@ -298,8 +305,8 @@ impl Bucket {
             shard.install_generation(start.iter().map(|(vb, _)| vb), generation);
             shard.watch(wake.clone());
         }
-        let feed = Feed::default();
-        let link = feed.begin_generation(generation, start);
+        let keyspace = Keyspace(bucket.to_string());
+        let mut feed = Feed::new(&self.logger);
         let endpoint: Arc<dyn Endpoint> = Arc::new(ShardEndpoint::new(shards));
         let (upstream, batches) = bounded(self.config.queue_batches.max(1));
         let kvdata_config = KvDataConfig {
@@ -309,11 +316,12 @@ impl Bucket {
             shards: spec.shards,
             worker_queue_batches: self.config.queue_batches,
         };
-        let spawn = |source| IngestError::Spawn { bucket: bucket.clone(), source };
-        let kvdata = KvData::start(&kvdata_config, &endpoint, batches, &link, &self.logger).map_err(spawn)?;
-        let request = |error| IngestError::Request { bucket: bucket.clone(), error };
-        kvdata.add_engines(self.engines(), until).map_err(request)?;
-        kvdata.update_ts(start.clone(), until).map_err(request)?;
+        feed.start(&keyspace, generation, &kvdata_config, &endpoint, batches, self.engines(), start, until)
+            .map_err(|error| IngestError::Feed { bucket: bucket.clone(), error })?;
+        let stats = feed
+            .kvdata(&keyspace)
+            .map_err(|error| IngestError::Feed { bucket: bucket.clone(), error })?
+            .worker_stats();
         let replay_config = ReplayConfig {
             format: options.format.clone(),
             skip_bad: options.skip_bad,
@@ -330,16 +338,17 @@ impl Bucket {
             let _ended = ended_holder;
             replay.run(inputs)
         };
-        let source = thread::spawn("dm-source", body).map_err(spawn)?;
+        let source = thread::spawn("dm-source", body)
+            .map_err(|source| IngestError::Spawn { bucket: bucket.clone(), source })?;
         Ok(Following {
-            generation,
+            keyspace,
             feed,
-            kvdata,
             _upstream: upstream,
             source: Some(source),
             source_ended,
             source_fin: Some(source_fin),
             progress,
+            stats,
             applied,
         })
     }
@@ -362,8 +371,8 @@ impl Following {
         let (never_ended, source_ended) = (never(), self.source_ended.receiver().clone());
         let mut outcome: Option<ReplayOutcome> = None;
         loop {
-            if let Some(fin) = self.feed.take_fin(self.generation) {
-                return Err(Broken::Ended(fin));
+            if self.feed.has_ended(&self.keyspace) {
+                return Err(Broken::Ended);
             }
             if let Some(read) = &outcome
                 && shards.iter().all(|shard| shard.covers(&read.reached))
@@ -403,17 +412,20 @@ impl Following {
         }
     }
 
-    /// Ends the data path first, then the source, and joins their threads. Gives back the names of those that
-    /// do not end.
-    fn take_down(&mut self) -> Result<(), Vec<String>> {
+    /// Ends the data path first, then the source, and joins their threads. Gives back why the data path ended,
+    /// or the names of the threads that do not end.
+    fn take_down(&mut self) -> Result<Option<EndReason>, Vec<String>> {
         let grace = Until::within(GRACE);
         self.source_fin = None;
-        let mut running = self.kvdata.close(&grace).err().map(|still| still.threads).unwrap_or_default();
+        let (fin, mut running) = match self.feed.stop(&self.keyspace, &grace) {
+            Ok(fin) => (fin, Vec::new()),
+            Err(still) => (None, still.threads),
+        };
         if let Some(source) = self.source.take()
             && let Err(JoinError::StillRunning(source)) = source.join(&grace)
         {
             running.push(source.name().to_owned());
         }
-        if running.is_empty() { Ok(()) } else { Err(running) }
+        if running.is_empty() { Ok(fin) } else { Err(running) }
     }
 }

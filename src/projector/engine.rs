@@ -41,11 +41,23 @@ pub struct EngineSet {
 }
 
 impl EngineSet {
-    /// This set with `more` in it; an engine of the same instance is replaced.
+    /// This set with `more` in it; of several engines of the same instance the last one stays.
     #[must_use]
     pub fn with(&self, more: &[Engine]) -> Self {
-        let kept = self.engines.iter().filter(|old| more.iter().all(|new| new.inst != old.inst)).cloned();
-        let engines: Vec<Engine> = kept.chain(more.iter().cloned()).collect();
+        let mut engines = self.engines.clone();
+        for new in more {
+            engines.retain(|old| old.inst != new.inst);
+            engines.push(new.clone());
+        }
+        let instances = engines.iter().map(|engine| engine.inst).collect();
+        Self { engines, instances }
+    }
+
+    /// This set without the engines of `instances`.
+    #[must_use]
+    pub fn without(&self, instances: &[InstId]) -> Self {
+        let engines: Vec<Engine> =
+            self.engines.iter().filter(|engine| !instances.contains(&engine.inst)).cloned().collect();
         let instances = engines.iter().map(|engine| engine.inst).collect();
         Self { engines, instances }
     }

@@ -33,6 +33,6 @@ mod worker;
 
 pub use endpoint::{Endpoint, EndpointRefused, ShardEndpoint};
 pub use engine::{Engine, EngineSet, Evaluator};
-pub use feed::{Feed, FeedLink, StreamState};
+pub use feed::{Books, Feed, FeedError, FeedLink, Keyspace, StreamCounts, StreamState};
 pub use kvdata::{EndReason, KvData, KvDataConfig, KvStats, RequestError, StillRunning};
-pub use worker::WorkerStats;
+pub use worker::{Tuning, WorkerStats};

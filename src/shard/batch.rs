@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::event::{Generation, Seqno, Span, VbId};
+use crate::event::{DcpEvent, Generation, Seqno, Span, VbId};
 use crate::timestamp::Position;
 
 use super::InstId;
@@ -65,6 +65,9 @@ pub struct WriteBatch {
     pub instances: Arc<[InstId]>,
     /// At most one for each vbucket.
     pub advances: Vec<Advance>,
+    /// What happened to the streams themselves: begins, refusals, snapshots, system events, ends. One that stands
+    /// at a seqno comes after the changes up to it. Shards pass over them; an endpoint of a host may not.
+    pub notes: Vec<DcpEvent>,
     records: Vec<Record>,
     keys: Vec<Span>,
     bytes: Vec<u8>,
@@ -110,12 +113,13 @@ impl WriteBatch {
 
     /// Whether applying the batch would change nothing.
     pub fn is_empty(&self) -> bool {
-        self.advances.is_empty()
+        self.advances.is_empty() && self.notes.is_empty()
     }
 
     /// Empties the batch and keeps its memory.
     pub fn clear(&mut self) {
         self.advances.clear();
+        self.notes.clear();
         self.records.clear();
         self.keys.clear();
         self.bytes.clear();

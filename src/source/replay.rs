@@ -15,8 +15,8 @@ use crossbeam::channel::Sender;
 use flate2::read::MultiGzDecoder;
 
 use crate::event::{
-    ByteBudget, DOCUMENT_BYTES_MAX, DcpEvent, EventBatch, EventKind, Generation, Seqno, Span,
-    StreamEndReason, VbId, VbUuid,
+    ByteBudget, DOCUMENT_BYTES_MAX, Datatype, DcpEvent, EventBatch, EventKind, Generation, Seqno, Span,
+    StreamEndReason, StreamStatus, VbId, VbUuid,
 };
 use crate::thread::{self, Fin};
 use crate::timestamp::{Position, TsVbuuid};
@@ -259,7 +259,11 @@ impl Replay {
         for (vb, (vbuuid, seqno)) in (0_u16..).zip(&self.streams) {
             let (vb, seqno) = (VbId(vb), *seqno);
             let marker = EventKind::SnapshotMarker { start: seqno, end: Seqno::OPEN_END };
-            self.batch.events.push(DcpEvent { vb, seqno, kind: EventKind::StreamReq { vbuuid: *vbuuid } });
+            self.batch.events.push(DcpEvent {
+                vb,
+                seqno,
+                kind: EventKind::StreamReq { status: StreamStatus::Success { vbuuid: *vbuuid } },
+            });
             self.batch.events.push(DcpEvent { vb, seqno, kind: marker });
         }
     }
@@ -361,7 +365,7 @@ impl Replay {
         *seqno = seqno.next();
         *moved = true;
         let kind = match value {
-            Some(value) => EventKind::Mutation { key, value },
+            Some(value) => EventKind::Mutation { key, value, datatype: Datatype::JSON },
             None if is_expiry => EventKind::Expiration { key },
             None => EventKind::Deletion { key },
         };

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crossbeam::channel::{Sender, bounded};
 use dormouse::event::{
-    DcpEvent, EventBatch, EventKind, Generation, Seqno, Span, StreamEndReason, VbId, VbUuid,
+    Datatype, DcpEvent, EventBatch, EventKind, Generation, Seqno, Span, StreamEndReason, StreamStatus, VbId,
+    VbUuid,
 };
 use dormouse::index::IndexDefinition;
 use dormouse::projector::{
@@ -125,7 +126,7 @@ impl Events {
     }
 
     pub(crate) fn begin(self, vb: u16) -> Self {
-        self.event(vb, 0, EventKind::StreamReq { vbuuid: VbUuid(1) }).event(
+        self.event(vb, 0, EventKind::StreamReq { status: StreamStatus::Success { vbuuid: VbUuid(1) } }).event(
             vb,
             0,
             EventKind::SnapshotMarker { start: Seqno(0), end: Seqno::OPEN_END },
@@ -138,7 +139,7 @@ impl Events {
 
     pub(crate) fn put(mut self, vb: u16, seqno: u64, id: &str, document: &str) -> Self {
         let (key, value) = (self.text(id), self.text(document));
-        self.event(vb, seqno, EventKind::Mutation { key, value })
+        self.event(vb, seqno, EventKind::Mutation { key, value, datatype: Datatype::JSON })
     }
 
     pub(crate) fn build(self) -> EventBatch {
@@ -158,14 +159,14 @@ pub(crate) struct Path {
 
 impl Path {
     pub(crate) fn start(node: u16) -> Self {
-        let (feed, generation) = (Feed::default(), 3);
+        let logger = Logger::root(Discard, o!());
+        let (feed, generation) = (Feed::new(&logger), 3);
         let link: FeedLink = feed.begin_generation(Generation(generation), &TsVbuuid::default());
         let recorder = Arc::new(Recorder::default());
         let endpoint: Arc<dyn Endpoint> = Arc::<Recorder>::clone(&recorder);
         let (upstream, batches) = bounded(2);
         let config =
             KvDataConfig { node, workers: 2, vbuckets: VBUCKETS, shards: SHARDS, worker_queue_batches: 2 };
-        let logger = Logger::root(Discard, o!());
         let kvdata = KvData::start(&config, &endpoint, batches, &link, &logger).unwrap();
         Self { node, generation, feed, recorder, kvdata, upstream: Some(upstream) }
     }

@@ -3,6 +3,7 @@
 pub(crate) mod cli;
 pub(crate) mod endpoint;
 pub(crate) mod json;
+pub(crate) mod path;
 pub(crate) mod shards;
 
 use std::collections::BTreeMap;

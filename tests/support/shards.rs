@@ -56,7 +56,6 @@ pub(crate) fn close(mut set: ShardSet) {
 }
 
 /// A batch for both instances that follows `from`: one change for each document with its keys.
-#[expect(clippy::unnecessary_box_returns, reason = "a shard takes it in its box")]
 pub(crate) fn batch(vb: u16, from: u64, documents: &[(&str, &[&str])]) -> Box<WriteBatch> {
     let vb = VbId(vb);
     let mut batch = Box::new(WriteBatch::default());

@@ -1,6 +1,6 @@
 //! The control thread of a `KvData`: serves requests, and ends everything in order.
 //!
-//! It never waits for data: an engine set is passed to the workers, whose answers come back on a channel of this
+//! It never waits for data: a change is passed to the workers, whose answers come back on a channel of this
 //! thread's own select. The order of the end is the same whatever ended first:
 //!
 //! 1. requests are refused from now on (`gen_server_stop`);
@@ -18,19 +18,20 @@ use parking_lot::Mutex;
 use slog::{Logger, info, warn};
 
 use crate::event::{Seqno, StreamEndReason, VbId};
-use crate::thread::{self, Fin, FinHolder, RecvError, Until};
+use crate::shard::InstId;
+use crate::thread::{self, Cancel, Fin, FinHolder, RecvError, Until};
 use crate::timestamp::TsVbuuid;
 
 use super::super::engine::{Engine, EngineSet};
 use super::super::feed::{FeedLink, StreamState};
-use super::super::worker::{Installed, Worker, WorkerEnd};
+use super::super::worker::{Installed, Order, Tuning, Worker, WorkerEnd};
 use super::run_scatter::HandOver;
 use super::{EndReason, RequestError};
 
-/// The most engine sets that wait for the one before them.
-const INSTALLS_WAITING_MAX: usize = 16;
+/// The most changes that wait for the one before them.
+const CHANGES_WAITING_MAX: usize = 16;
 
-/// For each vbucket with a stream, the last seqno that was evaluated with the old engine set.
+/// For each vbucket with a stream, the last seqno that was evaluated before a change.
 pub(super) type InstallPoint = Vec<(VbId, Seqno)>;
 
 /// Takes one answer. One that is dropped without says that the data path has ended.
@@ -38,13 +39,20 @@ pub(super) type Reply<T> = Sender<Result<T, RequestError>>;
 
 /// What can be asked of a `KvData`.
 pub(super) enum Request {
-    AddEngines { engines: Vec<Engine>, reply: Reply<InstallPoint> },
+    Change { change: Change, reply: Reply<InstallPoint> },
     UpdateTs { ts: TsVbuuid, reply: Reply<()> },
     Close,
 }
 
-/// An engine set that the workers are installing.
-struct Install {
+/// What the workers have to take up between two batches.
+pub(super) enum Change {
+    AddEngines(Vec<Engine>),
+    DeleteEngines(Vec<InstId>),
+    Tune(Tuning),
+}
+
+/// A change that the workers are taking up.
+struct UnderWay {
     missing_answers: usize,
     point: InstallPoint,
     reply: Reply<InstallPoint>,
@@ -67,15 +75,24 @@ pub(super) struct GenServer {
 /// The signals that this thread gives by ending.
 pub(super) struct Holders {
     pub(super) gen_server_stop: FinHolder,
-    pub(super) run_scatter_fin: FinHolder,
+    pub(super) run_scatter_fin: CancelOnDrop,
     pub(super) done: FinHolder,
 }
 
+/// Gives a signal that others may give as well.
+pub(super) struct CancelOnDrop(pub(super) Cancel);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
 #[derive(Default)]
-struct Installs {
+struct Changes {
     engines: EngineSet,
-    running: Option<Install>,
-    waiting: VecDeque<(Vec<Engine>, Reply<InstallPoint>)>,
+    under_way: Option<UnderWay>,
+    waiting: VecDeque<(Change, Reply<InstallPoint>)>,
 }
 
 impl GenServer {
@@ -86,13 +103,13 @@ impl GenServer {
     }
 
     fn serve(&self) -> EndReason {
-        let mut installs = Installs::default();
+        let mut changes = Changes::default();
         loop {
             select_biased! {
                 recv(self.scatter_ended.receiver()) -> _ => return EndReason::Closed,
                 recv(self.worker_ended) -> _ => return EndReason::Closed,
                 recv(self.installed) -> answer => if let Ok(answer) = answer {
-                    self.take_answer(&mut installs, answer);
+                    self.take_answer(&mut changes, answer);
                 },
                 recv(self.requests) -> request => match request {
                     Ok(Request::Close) | Err(_) => return EndReason::Closed,
@@ -100,44 +117,53 @@ impl GenServer {
                         self.req_ts.lock().union(&ts);
                         let _ = reply.try_send(Ok(()));
                     }
-                    Ok(Request::AddEngines { engines, reply }) => self.add_engines(&mut installs, engines, reply),
+                    Ok(Request::Change { change, reply }) => self.take_change(&mut changes, change, reply),
                 },
             }
         }
     }
 
-    fn add_engines(&self, installs: &mut Installs, engines: Vec<Engine>, reply: Reply<InstallPoint>) {
-        if installs.running.is_none() {
-            self.begin_install(installs, &engines, reply);
-        } else if installs.waiting.len() < INSTALLS_WAITING_MAX {
-            installs.waiting.push_back((engines, reply));
+    fn take_change(&self, changes: &mut Changes, change: Change, reply: Reply<InstallPoint>) {
+        if changes.under_way.is_none() {
+            self.begin(changes, change, reply);
+        } else if changes.waiting.len() < CHANGES_WAITING_MAX {
+            changes.waiting.push_back((change, reply));
         } else {
             let _ = reply.try_send(Err(RequestError::Busy));
         }
     }
 
-    fn begin_install(&self, installs: &mut Installs, engines: &[Engine], reply: Reply<InstallPoint>) {
-        installs.engines = installs.engines.with(engines);
-        let set = Arc::new(installs.engines.clone());
+    fn begin(&self, changes: &mut Changes, change: Change, reply: Reply<InstallPoint>) {
+        let order = match change {
+            Change::Tune(tuning) => Order::Tune(tuning),
+            Change::AddEngines(engines) => {
+                changes.engines = changes.engines.with(&engines);
+                Order::Swap(Arc::new(changes.engines.clone()))
+            }
+            Change::DeleteEngines(instances) => {
+                changes.engines = changes.engines.without(&instances);
+                Order::Swap(Arc::new(changes.engines.clone()))
+            }
+        };
         for worker in &self.workers {
-            // At most one set is under way, so there is room; a worker that is gone is reported as ended.
-            worker.install(Arc::clone(&set));
+            // At most one order is under way, so there is room; a worker that is gone is reported as ended.
+            worker.order(order.clone());
         }
-        installs.running = Some(Install { missing_answers: self.workers.len(), point: Vec::new(), reply });
+        changes.under_way = Some(UnderWay { missing_answers: self.workers.len(), point: Vec::new(), reply });
     }
 
-    fn take_answer(&self, installs: &mut Installs, answer: Installed) {
-        let Some(running) = &mut installs.running else { return };
-        running.point.extend(answer.evaluated);
-        running.missing_answers -= 1;
-        if running.missing_answers > 0 {
+    fn take_answer(&self, changes: &mut Changes, answer: Installed) {
+        let Some(under_way) = &mut changes.under_way else { return };
+        under_way.point.extend(answer.evaluated);
+        under_way.missing_answers -= 1;
+        if under_way.missing_answers > 0 {
             return;
         }
-        if let Some(done) = installs.running.take() {
+        if let Some(done) = changes.under_way.take() {
             let _ = done.reply.try_send(Ok(done.point));
         }
-        if let Some((engines, reply)) = installs.waiting.pop_front() {
-            self.begin_install(installs, &engines, reply);
+        if let Some((change, reply)) = changes.waiting.pop_front() {
+            self.begin(changes, change, reply);
         }
     }
 
@@ -153,17 +179,17 @@ impl GenServer {
         };
         let reason = first_cause(reason, worker_ends, scatter_reason);
         for vb in owed.into_iter().flatten() {
-            self.link.post_stream(vb, StreamState::Ended(StreamEndReason::Closed));
+            self.link.post_stream(vb, StreamState::Ended(StreamEndReason::DataPathEnded));
         }
-        match &reason {
-            EndReason::Closed | EndReason::UpstreamClosed => {
-                info!(self.logger, "the data path ended: {reason}");
-            }
-            _ => {
-                warn!(self.logger, "the data path ended: {reason}");
-            }
+        let (why, is_orderly) =
+            (reason.to_string(), matches!(reason, EndReason::Closed | EndReason::UpstreamClosed));
+        // A host's logger may fail: the feed learns of the end before it is called.
+        self.link.post_fin(reason, &self.logger);
+        if is_orderly {
+            info!(self.logger, "the data path ended: {why}");
+        } else {
+            warn!(self.logger, "the data path ended: {why}");
         }
-        self.link.post_fin(reason);
         drop(done);
     }
 }

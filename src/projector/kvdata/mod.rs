@@ -16,15 +16,15 @@ use parking_lot::Mutex;
 use slog::{Logger, o};
 
 use crate::event::{EventBatch, Seqno, VbId};
-use crate::shard::ShardId;
-use crate::thread::{self, Fin, Panicked, Stopped, Thread, Until, fin};
+use crate::shard::{InstId, ShardId};
+use crate::thread::{self, Cancel, Fin, Panicked, Roster, Stopped, Thread, Until, fin};
 use crate::timestamp::TsVbuuid;
 
 use super::endpoint::Endpoint;
 use super::engine::Engine;
 use super::feed::FeedLink;
-use super::worker::{Worker, WorkerConfig, WorkerEnd, WorkerStats};
-use gen_server::{GenServer, Holders, Reply, Request};
+use super::worker::{Installed, Reports, Scattered, Tuning, Worker, WorkerConfig, WorkerEnd, WorkerStats};
+use gen_server::{CancelOnDrop, Change, GenServer, Holders, Reply, Request};
 use run_scatter::RunScatter;
 pub use stats::KvStats;
 
@@ -110,6 +110,50 @@ pub struct StillRunning {
     pub threads: Vec<String>,
 }
 
+/// The workers of a data path, and the channels that they share.
+struct Team {
+    workers: Vec<Worker>,
+    /// For each worker's share of a batch.
+    senders: Vec<Sender<Scattered>>,
+    installed: Receiver<Installed>,
+    ended: Receiver<()>,
+    stats: Arc<WorkerStats>,
+}
+
+impl Team {
+    /// A failure drops the workers that were started: their signals end them.
+    fn start(
+        config: &KvDataConfig,
+        endpoint: &Arc<dyn Endpoint>,
+        link: &FeedLink,
+        roster: &Roster,
+        logger: &Logger,
+    ) -> std::io::Result<Self> {
+        let count = config.workers.max(1);
+        let (ended_tx, ended) = bounded(usize::from(count));
+        let (installed_tx, installed) = bounded(usize::from(count));
+        let stats = Arc::new(WorkerStats::default());
+        let (mut workers, mut senders) = (Vec::new(), Vec::new());
+        for number in 0..count {
+            let config = WorkerConfig {
+                node: config.node,
+                number,
+                workers: count,
+                shards: config.shards,
+                vbuckets: config.vbuckets,
+                queue_batches: config.worker_queue_batches.max(1),
+                generation: link.generation(),
+            };
+            let reports = Reports { installed: installed_tx.clone(), ended: ended_tx.clone() };
+            let (worker, sender) =
+                Worker::start(&config, Arc::clone(endpoint), reports, Arc::clone(&stats), roster, logger)?;
+            senders.push(sender);
+            workers.push(worker);
+        }
+        Ok(Self { workers, senders, installed, ended, stats })
+    }
+}
+
 /// A running data path.
 pub struct KvData {
     requests: Sender<Request>,
@@ -117,12 +161,13 @@ pub struct KvData {
     gen_server_stop: Fin,
     /// Given when everything has ended and was told to the feed.
     done: Fin,
+    /// Given when `run_scatter` takes nothing more.
+    run_scatter_fin: Cancel,
     stats: Arc<KvStats>,
     worker_stats: Arc<WorkerStats>,
-    threads: Vec<Thread<()>>,
-    /// The workers' data threads, which run the host's code, each with the signal of its end. `gen_server` joins
-    /// them.
-    worker_threads: Vec<(String, Fin)>,
+    roster: Roster,
+    /// Taken out by whoever joins them.
+    threads: Mutex<Vec<Thread<()>>>,
 }
 
 impl KvData {
@@ -135,48 +180,21 @@ impl KvData {
         logger: &Logger,
     ) -> std::io::Result<Self> {
         let logger = logger.new(o!("node" => config.node, "generation" => link.generation().0));
-        let workers = config.workers.max(1);
-        let (worker_ended_tx, worker_ended) = bounded(usize::from(workers));
-        let (installed_tx, installed) = bounded(usize::from(workers));
-        let worker_stats = Arc::new(WorkerStats::default());
-        let mut senders = Vec::new();
-        let mut handles = Vec::new();
-        let mut worker_threads = Vec::new();
-        for number in 0..workers {
-            let worker_config = WorkerConfig {
-                node: config.node,
-                number,
-                workers,
-                shards: config.shards,
-                vbuckets: config.vbuckets,
-                queue_batches: config.worker_queue_batches.max(1),
-                generation: link.generation(),
-            };
-            // A failure drops the workers that were started: their signals end them.
-            let (worker, sender) = Worker::start(
-                &worker_config,
-                Arc::clone(endpoint),
-                installed_tx.clone(),
-                worker_ended_tx.clone(),
-                Arc::clone(&worker_stats),
-                &logger,
-            )?;
-            senders.push(sender);
-            worker_threads.push((worker.data_name(), worker.data_ended()));
-            handles.push(worker);
-        }
+        let roster = Roster::default();
+        let team = Team::start(config, endpoint, link, &roster, &logger)?;
         let (requests_tx, requests) = bounded(REQUESTS_MAX);
         let (hand_over_tx, hand_over) = bounded(1);
-        let (gen_server_fin_holder, gen_server_fin) = fin();
-        let (run_scatter_fin_holder, run_scatter_fin) = fin();
+        let (scatter_holder, scatter_ended) = fin();
         let (stop_holder, gen_server_stop) = fin();
         let (done_holder, done) = fin();
+        let run_scatter_fin = Cancel::new();
         let req_ts = Arc::new(Mutex::new(TsVbuuid::default()));
-        let stats = Arc::new(KvStats::default());
+        let stats = Arc::new(KvStats::new(config.vbuckets));
+        let workers = config.workers.max(1);
         let scatter = RunScatter {
             upstream,
-            fin: run_scatter_fin,
-            workers: senders,
+            fin: run_scatter_fin.fin().clone(),
+            workers: team.senders,
             routes: (0..config.vbuckets)
                 .map(|vb| ShardId::of_vb(VbId(vb), config.shards).0 % workers)
                 .collect(),
@@ -186,47 +204,66 @@ impl KvData {
         };
         let server = GenServer {
             requests,
-            scatter_ended: gen_server_fin,
+            scatter_ended,
             hand_over,
-            workers: handles,
-            installed,
-            worker_ended,
+            workers: team.workers,
+            installed: team.installed,
+            worker_ended: team.ended,
             link: link.clone(),
             req_ts,
             logger,
         };
         let holders = Holders {
             gen_server_stop: stop_holder,
-            run_scatter_fin: run_scatter_fin_holder,
+            run_scatter_fin: CancelOnDrop(run_scatter_fin.clone()),
             done: done_holder,
         };
         let data_name = format!("kv-data-{}", config.node);
-        let name = data_name.clone();
-        let data =
-            thread::spawn(data_name, move || scatter.run(&name, &hand_over_tx, gen_server_fin_holder))?;
         let control_name = format!("kv-ctl-{}", config.node);
+        let name = data_name.clone();
+        let data = roster.spawn(data_name, move || scatter.run(&name, &hand_over_tx, scatter_holder))?;
         let name = control_name.clone();
-        let control = thread::spawn(control_name, move || server.run(&name, holders))?;
+        let control = roster.spawn(control_name, move || server.run(&name, holders))?;
         Ok(Self {
             requests: requests_tx,
             gen_server_stop,
             done,
+            run_scatter_fin,
             stats,
-            worker_stats,
-            threads: vec![data, control],
-            worker_threads,
+            worker_stats: team.stats,
+            roster,
+            threads: Mutex::new(vec![data, control]),
         })
     }
 
     /// Adds engines, or replaces those of the same instances, between two batches. Gives back, for each vbucket
     /// with a stream, the last seqno that the new ones have *not* seen: they see every later change, and none
-    /// twice.
+    /// twice. Within an out-of-order snapshot that is the highest seqno so far, and later changes may be below it.
     pub fn add_engines(
         &self,
         engines: Vec<Engine>,
         until: &Until,
     ) -> Result<Vec<(VbId, Seqno)>, RequestError> {
-        self.request(until, |reply| Request::AddEngines { engines, reply })
+        self.change(Change::AddEngines(engines), until)
+    }
+
+    /// Removes the engines of `instances` between two batches; those that are not there do not matter. Gives
+    /// back, for each vbucket with a stream, the last seqno that they have seen.
+    pub fn delete_engines(
+        &self,
+        instances: Vec<InstId>,
+        until: &Until,
+    ) -> Result<Vec<(VbId, Seqno)>, RequestError> {
+        self.change(Change::DeleteEngines(instances), until)
+    }
+
+    /// Replaces the workers' tuning between two batches.
+    pub fn reset_config(&self, tuning: Tuning, until: &Until) -> Result<(), RequestError> {
+        self.change(Change::Tune(tuning), until).map(drop)
+    }
+
+    fn change(&self, change: Change, until: &Until) -> Result<Vec<(VbId, Seqno)>, RequestError> {
+        self.request(until, |reply| Request::Change { change, reply })
     }
 
     /// Takes over the positions that streams are asked for from now on.
@@ -260,18 +297,30 @@ impl KvData {
     }
 
     /// Counters of the events that were scattered.
-    pub fn stats(&self) -> &KvStats {
-        &self.stats
+    pub fn stats(&self) -> Arc<KvStats> {
+        Arc::clone(&self.stats)
     }
 
     /// Counters of what the workers made of them.
-    pub fn worker_stats(&self) -> &WorkerStats {
-        &self.worker_stats
+    pub fn worker_stats(&self) -> Arc<WorkerStats> {
+        Arc::clone(&self.worker_stats)
     }
 
-    /// Ends everything in order and joins the threads. It is harmless to call it again: after an error it waits
-    /// for what still runs, after success there is nothing left to do.
-    pub fn close(&mut self, until: &Until) -> Result<(), StillRunning> {
+    /// Makes the data thread take nothing more, at once and without waiting for it. Everything else ends after it,
+    /// in order, as by [`KvData::close`].
+    pub fn stop_scatter(&self) {
+        self.run_scatter_fin.cancel();
+    }
+
+    /// The names of the threads that run now, those of the workers among them.
+    pub fn threads(&self) -> Vec<String> {
+        self.roster.running()
+    }
+
+    /// Ends everything in order and joins the threads. It is harmless to call it again, or from several threads:
+    /// after an error it waits for what still runs, after success there is nothing left to do. Requests that
+    /// others wait for give their result or [`RequestError::Closed`].
+    pub fn close(&self, until: &Until) -> Result<(), StillRunning> {
         let timer = until.timer();
         select_biased! {
             recv(self.gen_server_stop.receiver()) -> _ => {}
@@ -279,15 +328,15 @@ impl KvData {
             recv(timer) -> _ => {}
         }
         // The join waits for `done` in any case; asking for it first makes one deadline serve both threads.
-        let _ = self.done.wait(until);
-        self.threads = thread::join_all(std::mem::take(&mut self.threads), until);
-        if self.threads.is_empty() {
-            Ok(())
-        } else {
-            let workers = self.worker_threads.iter().filter(|(_, ended)| !ended.is_given());
-            let mut threads = thread::names(&self.threads);
-            threads.extend(workers.map(|(name, _)| name.clone()));
-            Err(StillRunning { threads })
+        if self.done.wait(until).is_err() {
+            return Err(StillRunning { threads: self.roster.running() });
         }
+        let threads = std::mem::take(&mut *self.threads.lock());
+        let running = thread::join_all(threads, until);
+        if running.is_empty() {
+            return Ok(());
+        }
+        self.threads.lock().extend(running);
+        Err(StillRunning { threads: self.roster.running() })
     }
 }

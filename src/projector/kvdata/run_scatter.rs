@@ -4,13 +4,13 @@
 //! [`Ledger`] of streams that began and did not end yet lives outside of what can panic and is handed to
 //! `gen_server` as the thread's last message, so that the ends that are owed are known in every ending.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender, select_biased};
 use parking_lot::Mutex;
 
-use crate::event::{DcpEvent, EventBatch, EventKind, VbId};
+use crate::event::{DcpEvent, EventBatch, EventKind, StreamEndReason, StreamStatus, VbId};
 use crate::thread::{self, Fin, FinHolder};
 use crate::timestamp::{Position, TsVbuuid};
 
@@ -19,13 +19,27 @@ use super::super::worker::Scattered;
 use super::EndReason;
 use super::stats::{BatchCounts, KvStats};
 
-/// Streams that began and whose end was not passed on.
+/// Streams that began and whose end was not passed on, with whether the feed knows that they began.
 #[derive(Debug, Default)]
-pub(super) struct Ledger(BTreeSet<VbId>);
+pub(super) struct Ledger(BTreeMap<VbId, bool>);
 
 impl Ledger {
     pub(super) fn owed(self) -> impl Iterator<Item = VbId> {
-        self.0.into_iter()
+        self.0.into_keys()
+    }
+
+    /// A stream is about to begin; it may replace one that is there.
+    fn expect(&mut self, vb: VbId) {
+        self.0.entry(vb).or_insert(false);
+    }
+
+    /// A stream began. Gives back whether the feed still waits for the end of the one before it.
+    fn begin(&mut self, vb: VbId) -> bool {
+        self.0.insert(vb, true).unwrap_or(false)
+    }
+
+    fn end(&mut self, vb: VbId) {
+        self.0.remove(&vb);
     }
 }
 
@@ -37,6 +51,7 @@ pub(super) struct HandOver {
 
 pub(super) struct RunScatter {
     pub(super) upstream: Receiver<EventBatch>,
+    /// Given by `gen_server` when it ends, or by a stop from the feed.
     pub(super) fin: Fin,
     pub(super) workers: Vec<Sender<Scattered>>,
     /// Worker of each vbucket.
@@ -96,15 +111,22 @@ impl RunScatter {
                 EventKind::Mutation { .. } => counts.mutations += 1,
                 EventKind::Deletion { .. } => counts.deletions += 1,
                 EventKind::Expiration { .. } => counts.expirations += 1,
-                EventKind::SnapshotMarker { .. } => {}
-                EventKind::StreamReq { .. } | EventKind::StreamEnd { .. } => control.push(*event),
+                EventKind::StreamReq { .. } | EventKind::StreamEnd { .. } => {
+                    control.push(*event);
+                    continue;
+                }
+                EventKind::SystemEvent { .. } => counts.system_events += 1,
+                EventKind::SeqnoAdvanced => counts.seqnos_advanced += 1,
+                // Markers stand at no seqno of their own.
+                EventKind::SnapshotMarker { .. } | EventKind::OsoSnapshot { .. } => continue,
             }
+            self.stats.note_seqno(event.vb, event.seqno);
         }
         self.stats.add(counts);
         // A stream is in the ledger before its worker can know of it: what began is owed an end.
         for event in &control {
-            if matches!(event.kind, EventKind::StreamReq { .. }) {
-                ledger.0.insert(event.vb);
+            if let EventKind::StreamReq { status: StreamStatus::Success { .. } } = event.kind {
+                ledger.expect(event.vb);
             }
         }
         self.hand_off(batch, shares)?;
@@ -132,20 +154,26 @@ impl RunScatter {
         Ok(())
     }
 
-    /// Tells the feed about a stream's begin or end, after its worker has the event.
+    /// Tells the feed what became of a stream, after its worker has the event.
     fn post(&self, event: DcpEvent, ledger: &mut Ledger) {
-        match event.kind {
-            EventKind::StreamReq { vbuuid } => {
-                // Again: an end of its former life may stand before it in the batch.
-                ledger.0.insert(event.vb);
-                let requested = self.req_ts.lock().get(event.vb);
-                let position = Position { vbuuid, ..requested.unwrap_or_default() };
-                self.link.post_stream(event.vb, StreamState::Active(position));
+        let requested = || self.req_ts.lock().get(event.vb).unwrap_or_default();
+        let state = match event.kind {
+            EventKind::StreamReq { status: StreamStatus::Success { vbuuid } } => {
+                if ledger.begin(event.vb) {
+                    self.link.post_stream(event.vb, StreamState::Ended(StreamEndReason::Superseded));
+                }
+                StreamState::Active(Position { vbuuid, ..requested() })
             }
-            EventKind::StreamEnd { reason } if ledger.0.remove(&event.vb) => {
-                self.link.post_stream(event.vb, StreamState::Ended(reason));
+            EventKind::StreamReq { status: StreamStatus::Rollback { to } } => {
+                StreamState::RolledBack { from: requested(), to }
             }
-            _ => {}
-        }
+            EventKind::StreamReq { status } => StreamState::Refused(status),
+            EventKind::StreamEnd { reason } => {
+                ledger.end(event.vb);
+                StreamState::Ended(reason)
+            }
+            _ => return,
+        };
+        self.link.post_stream(event.vb, state);
     }
 }

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use slog::{Logger, warn};
 
-use crate::event::{DcpEvent, EventKind, Generation, Seqno, Span, VbId, VbUuid};
+use crate::event::{
+    Datatype, DcpEvent, EventKind, Generation, OsoEdge, Seqno, Span, StreamStatus, VbId, VbUuid,
+};
 use crate::index::KeyList;
 use crate::shard::ShardId;
 use crate::shard::batch::{Advance, WriteBatch};
@@ -18,22 +20,37 @@ use crate::thread::catch;
 use crate::timestamp::Position;
 
 use super::super::engine::{Engine, EngineSet};
-use super::{BatchCounts, Scattered, Spare, WorkerConfig, WorkerStats};
+use super::{BatchCounts, Scattered, Spare, Tuning, WorkerConfig, WorkerStats};
 
-/// The least time between two log lines about quarantined documents.
-const QUARANTINE_LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// Keys of transaction records begin so.
+const TRANSACTION_PREFIX: &[u8] = b"_txn:";
 
 /// Where the stream of a vbucket stands.
 #[derive(Debug, Clone, Copy)]
 struct Stream {
     vbuuid: VbUuid,
+    /// Everything up to here was evaluated.
     evaluated: Seqno,
     window: (Seqno, Seqno),
-    /// Number of the batch that last moved it, and the place of its advance there.
-    advance: (u64, usize),
+    /// Within an out-of-order snapshot, the highest seqno so far. `evaluated` stays before the snapshot.
+    oso_highest: Option<Seqno>,
+}
+
+/// Where a vbucket's latest advance stands. It outlives the stream: one that ends and begins again within a batch
+/// continues the advance that is there.
+#[derive(Debug, Clone, Copy, Default)]
+struct Mark {
+    /// Number of the batch.
+    batch: u64,
+    /// Place in the batch's advances.
+    place: usize,
 }
 
 impl Stream {
+    fn begin(vbuuid: VbUuid, seqno: Seqno) -> Self {
+        Self { vbuuid, evaluated: seqno, window: (seqno, seqno), oso_highest: None }
+    }
+
     fn position(&self) -> Position {
         let (start, end) = self.window;
         if end == Seqno::OPEN_END {
@@ -41,6 +58,29 @@ impl Stream {
         }
         let (snap_start, snap_end) = (start.min(self.evaluated), end.max(self.evaluated));
         Position { vbuuid: self.vbuuid, seqno: self.evaluated, snap_start, snap_end }
+    }
+
+    /// Takes a change up. `false` when the stream has it already.
+    fn take(&mut self, seqno: Seqno) -> bool {
+        if let Some(highest) = &mut self.oso_highest {
+            *highest = seqno.max(*highest);
+            return true;
+        }
+        let is_new = seqno > self.evaluated;
+        if is_new {
+            self.evaluated = seqno;
+        }
+        is_new
+    }
+
+    /// Passes an edge of an out-of-order snapshot.
+    fn pass(&mut self, edge: OsoEdge) {
+        match edge {
+            OsoEdge::Start => self.oso_highest = Some(self.evaluated),
+            OsoEdge::End => {
+                self.evaluated = self.oso_highest.take().unwrap_or_default().max(self.evaluated);
+            }
+        }
     }
 }
 
@@ -51,12 +91,20 @@ pub(super) struct Evaluation {
     generation: Generation,
     engines: Arc<EngineSet>,
     streams: Vec<Option<Stream>>,
+    marks: Vec<Mark>,
     keys: KeyList,
     batches: u64,
     counts: BatchCounts,
     stats: Arc<WorkerStats>,
     logger: Logger,
     quarantine: Quarantine,
+    quarantine_log_interval: Duration,
+}
+
+/// What the events of a batch are evaluated with.
+struct With<'b> {
+    buffer: &'b [u8],
+    engines: &'b EngineSet,
 }
 
 #[derive(Default)]
@@ -74,12 +122,14 @@ impl Evaluation {
             generation: config.generation,
             engines: Arc::default(),
             streams: vec![None; usize::from(config.vbuckets)],
+            marks: vec![Mark::default(); usize::from(config.vbuckets)],
             keys: KeyList::default(),
             batches: 0,
             counts: BatchCounts::default(),
             stats,
             logger,
             quarantine: Quarantine::default(),
+            quarantine_log_interval: Tuning::default().quarantine_log_interval,
         }
     }
 
@@ -87,10 +137,15 @@ impl Evaluation {
         self.engines = engines;
     }
 
-    /// The last seqno of each stream that was evaluated.
+    pub(super) fn set_quarantine_log_interval(&mut self, interval: Duration) {
+        self.quarantine_log_interval = interval;
+    }
+
+    /// The highest seqno of each stream that was evaluated.
     pub(super) fn evaluated(&self) -> Vec<(VbId, Seqno)> {
         let streams = (0_u16..).zip(&self.streams);
-        streams.filter_map(|(vb, stream)| stream.map(|stream| (VbId(vb), stream.evaluated))).collect()
+        let highest = |stream: Stream| stream.oso_highest.unwrap_or_default().max(stream.evaluated);
+        streams.filter_map(|(vb, stream)| stream.map(|stream| (VbId(vb), highest(stream)))).collect()
     }
 
     /// The write batches of this worker's shards, in the order of their lanes; `None` where nothing moved.
@@ -103,6 +158,7 @@ impl Evaluation {
         // Taken once: all workers share the set's counter, and touching it for each document would cost more than
         // the rest of the way.
         let engines = Arc::clone(&self.engines);
+        let with = With { buffer: &scattered.batch.buffer, engines: &engines };
         let lanes = usize::from((self.shards.saturating_sub(self.number)).div_ceil(self.workers));
         let mut batches: Vec<Option<Box<WriteBatch>>> = Vec::with_capacity(lanes);
         batches.resize_with(lanes, || None);
@@ -110,7 +166,7 @@ impl Evaluation {
             let Some(event) = scattered.batch.events.get(*index as usize) else { continue };
             let lane = usize::from((ShardId::of_vb(event.vb, self.shards).0 - self.number) / self.workers);
             if let Some(batch) = batches.get_mut(lane) {
-                self.take(event, &scattered.batch.buffer, &engines, batch, spare);
+                self.take(event, &with, batch, spare);
             }
         }
         self.stats.add(std::mem::take(&mut self.counts));
@@ -120,60 +176,96 @@ impl Evaluation {
     fn take(
         &mut self,
         event: &DcpEvent,
-        buffer: &[u8],
-        engines: &EngineSet,
+        with: &With<'_>,
         batch: &mut Option<Box<WriteBatch>>,
         spare: &mut Spare,
     ) {
-        let Some(slot) = self.streams.get_mut(usize::from(event.vb.0)) else { return };
-        let (key, value) = match event.kind {
-            EventKind::StreamReq { vbuuid } => {
-                let window = (event.seqno, event.seqno);
-                *slot = Some(Stream { vbuuid, evaluated: event.seqno, window, advance: (0, 0) });
-                return;
+        let vb = usize::from(event.vb.0);
+        let (Some(slot), Some(mark)) = (self.streams.get_mut(vb), self.marks.get_mut(vb)) else { return };
+        let batch = batch.get_or_insert_with(|| {
+            let mut empty = spare.pop().unwrap_or_default();
+            empty.generation = self.generation;
+            empty.instances = with.engines.instances();
+            empty
+        });
+        if let EventKind::StreamReq { status } = event.kind {
+            if let StreamStatus::Success { vbuuid } = status {
+                *slot = Some(Stream::begin(vbuuid, event.seqno));
             }
-            EventKind::StreamEnd { .. } => {
-                *slot = None;
-                return;
-            }
-            EventKind::SnapshotMarker { start, end } => {
-                if let Some(stream) = slot {
-                    stream.window = (start, end);
-                }
-                return;
-            }
-            EventKind::Mutation { key, value } => (key, Some(value)),
-            EventKind::Deletion { key } | EventKind::Expiration { key } => (key, None),
-        };
+            batch.notes.push(*event);
+            return;
+        }
         let Some(stream) = slot else {
             self.counts.without_stream += 1;
             return;
         };
-        let batch = batch.get_or_insert_with(|| {
-            let mut empty = spare.pop().unwrap_or_default();
-            empty.generation = self.generation;
-            empty.instances = engines.instances();
-            empty
-        });
-        advance(stream, self.batches, event, batch);
-        self.evaluate_document(event, (key, value), buffer, engines, batch);
+        match event.kind {
+            EventKind::SnapshotMarker { start, end } => {
+                stream.window = (start, end);
+                batch.notes.push(*event);
+            }
+            EventKind::OsoSnapshot { edge } => {
+                let from = stream.evaluated;
+                stream.pass(edge);
+                note_advance(stream, (mark, self.batches), (event.vb, from), batch);
+                batch.notes.push(*event);
+            }
+            EventKind::StreamEnd { .. } => {
+                *slot = None;
+                batch.notes.push(*event);
+            }
+            _ => {
+                let from = stream.evaluated;
+                if !stream.take(event.seqno) {
+                    self.counts.out_of_order += 1;
+                    return;
+                }
+                note_advance(stream, (mark, self.batches), (event.vb, from), batch);
+                self.take_change(event, with, batch);
+            }
+        }
+    }
+
+    /// Evaluates what moves a stream on.
+    fn take_change(&mut self, event: &DcpEvent, with: &With<'_>, batch: &mut WriteBatch) {
+        match event.kind {
+            EventKind::Mutation { key, datatype, .. } if is_transaction(key.of(with.buffer), datatype) => {
+                self.counts.transactions += 1;
+            }
+            EventKind::Mutation { key, value, datatype } => {
+                self.evaluate_document(event, key, Some((value, datatype)), with, batch);
+            }
+            EventKind::Deletion { key } | EventKind::Expiration { key } => {
+                self.evaluate_document(event, key, None, with, batch);
+            }
+            EventKind::SystemEvent { .. } => batch.notes.push(*event),
+            _ => {}
+        }
     }
 
     fn evaluate_document(
         &mut self,
         event: &DcpEvent,
-        (key, value): (Span, Option<Span>),
-        buffer: &[u8],
-        engines: &EngineSet,
+        key: Span,
+        value: Option<(Span, Datatype)>,
+        with: &With<'_>,
         batch: &mut WriteBatch,
     ) {
         self.counts.documents += 1;
+        let With { buffer, engines } = *with;
         if engines.engines().is_empty() {
             return;
         }
         let doc_id = batch.add_document(key.of(buffer));
         let id = std::str::from_utf8(key.of(buffer)).ok();
-        let document = value.map(|value| serde_json::from_slice::<Value>(value.of(buffer)));
+        let document = value.map(|(value, datatype)| {
+            // A binary document has no members: only its key can be indexed.
+            if datatype.has(Datatype::JSON) {
+                serde_json::from_slice(value.of(buffer))
+            } else {
+                Ok(Value::Null)
+            }
+        });
         for engine in engines.engines() {
             self.keys.clear();
             let problem = match (id, &document) {
@@ -195,7 +287,7 @@ impl Evaluation {
     fn quarantine(&mut self, engine: &Engine, id: &str, problem: &str) {
         self.counts.quarantined += 1;
         self.quarantine.unlogged += 1;
-        if self.quarantine.logged_at.is_none_or(|at| at.elapsed() >= QUARANTINE_LOG_INTERVAL) {
+        if self.quarantine.logged_at.is_none_or(|at| at.elapsed() >= self.quarantine_log_interval) {
             warn!(self.logger, "a document was left out of an index: {problem}";
                 "document" => id, "instance" => engine.inst.0, "documents" => self.quarantine.unlogged);
             self.quarantine = Quarantine { logged_at: Some(Instant::now()), unlogged: 0 };
@@ -203,16 +295,25 @@ impl Evaluation {
     }
 }
 
-/// Notes in the batch how far the event moves its vbucket.
-fn advance(stream: &mut Stream, batch_number: u64, event: &DcpEvent, batch: &mut WriteBatch) {
-    let from = stream.evaluated;
-    stream.evaluated = event.seqno;
+/// Records of transactions are documents to nobody but the transactions.
+fn is_transaction(key: &[u8], datatype: Datatype) -> bool {
+    datatype.has(Datatype::XATTR) && !datatype.has(Datatype::JSON) && key.starts_with(TRANSACTION_PREFIX)
+}
+
+/// Notes in the batch how far its vbucket has moved, since `from` if this is the first move in the batch.
+fn note_advance(
+    stream: &Stream,
+    (mark, batch_number): (&mut Mark, u64),
+    (vb, from): (VbId, Seqno),
+    batch: &mut WriteBatch,
+) {
     let to = stream.position();
-    match batch.advances.get_mut(stream.advance.1) {
-        Some(advance) if stream.advance.0 == batch_number => advance.to = to,
+    match batch.advances.get_mut(mark.place) {
+        // Where changes are missing between two streams the second advance stays by itself, for the shard to see.
+        Some(advance) if mark.batch == batch_number && from <= advance.to.seqno => advance.to = to,
         _ => {
-            stream.advance = (batch_number, batch.advances.len());
-            batch.advances.push(Advance { vb: event.vb, from, to });
+            *mark = Mark { batch: batch_number, place: batch.advances.len() };
+            batch.advances.push(Advance { vb, from, to });
         }
     }
 }

@@ -1,18 +1,15 @@
 //! The control thread of a worker.
 
-use std::sync::Arc;
-
 use crossbeam::channel::{Receiver, Sender, select_biased};
 
 use crate::thread::{self, Fin, FinHolder, JoinError, Thread, Until};
 
-use super::super::engine::EngineSet;
-use super::WorkerEnd;
+use super::{Order, WorkerEnd};
 
 pub(super) struct GenServer {
     pub(super) name: String,
-    pub(super) installs: Receiver<Arc<EngineSet>>,
-    pub(super) swaps: Sender<Arc<EngineSet>>,
+    pub(super) orders: Receiver<Order>,
+    pub(super) data_orders: Sender<Order>,
     pub(super) stopped: Fin,
     pub(super) data_ended: Fin,
     pub(super) run_fin: FinHolder,
@@ -43,8 +40,8 @@ impl GenServer {
             select_biased! {
                 recv(self.stopped.receiver()) -> _ => return,
                 recv(self.data_ended.receiver()) -> _ => return,
-                recv(self.installs) -> engines => match engines {
-                    Ok(engines) => if thread::send(&self.swaps, engines, &self.data_ended).is_err() {
+                recv(self.orders) -> order => match order {
+                    Ok(order) => if thread::send(&self.data_orders, order, &self.data_ended).is_err() {
                         return;
                     },
                     Err(_) => return,

@@ -9,13 +9,14 @@ mod run;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use slog::Logger;
 
 use crate::event::{EventBatch, Generation, Seqno, VbId};
 use crate::shard::batch::WriteBatch;
-use crate::thread::{self, Fin, FinHolder, JoinError, Panicked, Thread, Until, fin};
+use crate::thread::{FinHolder, JoinError, Panicked, Roster, Thread, Until, fin};
 
 use super::endpoint::Endpoint;
 use super::engine::EngineSet;
@@ -28,7 +29,32 @@ pub(super) struct Scattered {
     pub(super) events: Vec<u32>,
 }
 
-/// The answer of a data thread that swapped its engine set.
+/// What a data thread does between two batches. It answers each with [`Installed`].
+#[derive(Clone)]
+pub(super) enum Order {
+    /// Evaluate with this set from now on.
+    Swap(Arc<EngineSet>),
+    /// Work with these numbers from now on.
+    Tune(Tuning),
+}
+
+/// What may be changed while the workers run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// Write batches that may wait for one shard before its worker takes no more data. What waits is bounded by
+    /// the source's byte budget as well. Zero counts as one.
+    pub lane_batches_max: usize,
+    /// The least time between two log lines about documents that were left out of an index.
+    pub quarantine_log_interval: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { lane_batches_max: 1024, quarantine_log_interval: Duration::from_secs(1) }
+    }
+}
+
+/// The answer of a data thread that carried out an order.
 pub(super) struct Installed {
     /// The last seqno of each stream that was evaluated with the old set.
     pub(super) evaluated: Vec<(VbId, Seqno)>,
@@ -62,6 +88,8 @@ pub struct WorkerStats {
     quarantined: AtomicU64,
     oversize_keys: AtomicU64,
     without_stream: AtomicU64,
+    transactions: AtomicU64,
+    out_of_order: AtomicU64,
 }
 
 /// Counts of one batch, added up before they touch the shared counters.
@@ -72,6 +100,8 @@ struct BatchCounts {
     quarantined: u64,
     oversize_keys: u64,
     without_stream: u64,
+    transactions: u64,
+    out_of_order: u64,
 }
 
 impl WorkerStats {
@@ -81,6 +111,8 @@ impl WorkerStats {
         self.quarantined.fetch_add(counts.quarantined, Ordering::Relaxed);
         self.oversize_keys.fetch_add(counts.oversize_keys, Ordering::Relaxed);
         self.without_stream.fetch_add(counts.without_stream, Ordering::Relaxed);
+        self.transactions.fetch_add(counts.transactions, Ordering::Relaxed);
+        self.out_of_order.fetch_add(counts.out_of_order, Ordering::Relaxed);
     }
 
     /// Documents that were evaluated, deletions among them.
@@ -103,6 +135,17 @@ impl WorkerStats {
         self.oversize_keys.load(Ordering::Relaxed)
     }
 
+    /// Records of transactions. They are not indexed.
+    pub fn transactions(&self) -> u64 {
+        self.transactions.load(Ordering::Relaxed)
+    }
+
+    /// Changes that came at or below the position of their stream, outside of an out-of-order snapshot. They were
+    /// dropped: what they say is covered.
+    pub fn out_of_order(&self) -> u64 {
+        self.out_of_order.load(Ordering::Relaxed)
+    }
+
     /// Events of a vbucket whose stream had not begun. They were dropped.
     pub fn without_stream(&self) -> u64 {
         self.without_stream.load(Ordering::Relaxed)
@@ -112,71 +155,65 @@ impl WorkerStats {
 /// Empty batches, to be filled again.
 type Spare = Vec<Box<WriteBatch>>;
 
+/// What a worker tells the control thread of its `KvData`. Each channel has room for a message of each worker.
+pub(super) struct Reports {
+    /// An order was carried out.
+    pub(super) installed: Sender<Installed>,
+    /// The worker has ended.
+    pub(super) ended: Sender<()>,
+}
+
 /// The handle of a worker, held by the control thread of its `KvData`.
 pub(super) struct Worker {
-    installs: Sender<Arc<EngineSet>>,
+    orders: Sender<Order>,
     stop: FinHolder,
     control: Thread<()>,
     end: Receiver<WorkerEnd>,
-    data_name: String,
-    data_ended: Fin,
 }
 
 impl Worker {
-    /// Starts both threads. The sender is for the worker's share of each batch; `ended` gets a message when the
-    /// worker ends by itself.
+    /// Starts both threads. The sender is for the worker's share of each batch.
     pub(super) fn start(
         config: &WorkerConfig,
         endpoint: Arc<dyn Endpoint>,
-        installed: Sender<Installed>,
-        ended: Sender<()>,
+        reports: Reports,
         stats: Arc<WorkerStats>,
+        roster: &Roster,
         logger: &Logger,
     ) -> std::io::Result<(Self, Sender<Scattered>)> {
         let (node, number) = (config.node, config.number);
         let logger = logger.new(slog::o!("worker" => number));
         let (data, events) = bounded(config.queue_batches);
-        let (swaps_tx, swaps) = bounded(1);
+        let (orders_tx, data_orders) = bounded(1);
         let (run_fin_holder, run_fin) = fin();
         let (data_ended_holder, data_ended) = fin();
-        let run = Run::new(config, events, swaps, run_fin, installed, endpoint, stats, logger);
-        let data_thread = thread::spawn(format!("vbd-{node}-{number}"), move || {
+        let run = Run::new(config, events, data_orders, run_fin, reports.installed, endpoint, stats, logger);
+        let data_thread = roster.spawn(format!("vbd-{node}-{number}"), move || {
             // Dropped on every way out: the control thread sees that the data thread is ending.
             let _ended = data_ended_holder;
             run.run()
         })?;
-        let data_name = data_thread.name().to_owned();
-        let (installs, install_requests) = bounded(1);
+        let (orders, control_orders) = bounded(1);
         let (stop, stopped) = fin();
         let (end_tx, end) = bounded(1);
         let server = gen_server::GenServer {
             name: format!("vbc-{node}-{number}"),
-            installs: install_requests,
-            swaps: swaps_tx,
+            orders: control_orders,
+            data_orders: orders_tx,
             stopped,
-            data_ended: data_ended.clone(),
+            data_ended,
             run_fin: run_fin_holder,
             data_thread,
-            ended,
+            ended: reports.ended,
             end: end_tx,
         };
-        let control = thread::spawn(format!("vbc-{node}-{number}"), move || server.run())?;
-        Ok((Self { installs, stop, control, end, data_name, data_ended }, data))
+        let control = roster.spawn(format!("vbc-{node}-{number}"), move || server.run())?;
+        Ok((Self { orders, stop, control, end }, data))
     }
 
-    /// Name of the data thread.
-    pub(super) fn data_name(&self) -> String {
-        self.data_name.clone()
-    }
-
-    /// Given when the data thread is ending.
-    pub(super) fn data_ended(&self) -> Fin {
-        self.data_ended.clone()
-    }
-
-    /// Passes an engine set on. Never blocks: at most one set is under way at a time.
-    pub(super) fn install(&self, engines: Arc<EngineSet>) {
-        let _ = self.installs.try_send(engines);
+    /// Passes an order on. Never blocks: at most one is under way at a time.
+    pub(super) fn order(&self, order: Order) {
+        let _ = self.orders.try_send(order);
     }
 
     /// Ends the worker and joins it, however long its endpoint or evaluator takes. Gives back how it ended.

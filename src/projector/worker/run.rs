@@ -20,12 +20,8 @@ use crate::shard::batch::WriteBatch;
 use crate::thread::{self, Fin};
 
 use super::super::endpoint::{Endpoint, EndpointRefused};
-use super::super::engine::EngineSet;
 use super::evaluate::Evaluation;
-use super::{Installed, Scattered, Spare, WorkerConfig, WorkerEnd, WorkerStats};
-
-/// Write batches that wait for one shard.
-const LANE_BATCHES_MAX: usize = 64;
+use super::{Installed, Order, Scattered, Spare, Tuning, WorkerConfig, WorkerEnd, WorkerStats};
 
 /// What waits for one shard.
 struct Lane {
@@ -43,7 +39,7 @@ struct Pending {
 
 pub(super) struct Run {
     events: Receiver<Scattered>,
-    swaps: Receiver<Arc<EngineSet>>,
+    orders: Receiver<Order>,
     fin: Fin,
     installed: Sender<Installed>,
     endpoint: Arc<dyn Endpoint>,
@@ -51,12 +47,13 @@ pub(super) struct Run {
     evaluation: Evaluation,
     lanes: Vec<Lane>,
     spare: Spare,
+    tuning: Tuning,
 }
 
 /// What the thread woke up for.
 enum Next {
     End,
-    Swap(Arc<EngineSet>),
+    Order(Order),
     Data(Scattered),
     Again,
 }
@@ -69,7 +66,7 @@ impl Run {
     pub(super) fn new(
         config: &WorkerConfig,
         events: Receiver<Scattered>,
-        swaps: Receiver<Arc<EngineSet>>,
+        orders: Receiver<Order>,
         fin: Fin,
         installed: Sender<Installed>,
         endpoint: Arc<dyn Endpoint>,
@@ -81,7 +78,18 @@ impl Run {
             .map(|shard| Lane { shard: ShardId(shard), pending: VecDeque::new(), ready: None })
             .collect();
         let evaluation = Evaluation::new(config, stats, logger.clone());
-        Self { events, swaps, fin, installed, endpoint, logger, evaluation, lanes, spare: Vec::new() }
+        Self {
+            events,
+            orders,
+            fin,
+            installed,
+            endpoint,
+            logger,
+            evaluation,
+            lanes,
+            spare: Vec::new(),
+            tuning: Tuning::default(),
+        }
     }
 
     /// The thread's body.
@@ -89,8 +97,8 @@ impl Run {
         loop {
             let step = match self.next() {
                 Next::End => return self.end(),
-                Next::Swap(engines) => {
-                    self.swap(engines);
+                Next::Order(order) => {
+                    self.carry_out(order);
                     Ok(())
                 }
                 Next::Data(scattered) => self.process(&scattered),
@@ -116,15 +124,16 @@ impl Run {
             if self.fin.is_given() {
                 return Next::End;
             }
-            match self.swaps.try_recv() {
-                Ok(engines) => return Next::Swap(engines),
+            match self.orders.try_recv() {
+                Ok(order) => return Next::Order(order),
                 Err(TryRecvError::Disconnected) => return Next::End,
                 Err(TryRecvError::Empty) => {}
             }
             if self.lanes.iter().any(|lane| lane.ready.as_ref().is_some_and(Fin::is_given)) {
                 return Next::Again;
             }
-            let takes_data = self.lanes.iter().all(|lane| lane.pending.len() < LANE_BATCHES_MAX);
+            let takes_data =
+                self.lanes.iter().all(|lane| lane.pending.len() < self.tuning.lane_batches_max.max(1));
             if takes_data {
                 match self.events.try_recv() {
                     Ok(scattered) => return Next::Data(scattered),
@@ -134,7 +143,7 @@ impl Run {
             }
             let mut select = Select::new();
             select.recv(self.fin.receiver());
-            select.recv(&self.swaps);
+            select.recv(&self.orders);
             for ready in self.lanes.iter().filter_map(|lane| lane.ready.as_ref()) {
                 select.recv(ready.receiver());
             }
@@ -146,10 +155,16 @@ impl Run {
         }
     }
 
-    fn swap(&mut self, engines: Arc<EngineSet>) {
-        self.evaluation.set_engines(engines);
+    fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::Swap(engines) => self.evaluation.set_engines(engines),
+            Order::Tune(tuning) => {
+                self.tuning = tuning;
+                self.evaluation.set_quarantine_log_interval(tuning.quarantine_log_interval);
+            }
+        }
         let answer = Installed { evaluated: self.evaluation.evaluated() };
-        // One set is under way at a time and the channel has room for an answer of each worker; nobody waits
+        // One order is under way at a time and the channel has room for an answer of each worker; nobody waits
         // for the answer once the data path is ending.
         let _ = thread::send(&self.installed, answer, &self.fin);
     }
