@@ -28,6 +28,7 @@
 mod endpoint;
 mod engine;
 mod feed;
+pub mod hazards;
 mod kvdata;
 mod worker;
 

@@ -30,6 +30,7 @@ pub(crate) type Applied = (InstId, VbId, Seqno, String, usize);
 #[derive(Default)]
 struct Recorded {
     changes: Vec<Applied>,
+    notes: Vec<DcpEvent>,
     reached: BTreeMap<VbId, Seqno>,
     locked: BTreeMap<ShardId, (FinHolder, Fin)>,
     fails: Option<Failure>,
@@ -63,6 +64,11 @@ impl Recorder {
     /// How far a vbucket was applied.
     pub(crate) fn reached(&self, vb: u16) -> u64 {
         self.0.lock().reached.get(&VbId(vb)).map_or(0, |seqno| seqno.0)
+    }
+
+    /// What happened to the streams themselves, in its order.
+    pub(crate) fn notes(&self) -> Vec<DcpEvent> {
+        self.0.lock().notes.clone()
     }
 
     /// All changes, in the order in which they were applied.
@@ -101,6 +107,7 @@ impl Endpoint for Recorder {
             let id = String::from_utf8(change.doc_id.to_vec()).unwrap();
             recorded.changes.push((change.inst, change.vb, change.seqno, id, change.keys().len()));
         }
+        recorded.notes.append(&mut batch.notes);
         batch.clear();
         Ok(batch)
     }
@@ -114,7 +121,7 @@ impl Events {
         Self(EventBatch { generation: Generation(generation), ..EventBatch::default() })
     }
 
-    fn event(mut self, vb: u16, seqno: u64, kind: EventKind) -> Self {
+    pub(crate) fn event(mut self, vb: u16, seqno: u64, kind: EventKind) -> Self {
         self.0.events.push(DcpEvent { vb: VbId(vb), seqno: Seqno(seqno), kind });
         self
     }
@@ -137,9 +144,18 @@ impl Events {
         self.event(vb, seqno, EventKind::StreamEnd { reason: StreamEndReason::Finished })
     }
 
-    pub(crate) fn put(mut self, vb: u16, seqno: u64, id: &str, document: &str) -> Self {
-        let (key, value) = (self.text(id), self.text(document));
-        self.event(vb, seqno, EventKind::Mutation { key, value, datatype: Datatype::JSON })
+    pub(crate) fn put(self, vb: u16, seqno: u64, id: &str, document: &str) -> Self {
+        self.put_as(Datatype::JSON, vb, seqno, id, document)
+    }
+
+    pub(crate) fn put_as(mut self, datatype: Datatype, vb: u16, seqno: u64, id: &str, value: &str) -> Self {
+        let (key, value) = (self.text(id), self.text(value));
+        self.event(vb, seqno, EventKind::Mutation { key, value, datatype })
+    }
+
+    pub(crate) fn delete(mut self, vb: u16, seqno: u64, id: &str) -> Self {
+        let key = self.text(id);
+        self.event(vb, seqno, EventKind::Deletion { key })
     }
 
     pub(crate) fn build(self) -> EventBatch {
