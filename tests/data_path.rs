@@ -1,6 +1,7 @@
 //! What a data path does with single batches and requests, seen from its feed and its endpoint.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -10,7 +11,8 @@ use dormouse::event::{
 };
 use dormouse::index::KeyList;
 use dormouse::projector::{
-    Endpoint, Engine, Evaluator, Feed, Keyspace, KvData, KvDataConfig, RequestError, StreamCounts, Tuning,
+    EndReason, Endpoint, Engine, Evaluator, Feed, Keyspace, KvData, KvDataConfig, RequestError, StreamCounts,
+    Tuning,
 };
 use dormouse::shard::InstId;
 use dormouse::thread::{self, Cancel, Fin, FinHolder, Until, fin};
@@ -199,25 +201,75 @@ fn one_change_too_many_is_busy() {
     });
 }
 
-/// Fails where the end is logged.
-struct NoLog;
+/// Panics where a line with these words is logged, once it is armed.
+struct NoLog(&'static str, Arc<AtomicBool>);
 
 impl slog::Drain for NoLog {
     type Ok = ();
     type Err = slog::Never;
 
     fn log(&self, record: &slog::Record<'_>, _: &slog::OwnedKVList) -> Result<(), slog::Never> {
-        if record.msg().to_string().contains("ended") {
+        if self.1.load(Ordering::SeqCst) && record.msg().to_string().contains(self.0) {
             std::panic::resume_unwind(Box::new("there is no room for logs"));
         }
         Ok(())
     }
 }
 
+fn no_log(words: &'static str) -> (Logger, Arc<AtomicBool>) {
+    let armed = Arc::new(AtomicBool::new(false));
+    (Logger::root(NoLog(words, Arc::clone(&armed)), slog::o!()), armed)
+}
+
+#[test]
+fn a_panic_on_the_scattering_thread_ends_the_path_in_order() {
+    watched("scatter", || {
+        let (logger, armed) = no_log("refused");
+        let (mut feed, upstream) = started(&Arc::default(), Vec::new(), &logger);
+        upstream.try_send(batch(&[(0, BEGIN)])).unwrap();
+        wait_for(|| feed.books(&keyspace()).unwrap().active.len() == 1);
+        armed.store(true, Ordering::SeqCst);
+        let refused = EventKind::StreamReq { status: StreamStatus::UnknownScope };
+        let event = DcpEvent { vb: VbId(1), seqno: Seqno(0), kind: refused };
+        let (generation, events) = (Generation(1), vec![event]);
+        upstream.try_send(EventBatch { generation, events, ..EventBatch::default() }).unwrap();
+        wait_for(|| feed.has_ended(&keyspace()));
+        let books = feed.books(&keyspace()).unwrap();
+        assert_eq!(books.ended.get(&VB), Some(&StreamEndReason::DataPathEnded));
+        assert_eq!(books.counts[&VB], StreamCounts { begins: 1, ends: 1 });
+        match feed.stop(&keyspace(), &forever()).unwrap() {
+            Some(EndReason::Panicked(panicked)) => assert_eq!(panicked.thread, "kv-data-60001"),
+            other => panic!("it ended as: {other:?}"),
+        }
+    });
+}
+
+#[test]
+fn a_panic_on_a_worker_s_control_thread_ends_the_path_in_order() {
+    watched("control", || {
+        let (logger, armed) = no_log("an order is passed");
+        let (mut feed, upstream) = started(&Arc::default(), Vec::new(), &logger);
+        upstream.try_send(batch(&[(0, BEGIN)])).unwrap();
+        wait_for(|| feed.books(&keyspace()).unwrap().active.len() == 1);
+        armed.store(true, Ordering::SeqCst);
+        let refused = kvdata(&feed).add_engines(vec![engine(1)], &forever());
+        assert_eq!(refused, Err(RequestError::Closed));
+        wait_for(|| feed.has_ended(&keyspace()));
+        let books = feed.books(&keyspace()).unwrap();
+        assert_eq!(books.counts[&VB], StreamCounts { begins: 1, ends: 1 });
+        match feed.stop(&keyspace(), &forever()).unwrap() {
+            Some(EndReason::Panicked(panicked)) => assert_eq!(panicked.thread, "vbc-60001-0"),
+            other => panic!("it ended as: {other:?}"),
+        }
+    });
+}
+
 #[test]
 fn the_feed_learns_of_the_end_when_the_hosts_logger_panics() {
     watched("logger", || {
-        let (mut feed, upstream) = started(&Arc::default(), Vec::new(), &Logger::root(NoLog, slog::o!()));
+        let (logger, armed) = no_log("ended");
+        let (mut feed, upstream) = started(&Arc::default(), Vec::new(), &logger);
+        armed.store(true, Ordering::SeqCst);
         drop(upstream);
         wait_for(|| feed.has_ended(&keyspace()));
         assert!(feed.stop(&keyspace(), &forever()).unwrap().is_some());

@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use crossbeam::channel::{Sender, bounded};
-use dormouse::event::{Generation, StreamEndReason, VbId};
+use dormouse::event::{ByteBudget, Generation, StreamEndReason, VbId};
 use dormouse::index::{IndexDefinition, KeyList};
 use dormouse::projector::{EndReason, Evaluator, RequestError, StreamState};
 use dormouse::shard::InstId;
 use dormouse::thread::{Fin, FinHolder, Until, fin, recv, spawn};
+use dormouse::timestamp::TsVbuuid;
 use serde_json::Value;
 
-use crate::support::endpoint::{Failure, Path, VBUCKETS, engine, engine_of};
+use crate::support::endpoint::{Events, Failure, Path, VBUCKETS, engine, engine_of};
 use crate::support::{eventually, forever, push, watchdog};
 
 /// Sends `rounds` batches, each with one change of every vbucket, from `first` on.
@@ -337,4 +338,38 @@ fn a_request_is_refused_while_a_close_hangs() {
     assert_eq!(path.kvdata.add_engines(vec![engine(2)], &watchdog()), Err(RequestError::Closed));
     drop(release);
     close(&mut path);
+}
+
+#[test]
+fn what_waits_for_a_locked_shard_stays_within_the_budget_and_control_goes_on() {
+    const LIMIT_BYTES: usize = 64 * 1024;
+    let path = Path::begun(131);
+    (0..4).for_each(|shard| path.recorder.lock(shard));
+    let budget = ByteBudget::new(LIMIT_BYTES);
+    let (source_fin, stopped) = fin();
+    let (charged, upstream, generation) = (budget.clone(), path.upstream.clone().unwrap(), path.generation);
+    let source = spawn("source", move || {
+        let mut sent = 0;
+        loop {
+            let events =
+                Events::of(generation).put(0, sent + 1, "d", &format!(r#"{{"a":"{}"}}"#, "x".repeat(500)));
+            let mut batch = events.build();
+            let Some(charge) = charged.charge(batch.weight_bytes(), &stopped) else { return sent };
+            batch.charge = Some(charge);
+            assert!(dormouse::thread::send(&upstream, batch, &stopped).is_ok());
+            sent += 1;
+        }
+    })
+    .unwrap();
+    eventually("the budget is used up", || budget.used_bytes() > LIMIT_BYTES - 4096);
+    for _ in 0..100 {
+        path.kvdata.update_ts(TsVbuuid::default(), &watchdog()).unwrap();
+        assert!(budget.used_bytes() <= LIMIT_BYTES);
+    }
+    drop(source_fin);
+    let sent = source.join(&watchdog()).unwrap();
+    (0..4).for_each(|shard| path.recorder.unlock(shard));
+    eventually("all is applied", || path.recorder.reached(0) == sent);
+    eventually("all is given back", || budget.used_bytes() == 0);
+    path.kvdata.close(&watchdog()).unwrap();
 }

@@ -201,6 +201,7 @@ impl KvData {
             link: link.clone(),
             req_ts: Arc::clone(&req_ts),
             stats: Arc::clone(&stats),
+            logger: logger.clone(),
         };
         let server = GenServer {
             requests,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender, select_biased};
 use parking_lot::Mutex;
+use slog::{Logger, info, warn};
 
 use crate::event::{DcpEvent, EventBatch, EventKind, StreamEndReason, StreamStatus, VbId};
 use crate::thread::{self, Fin, FinHolder};
@@ -59,6 +60,7 @@ pub(super) struct RunScatter {
     pub(super) link: FeedLink,
     pub(super) req_ts: Arc<Mutex<TsVbuuid>>,
     pub(super) stats: Arc<KvStats>,
+    pub(super) logger: Logger,
 }
 
 impl RunScatter {
@@ -165,9 +167,13 @@ impl RunScatter {
                 StreamState::Active(Position { vbuuid, ..requested() })
             }
             EventKind::StreamReq { status: StreamStatus::Rollback { to } } => {
+                info!(self.logger, "a stream is to be rolled back"; "vbucket" => event.vb.0, "to" => to.0);
                 StreamState::RolledBack { from: requested(), to }
             }
-            EventKind::StreamReq { status } => StreamState::Refused(status),
+            EventKind::StreamReq { status } => {
+                warn!(self.logger, "a stream was refused: {status}"; "vbucket" => event.vb.0);
+                StreamState::Refused(status)
+            }
             EventKind::StreamEnd { reason } => {
                 ledger.end(event.vb);
                 StreamState::Ended(reason)

@@ -1,6 +1,7 @@
 //! The control thread of a worker.
 
 use crossbeam::channel::{Receiver, Sender, select_biased};
+use slog::{Logger, debug};
 
 use crate::thread::{self, Fin, FinHolder, JoinError, Thread, Until};
 
@@ -18,6 +19,7 @@ pub(super) struct GenServer {
     pub(super) ended: Sender<()>,
     /// Keeps how the worker ended for whoever closes it.
     pub(super) end: Sender<WorkerEnd>,
+    pub(super) logger: Logger,
 }
 
 impl GenServer {
@@ -41,9 +43,12 @@ impl GenServer {
                 recv(self.stopped.receiver()) -> _ => return,
                 recv(self.data_ended.receiver()) -> _ => return,
                 recv(self.orders) -> order => match order {
-                    Ok(order) => if thread::send(&self.data_orders, order, &self.data_ended).is_err() {
-                        return;
-                    },
+                    Ok(order) => {
+                        debug!(self.logger, "an order is passed to the data thread"; "order" => order.name());
+                        if thread::send(&self.data_orders, order, &self.data_ended).is_err() {
+                            return;
+                        }
+                    }
                     Err(_) => return,
                 },
             }

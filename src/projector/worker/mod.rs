@@ -38,6 +38,15 @@ pub(super) enum Order {
     Tune(Tuning),
 }
 
+impl Order {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Swap(_) => "evaluate with other engines",
+            Self::Tune(_) => "work with other numbers",
+        }
+    }
+}
+
 /// What may be changed while the workers run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
@@ -187,6 +196,7 @@ impl Worker {
         let (orders_tx, data_orders) = bounded(1);
         let (run_fin_holder, run_fin) = fin();
         let (data_ended_holder, data_ended) = fin();
+        let control_logger = logger.clone();
         let run = Run::new(config, events, data_orders, run_fin, reports.installed, endpoint, stats, logger);
         let data_thread = roster.spawn(format!("vbd-{node}-{number}"), move || {
             // Dropped on every way out: the control thread sees that the data thread is ending.
@@ -206,6 +216,7 @@ impl Worker {
             data_thread,
             ended: reports.ended,
             end: end_tx,
+            logger: control_logger,
         };
         let control = roster.spawn(format!("vbc-{node}-{number}"), move || server.run())?;
         Ok((Self { orders, stop, control, end }, data))
