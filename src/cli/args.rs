@@ -60,7 +60,7 @@ pub(super) struct ArchiveArgs {
     /// Folder of the archive, as a path or as `file:///abs/path` (required)
     #[arg(long, value_name = "URL", value_parser = parse_archive)]
     pub(super) archive: ArchiveUrl,
-    /// Say what would be done, and change nothing [default: off]
+    /// Say what would be done, and leave the bucket and the archive as they are [default: off]
     #[arg(long)]
     pub(super) dry_run: bool,
 }

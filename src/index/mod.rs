@@ -2,8 +2,8 @@
 //!
 //! An [`IndexDefinition`] names the [`KeyPath`]s whose values make up a key; its evaluation turns a document
 //! into a [`KeyList`]; [`collate`] writes keys as bytes whose plain order is the order of the values; a
-//! [`KeyRange`] turns what was asked for into bounds on those bytes. Everything here computes only: no files,
-//! no threads, and no knowledge of who stores the entries.
+//! [`KeyRange`] turns what was asked for into bounds on those bytes. All of that computes only. A [`Scan`] is
+//! what reads: it merges the entries of all shards.
 //!
 //! A stored entry is the encoded key followed by the document's id. Invariant: two entries compare as bytes as
 //! their keys compare as JSON values, and entries of equal keys as their ids.

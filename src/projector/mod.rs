@@ -8,7 +8,8 @@
 //!
 //! [`Feed`] keeps the books of one topic: which streams were asked for, which are active, and why a data path
 //! ended. A [`KvData`] is the data path of one node; it and each of its workers have a control thread
-//! (`gen_server`) and a data thread. Control never waits for data, and data never waits for a lock.
+//! (`gen_server`) and a data thread. Control never waits for data, and data never waits for a lock. What went wrong in
+//! the system that this re-imagines, and what became of each of its hazards, stands in [`hazards`].
 //!
 //! | thread | name | ends when |
 //! |---|---|---|
