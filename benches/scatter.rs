@@ -288,7 +288,11 @@ fn per_event_worker(events: &Receiver<DcpEvent>, left: &AtomicI64, done: &Sender
     loop {
         let event = select! {
             recv(fin.receiver()) -> _ => break,
-            recv(events) -> event => event.unwrap(),
+            // The scattering thread may have seen the end first.
+            recv(events) -> event => match event {
+                Ok(event) => event,
+                Err(_) => break,
+            },
         };
         positions[usize::from(event.vb.0)] = Position::at(VbUuid(u64::from(event.vb.0)), event.seqno);
         if left.fetch_sub(1, Ordering::AcqRel) == 1 {

@@ -154,12 +154,17 @@ impl Drop for ShardLock {
             Access::Locked(grant) if grant.token == self.token => {}
             _ => return,
         }
+        // Nothing else is woken: a lock that held nothing up leaves the disk as it is.
+        let wakes = state.merge_was_held || !state.retired.is_empty();
+        state.merge_was_held = false;
         let next = self.seal_for.take().map_or(Access::Open, |by| Access::Sealed { by });
         let granted = std::mem::replace(&mut state.access, next);
         drop(state);
         // Drops the signal's holder: those who wait for the unlock go on.
         drop(granted);
-        self.shard.wake_maintenance();
+        if wakes {
+            self.shard.wake_maintenance();
+        }
     }
 }
 

@@ -110,6 +110,8 @@ pub(super) struct State {
     committed: Option<(FinHolder, Fin)>,
     /// Iterators that ended at a bad time: with them files may go from the disk.
     pub(super) retired: Vec<Entries>,
+    /// Background work was put off because of the lock.
+    pub(super) merge_was_held: bool,
     watchers: Vec<Sender<()>>,
 }
 
@@ -197,6 +199,7 @@ impl Shard {
                 flush_fault: None,
                 committed: None,
                 retired: Vec::new(),
+                merge_was_held: false,
                 watchers: Vec::new(),
             }),
             applied_changes: AtomicU64::new(0),
@@ -432,7 +435,10 @@ impl Shard {
             let mut state = self.0.state.lock();
             match state.access {
                 _ if state.broken.is_some() => return Ok(false),
-                Access::Locked(_) => return Ok(false),
+                Access::Locked(_) => {
+                    state.merge_was_held = true;
+                    return Ok(false);
+                }
                 Access::Sealed { .. } => (std::mem::take(&mut state.retired), false),
                 Access::Open => (std::mem::take(&mut state.retired), true),
             }
