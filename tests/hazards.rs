@@ -45,6 +45,8 @@ fn every_test_that_the_table_names_exists() {
         let number: u32 = row[0].parse().unwrap();
         if row[3] == "not built" {
             assert!((50..=64).contains(&number), "H{number} has no test");
+        } else if row[3] == "by type" {
+            assert!([17, 19, 24, 39, 72].contains(&number), "H{number} has no test");
         } else {
             let name = row[3].trim_matches('`');
             assert!(names.contains(name), "H{number} names {name}, which is no test");

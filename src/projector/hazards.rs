@@ -2,7 +2,8 @@
 //!
 //! The numbers are those of the specification's list of hazards. A row says what went wrong there, how this
 //! design rules it out, and which test would see it come back. Rows H50 to H64 are about the wire protocol,
-//! which this version does not speak; `not built` stands where a test would.
+//! which this version does not speak; `not built` stands where a test would. `by type` stands where what
+//! went wrong has no counterpart, or does not compile, so that no test could show it.
 //!
 //! | hazard | what went wrong | why it cannot here | test |
 //! |---|---|---|---|
@@ -22,14 +23,14 @@
 //! | H14 | an idle loop did not see the stop | every wait selects over the fin | `it_ends_in_order_when_the_feed_stops_it` |
 //! | H15 | a second close of a channel panicked | a signal is the drop of its only holder | `a_second_close_is_harmless_and_requests_after_it_are_refused` |
 //! | H16 | a request that was carried out reported closed | the answer is looked for once more before `Closed` | `whatever_ends_first_the_data_path_ends_in_order` |
-//! | H17 | threads raced for configuration and counters | atomics, or owned by one thread | `a_reset_of_the_configuration_is_carried_out_by_every_worker` |
+//! | H17 | threads raced for configuration and counters | atomics, or owned by one thread | by type |
 //! | H18 | tickers, handles and helper threads leaked | no ticker; every thread is on a roster and joined | `it_ends_in_order_when_it_is_closed_twice` |
-//! | H19 | dead endpoints came back with the next engines | a path has one endpoint, apart from its engines | `an_engine_that_was_deleted_has_seen_everything_up_to_the_answer_and_nothing_later` |
+//! | H19 | dead endpoints came back with the next engines | a path has one endpoint, apart from its engines | by type |
 //! | H20 | a full endpoint was taken for a dead one | a refusal says whether it is for now or for good | `a_locked_shard_stops_its_own_lane_alone` |
 //! | H21 | a partial configuration panicked later | the configuration is one typed value, replaced as a whole | `a_reset_of_the_configuration_is_carried_out_by_every_worker` |
 //! | H22 | feed, path and workers held different engine sets | `gen_server` owns the set; a request reports what became of it | `one_change_too_many_is_busy` |
 //! | H23 | no workers meant a division by zero | there is at least one; lanes take at least one batch | `data_goes_on_when_no_batch_may_wait` |
-//! | H24 | evaluators changed what others shared | evaluators are `Sync` and see the document by shared reference | `of_two_engines_of_an_instance_in_one_request_the_last_one_stays` |
+//! | H24 | evaluators changed what others shared | evaluators are `Sync` and see the document by shared reference | by type |
 //! | H25 | one full worker stopped every vbucket | a shard that does not take its batch has a lane of its own | `a_locked_shard_stops_its_own_lane_alone` |
 //! | H30 | a request was never answered | a reply channel that is dropped is an answer | `requests_that_race_a_failure_are_answered_or_refused_as_closed` |
 //! | H31 | an unknown keyspace left a nil map behind | an unknown keyspace is an error and changes nothing | `a_keyspace_that_is_not_followed_is_an_error_and_stays_so` |
@@ -40,7 +41,7 @@
 //! | H36 | waiting for feedback blocked all requests | nothing waits for the books but their reader | `control_does_not_wait_for_data` |
 //! | H37 | shutting down closed the source first and hung | the data path stops first, and drops its queue | `it_ends_in_order_when_the_feed_stops_it` |
 //! | H38 | a passing error destroyed a healthy keyspace | a start that fails leaves the other keyspaces alone | `a_keyspace_that_is_followed_is_not_started_again` |
-//! | H39 | an endpoint lived on under a second name | endpoints have no names | `a_data_path_that_is_dropped_ends_by_itself` |
+//! | H39 | an endpoint lived on under a second name | endpoints have no names | by type |
 //! | H40 | a watcher removed a new endpoint by its address | nothing is looked up by address; late messages are known by generation | `a_message_of_a_life_that_is_over_is_counted_and_changes_nothing` |
 //! | H41 | state changed before the request was checked | checks come first | `a_keyspace_that_is_followed_is_not_started_again` |
 //! | H42 | statistics waited for the data path | they are read from shared counters | `it_ends_in_order_when_it_is_closed_while_statistics_are_read` |
@@ -63,7 +64,7 @@
 //! | H64 | a dead connection was chosen as the least busy | the wire protocol is not spoken yet | not built |
 //! | H70 | a batch mixed two branches of a stream's history | a batch holds one generation; positions carry their branch | `a_write_batch_moves_a_vbucket_once_also_across_a_restart_of_its_stream` |
 //! | H71 | writes had no deadline, half-open connections no end | endpoints are called in-process; one that hangs is named at the close's deadline | `a_close_that_hangs_names_the_thread_and_succeeds_once_it_is_released` |
-//! | H72 | an idle timer could never fire | nothing ends by idleness | `a_data_path_that_is_dropped_ends_by_itself` |
+//! | H72 | an idle timer could never fire | nothing ends by idleness | by type |
 //! | H73 | an event was counted as another | one exhaustive match counts all kinds | `seqnos_advance_over_what_is_of_no_interest` |
 //! | H74 | what was buffered died with its endpoint | positions have not moved over it, so it comes again | `a_close_does_not_wait_for_a_locked_shard` |
 //! | H75 | one stuck endpoint stopped control of everything | control never waits for data | `control_does_not_wait_for_data` |

@@ -30,7 +30,7 @@ impl Ledger {
     }
 
     /// A stream is about to begin; it may replace one that is there.
-    fn expect(&mut self, vb: VbId) {
+    fn announce(&mut self, vb: VbId) {
         self.0.entry(vb).or_insert(false);
     }
 
@@ -128,7 +128,7 @@ impl RunScatter {
         // A stream is in the ledger before its worker can know of it: what began is owed an end.
         for event in &control {
             if let EventKind::StreamReq { status: StreamStatus::Success { .. } } = event.kind {
-                ledger.expect(event.vb);
+                ledger.announce(event.vb);
             }
         }
         self.hand_off(batch, shares)?;
