@@ -134,6 +134,9 @@ pub enum EventKind {
         start: Seqno,
         /// Last seqno of the window, or [`Seqno::OPEN_END`].
         end: Seqno,
+        /// Whether the producer promises that each document comes at most once in the window, as it does where it
+        /// reads the window from its disk.
+        each_once: bool,
     },
     /// The changes between the two edges come in no order of their seqnos. Until the second one, no seqno is a
     /// point that a stream could be continued from.

@@ -26,6 +26,10 @@ pub struct Position {
 }
 
 impl Position {
+    /// Before the first change.
+    pub const ZERO: Self =
+        Self { vbuuid: VbUuid(0), seqno: Seqno(0), snap_start: Seqno(0), snap_end: Seqno(0) };
+
     /// A position that is a consistent point by itself: its window holds nothing but `seqno`.
     pub fn at(vbuuid: VbUuid, seqno: Seqno) -> Self {
         Self { vbuuid, seqno, snap_start: seqno, snap_end: seqno }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use dormouse::event::{Generation, Seqno, VbId, VbUuid};
-use dormouse::shard::batch::{Advance, WriteBatch};
+use dormouse::shard::batch::{Advance, Window, WriteBatch};
 use dormouse::shard::{
     ApplyError, InstId, InstanceStart, Later, OpenError, Refused, Shard, ShardSet, ShardSetConfig,
     ShardSnapshot,
@@ -243,7 +243,12 @@ fn apply_to_first(shard: &Shard, vb: u16, from: u64) {
     next.instances = [InstId(1)].into();
     let (id, seqno) = (next.add_document(b"other"), Seqno(from + 1));
     next.add_change(InstId(1), (VbId(vb), seqno), id, [&b"k"[..]]);
-    next.advances.push(Advance { vb: VbId(vb), from: Seqno(from), to: Position::at(VbUuid(9), seqno) });
+    next.advances.push(Advance {
+        vb: VbId(vb),
+        from: Seqno(from),
+        to: Position::at(VbUuid(9), seqno),
+        window: Window::Ordered,
+    });
     apply(shard, next);
 }
 

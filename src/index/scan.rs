@@ -7,7 +7,7 @@
 use serde_json::Value;
 
 use crate::shard::store::StoreFault;
-use crate::shard::{InstId, Shard, ShardId, ShardScan, ShardSnapshot};
+use crate::shard::{InstId, ReadError, Shard, ShardId, ShardScan, ShardSnapshot};
 use crate::thread::{Stopped, Until};
 
 use super::collate::{CollateError, decode_parts};
@@ -29,6 +29,9 @@ pub enum ScanError {
     /// The caller's limit ended first.
     #[error("cannot go on scanning: {0}")]
     Stopped(#[from] Stopped),
+    /// No snapshot of a shard could be taken.
+    #[error(transparent)]
+    Snapshot(#[from] ReadError),
     /// A shard cannot be read.
     #[error("cannot scan shard {shard}: {fault}; if a file is damaged, bring the bucket back with `resume`")]
     Store {
@@ -79,7 +82,7 @@ impl Scan {
         let snapshots: Vec<(ShardId, ShardSnapshot)> = shards
             .iter()
             .map(|shard| Ok((shard.id(), shard.snapshot(until)?)))
-            .collect::<Result<_, Stopped>>()?;
+            .collect::<Result<_, ReadError>>()?;
         let mut scan = Self {
             lanes: Vec::with_capacity(snapshots.len()),
             components,

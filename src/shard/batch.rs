@@ -12,6 +12,29 @@ use crate::timestamp::Position;
 
 use super::InstId;
 
+/// The longest entry, and the longest document id, that a shard takes.
+pub const ENTRY_BYTES_MAX: usize = 60 * 1024;
+
+/// What the producer promised about the changes of one vbucket in a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Window {
+    /// They are in the order of their seqnos, and nothing else is promised.
+    #[default]
+    Ordered,
+    /// They are all of the first snapshot of a stream from seqno zero, in which each document comes once.
+    First,
+    /// The batch ends within an out-of-order snapshot: what it holds stands behind its position.
+    OutOfOrder,
+}
+
+impl Window {
+    /// The window of changes of `self` that are followed by changes of `next` without a gap or a step back.
+    #[must_use]
+    pub fn then(self, next: Self) -> Self {
+        if self == next || next == Self::OutOfOrder { next } else { Self::Ordered }
+    }
+}
+
 /// How far a batch moves one vbucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Advance {
@@ -21,6 +44,8 @@ pub struct Advance {
     pub from: Seqno,
     /// The position after the batch.
     pub to: Position,
+    /// What is known of the changes in between.
+    pub window: Window,
 }
 
 /// The entries that a document has in an instance from `seqno` on.
@@ -34,6 +59,8 @@ pub struct Change<'a> {
     pub seqno: Seqno,
     /// Document id.
     pub doc_id: &'a [u8],
+    /// Whether the instance is known to have no entries of the document, so that none have to be looked for.
+    pub once: bool,
     keys: &'a [Span],
     bytes: &'a [u8],
 }
@@ -71,6 +98,7 @@ pub struct WriteBatch {
     records: Vec<Record>,
     keys: Vec<Span>,
     bytes: Vec<u8>,
+    longest_entry_bytes: usize,
 }
 
 impl WriteBatch {
@@ -78,6 +106,7 @@ impl WriteBatch {
     pub fn add_document(&mut self, doc_id: &[u8]) -> Span {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(doc_id);
+        self.longest_entry_bytes = self.longest_entry_bytes.max(doc_id.len());
         Span::since(start, &self.bytes)
     }
 
@@ -90,9 +119,11 @@ impl WriteBatch {
         keys: impl IntoIterator<Item = &'k [u8]>,
     ) {
         let first_key = self.keys.len();
+        let doc_id_bytes = doc_id.of(&self.bytes).len();
         for key in keys {
             let start = self.bytes.len();
             self.bytes.extend_from_slice(key);
+            self.longest_entry_bytes = self.longest_entry_bytes.max(key.len() + doc_id_bytes);
             self.keys.push(Span::since(start, &self.bytes));
         }
         let key_count = self.keys.len() - first_key;
@@ -106,9 +137,15 @@ impl WriteBatch {
             vb: record.vb,
             seqno: record.seqno,
             doc_id: record.doc_id.of(&self.bytes),
+            once: false,
             keys: self.keys.get(record.first_key..record.first_key + record.key_count).unwrap_or_default(),
             bytes: &self.bytes,
         })
+    }
+
+    /// Length of the longest entry, an encoded key with the document's id behind it.
+    pub fn longest_entry_bytes(&self) -> usize {
+        self.longest_entry_bytes
     }
 
     /// Whether applying the batch would change nothing.
@@ -123,5 +160,6 @@ impl WriteBatch {
         self.records.clear();
         self.keys.clear();
         self.bytes.clear();
+        self.longest_entry_bytes = 0;
     }
 }

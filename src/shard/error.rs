@@ -7,7 +7,7 @@ use crate::event::{Generation, Seqno, VbId};
 use crate::thread::{Fin, Stopped};
 
 use super::batch::WriteBatch;
-use super::store::StoreFault;
+use super::store::{PointId, StoreFault};
 use super::{InstId, ShardId};
 
 /// Why a shard was not made or opened.
@@ -132,6 +132,18 @@ pub enum ApplyError {
         /// The vbucket.
         vb: VbId,
     },
+    /// The batch holds an entry that no store takes.
+    #[error(
+        "cannot write to shard {shard}: the batch has an entry of {found_bytes} bytes, the longest may have {}; leave \
+         such keys out",
+        super::batch::ENTRY_BYTES_MAX
+    )]
+    TooLong {
+        /// The shard.
+        shard: ShardId,
+        /// Length of the batch's longest entry.
+        found_bytes: usize,
+    },
     /// The bucket went to sleep.
     #[error("cannot write to shard {shard}: it was put to sleep by {by}; resume the bucket first")]
     Sealed {
@@ -161,6 +173,14 @@ pub enum CommitError {
         shard: ShardId,
         /// What ended the wait.
         why: Stopped,
+    },
+    /// The shard is locked or sealed.
+    #[error("cannot make a recovery point of shard {shard}: it is locked by {owner}; wait until that ends")]
+    Locked {
+        /// The shard.
+        shard: ShardId,
+        /// Who holds it.
+        owner: String,
     },
     /// The engine failed.
     #[error(
@@ -194,6 +214,68 @@ pub enum InstanceError {
     Store {
         /// What was asked for.
         doing: &'static str,
+        /// The shard.
+        shard: ShardId,
+        /// What the engine said.
+        fault: StoreFault,
+    },
+}
+
+/// Why a shard was not read or checked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The caller's limit ended first.
+    #[error("cannot read shard {shard}: {why}")]
+    Stopped {
+        /// The shard.
+        shard: ShardId,
+        /// What ended the wait.
+        why: Stopped,
+    },
+    /// The engine failed, or a file is damaged.
+    #[error("cannot read shard {shard}: {fault}; if a file is damaged, bring the bucket back with `resume`")]
+    Store {
+        /// The shard.
+        shard: ShardId,
+        /// What the engine said.
+        fault: StoreFault,
+    },
+}
+
+/// Why a shard was not rolled back. It is as it was, but for [`RollBackError::Store`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RollBackError {
+    /// The shard is locked or sealed.
+    #[error("cannot roll back shard {shard}: it is locked by {owner}; wait until that ends")]
+    Locked {
+        /// The shard.
+        shard: ShardId,
+        /// Who holds it.
+        owner: String,
+    },
+    /// No such recovery point is kept.
+    #[error(
+        "cannot roll back shard {shard} to its recovery point {point}: it is not kept; take one of those listed, or zero"
+    )]
+    NoPoint {
+        /// The shard.
+        shard: ShardId,
+        /// The point that was asked for.
+        point: PointId,
+    },
+    /// The caller's limit ended before the shard was free.
+    #[error("cannot roll back shard {shard}: {why}; try again")]
+    Stopped {
+        /// The shard.
+        shard: ShardId,
+        /// What ended the wait.
+        why: Stopped,
+    },
+    /// The engine failed. The shard takes no writes until it is opened again.
+    #[error("cannot roll back shard {shard}: {fault}; mend the cause and open the bucket again")]
+    Store {
         /// The shard.
         shard: ShardId,
         /// What the engine said.

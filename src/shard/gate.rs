@@ -4,34 +4,55 @@
 //! each vbucket that it moves.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::event::{Generation, VbId};
+use crate::event::{Generation, Seqno, VbId};
 use crate::timestamp::{Position, TsVbuuid};
 
-use super::batch::{Change, WriteBatch};
+use super::batch::{Change, ENTRY_BYTES_MAX, Window, WriteBatch};
 use super::error::ApplyError;
 use super::shard::{InstanceStart, ShardSpec};
-use super::store::InstancePositions;
+use super::store::{InstancePositions, PointId, RecoveryPoint};
 use super::{InstId, ShardId};
 
 pub(super) struct Gate {
     spec: ShardSpec,
     instances: BTreeMap<InstId, Vec<Tracked>>,
-    generations: Vec<Generation>,
+    slots: Vec<Slot>,
     /// Roughly the bytes that were applied since the last cut.
     pub(super) uncommitted_bytes: u64,
     /// When the first write since the last cut came.
     pub(super) first_uncommitted: Option<Instant>,
     /// Something was cut that no flush has made durable yet.
     pub(super) flush_is_due: bool,
+    /// Number of the next recovery point that is kept.
+    pub(super) next_point: PointId,
+    /// When the newest one was made, or the shard opened.
+    pub(super) kept_at: Instant,
 }
 
+/// A vbucket of the shard.
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    generation: Generation,
+    /// There may be entries of changes up to here, in whatever order they came. Until all positions have reached it
+    /// the shard is in no state to go back to.
+    unordered_up_to: Seqno,
+}
+
+/// An instance in a vbucket.
 #[derive(Clone, Copy, Default)]
 struct Tracked {
     position: Position,
     /// Changed since the last cut.
     moved: bool,
+    /// Everything that it has came in the first snapshot of one stream from seqno zero, in which each document comes
+    /// once: no document that still comes has entries.
+    filling: bool,
+}
+
+impl Tracked {
+    const EMPTY: Self = Self { position: Position::ZERO, moved: false, filling: true };
 }
 
 impl Gate {
@@ -40,21 +61,45 @@ impl Gate {
         let mut gate = Self {
             spec,
             instances: BTreeMap::new(),
-            generations: vec![Generation::default(); slots],
+            slots: vec![Slot::default(); slots],
             uncommitted_bytes: 0,
             first_uncommitted: None,
             flush_is_due: false,
+            next_point: PointId(1),
+            kept_at: Instant::now(),
         };
+        gate.take_positions(loaded);
+        gate
+    }
+
+    /// Goes back to what was loaded. Only batches of `generation` are applied from now on.
+    pub(super) fn roll_back(&mut self, loaded: Vec<InstancePositions>, generation: Generation) {
+        self.slots.fill(Slot { generation, ..Slot::default() });
+        (self.uncommitted_bytes, self.first_uncommitted, self.flush_is_due) = (0, None, false);
+        self.take_positions(loaded);
+    }
+
+    fn take_positions(&mut self, loaded: Vec<InstancePositions>) {
+        self.instances.clear();
         for (inst, positions) in loaded {
-            let mut tracked = vec![Tracked::default(); slots];
+            let mut all = vec![Tracked::default(); self.slots.len()];
             for (vb, position) in positions {
-                if let Some(slot) = gate.slot(vb).and_then(|slot| tracked.get_mut(slot)) {
-                    slot.position = position;
+                let Some(place) = self.slot(vb) else { continue };
+                if let (Some(tracked), Some(slot)) = (all.get_mut(place), self.slots.get_mut(place)) {
+                    tracked.position = position;
+                    // The window may have been an out-of-order one.
+                    slot.unordered_up_to = slot.unordered_up_to.max(position.snap_end);
                 }
             }
-            gate.instances.insert(inst, tracked);
+            self.instances.insert(inst, all);
         }
-        gate
+    }
+
+    /// An instance that has nothing at all: its first snapshot needs no look-ups.
+    pub(super) fn note_empty(&mut self, inst: InstId) {
+        if let Some(all) = self.instances.get_mut(&inst) {
+            all.fill(Tracked::EMPTY);
+        }
     }
 
     /// A shard's vbuckets are `id, id + shards, id + 2 * shards, …`: the slot counts them.
@@ -76,6 +121,10 @@ impl Gate {
     /// Refuses a batch that is not the continuation of what is here.
     pub(super) fn check(&self, batch: &WriteBatch) -> Result<(), ApplyError> {
         let shard = self.spec.id;
+        let found_bytes = batch.longest_entry_bytes();
+        if found_bytes > ENTRY_BYTES_MAX {
+            return Err(ApplyError::TooLong { shard, found_bytes });
+        }
         for advance in &batch.advances {
             let vb = advance.vb;
             for inst in batch.instances.iter().copied() {
@@ -85,8 +134,8 @@ impl Gate {
                     return Err(ApplyError::Gap { shard, inst, vb, stored, from });
                 }
             }
-            let slot = self.slot(vb).and_then(|slot| self.generations.get(slot));
-            let current = slot.copied().unwrap_or_default();
+            let slot = self.slot(vb).and_then(|slot| self.slots.get(slot));
+            let current = slot.copied().unwrap_or_default().generation;
             if batch.generation != current {
                 return Err(ApplyError::Stale { shard, vb, current, found: batch.generation });
             }
@@ -94,36 +143,64 @@ impl Gate {
         Ok(())
     }
 
-    pub(super) fn is_new(&self, change: &Change<'_>) -> bool {
-        self.tracked(change.inst, change.vb).is_some_and(|t| change.seqno > t.position.seqno)
+    /// Prepares for a batch that was checked.
+    pub(super) fn begin(&mut self, batch: &WriteBatch) {
+        for advance in &batch.advances {
+            let Some(slot) = self.slot(advance.vb) else { continue };
+            for inst in batch.instances.iter() {
+                if let Some(tracked) = self.instances.get_mut(inst).and_then(|tracked| tracked.get_mut(slot))
+                {
+                    // A stream that begins before the position brings documents again.
+                    let goes_on = tracked.position.seqno == advance.from;
+                    tracked.filling &= goes_on && advance.window == Window::First;
+                }
+            }
+        }
+    }
+
+    /// The change, if its instance does not have it yet.
+    pub(super) fn admit<'a>(&self, mut change: Change<'a>) -> Option<Change<'a>> {
+        let tracked = self.tracked(change.inst, change.vb)?;
+        change.once = tracked.filling;
+        (change.seqno > tracked.position.seqno).then_some(change)
     }
 
     pub(super) fn advance(&mut self, batch: &WriteBatch) {
         for advance in &batch.advances {
             let Some(slot) = self.slot(advance.vb) else { continue };
+            if let Some(slot) = self.slots.get_mut(slot).filter(|_| advance.window == Window::OutOfOrder) {
+                slot.unordered_up_to = slot.unordered_up_to.max(advance.to.snap_end);
+            }
             for inst in batch.instances.iter() {
                 let tracked = self.instances.get_mut(inst).and_then(|tracked| tracked.get_mut(slot));
                 if let Some(tracked) = tracked.filter(|t| t.position.seqno <= advance.to.seqno) {
-                    *tracked = Tracked { position: advance.to, moved: true };
+                    *tracked = Tracked { position: advance.to, moved: true, ..*tracked };
                 }
             }
         }
     }
 
     pub(super) fn install_generation(&mut self, vb: VbId, generation: Generation) {
-        if let Some(current) = self.slot(vb).and_then(|slot| self.generations.get_mut(slot)) {
-            *current = generation;
+        if let Some(slot) = self.slot(vb).and_then(|slot| self.slots.get_mut(slot)) {
+            slot.generation = generation;
         }
     }
 
+    /// Whether the shard holds all changes up to its positions and no others, so that it is a state to go back to.
+    pub(super) fn is_ordered(&self) -> bool {
+        self.instances
+            .values()
+            .all(|all| all.iter().zip(&self.slots).all(|(t, slot)| t.position.seqno >= slot.unordered_up_to))
+    }
+
     pub(super) fn add_instance(&mut self, inst: InstId, start: InstanceStart) {
-        let zero = vec![Tracked::default(); self.generations.len()];
+        let zero = vec![Tracked::EMPTY; self.slots.len()];
         let tracked = match start {
             InstanceStart::Zero => zero,
             InstanceStart::AtShard => self.instances.values().fold(zero, |mut furthest, tracked| {
                 for (furthest, tracked) in furthest.iter_mut().zip(tracked) {
                     if furthest.position.seqno < tracked.position.seqno {
-                        *furthest = Tracked { position: tracked.position, moved: true };
+                        *furthest = Tracked { position: tracked.position, moved: true, filling: false };
                     }
                 }
                 furthest
@@ -159,6 +236,30 @@ impl Gate {
                 .keys()
                 .all(|inst| self.tracked(*inst, vb).is_some_and(|t| t.position.seqno >= wanted.seqno))
         })
+    }
+
+    /// All positions that are past zero.
+    pub(super) fn all_positions(&self) -> Vec<InstancePositions> {
+        let of = |inst: &InstId| self.positions(*inst).unwrap_or_default().iter().collect();
+        self.instances.keys().map(|inst| (*inst, of(inst))).collect()
+    }
+
+    /// Continues the numbers and the times of the recovery points that are kept.
+    pub(super) fn note_newest_point(&mut self, newest: &RecoveryPoint) {
+        self.next_point = PointId(newest.id.0 + 1);
+        let age = SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_millis(newest.made_at_ms));
+        if let Some(kept_at) = age.ok().and_then(|age| Instant::now().checked_sub(age)) {
+            self.kept_at = kept_at;
+        }
+    }
+
+    /// What was cut is durable.
+    pub(super) fn note_flushed(&mut self, kept: Option<PointId>) {
+        self.flush_is_due = false;
+        if let Some(kept) = kept {
+            self.next_point = PointId(kept.0 + 1);
+            self.kept_at = Instant::now();
+        }
     }
 
     /// Counts a write. Gives back whether it was the first since the last cut.

@@ -5,7 +5,7 @@
 //!
 //! * [`batch`]: the unit of writing.
 //! * [`store`]: what a storage engine must do; `lsm` does it.
-//! * [`Shard`]: one writer at a time, fences, commits, snapshots.
+//! * [`Shard`]: one writer at a time, fences, commits, snapshots; and recovery points, kept and gone back to.
 //! * [`lock`]: [`ShardLock`], which freezes a shard until it is dropped, and [`lock_all`].
 //! * [`ShardSet`]: all shards of a bucket, with the two threads that flush and compact for them.
 //!
@@ -17,10 +17,12 @@
 //!   the gate may be held over file access, the state never is.
 
 pub mod batch;
+mod codec;
 mod error;
 mod gate;
 pub mod lock;
 mod lsm;
+mod recovery;
 mod set;
 #[expect(clippy::module_inception, reason = "the room's main type lives in the file of its name")]
 mod shard;
@@ -33,8 +35,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::VbId;
 
-pub use error::{ApplyError, CommitError, InstanceError, Later, OpenError, Refused};
+pub use error::{
+    ApplyError, CommitError, InstanceError, Later, OpenError, ReadError, Refused, RollBackError,
+};
 pub use lock::{LockError, ShardLock, lock_all};
+pub use recovery::MergeHold;
 pub use set::{ShardSet, ShardSetConfig};
 pub use shard::{InstanceStart, Shard, ShardSpec, ShardStatus};
 pub use snapshot::{ShardScan, ShardSnapshot};

@@ -15,9 +15,8 @@ use crate::durable::AtPath;
 use crate::thread::{self, Fin, FinHolder, Thread, Until, fin};
 
 use super::error::{CommitError, OpenError};
-use super::lsm::LsmShared;
 use super::shard::{Shard, ShardConfig, ShardSpec, claim};
-use super::store::StoreFault;
+use super::store::{StoreFault, StoreShared};
 
 /// How long the flushing thread waits after a recovery point failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -29,6 +28,10 @@ pub struct ShardSetConfig {
     pub commit_bytes: u64,
     /// A shard makes a recovery point this long after its first uncommitted write.
     pub commit_interval: Duration,
+    /// A recovery point is kept, to be rolled back to, when the last one that was is this old.
+    pub point_interval: Duration,
+    /// How many are kept. With none, a roll-back goes to zero, unless the host keeps one itself.
+    pub points_kept: usize,
     /// Block cache of all shards together.
     pub cache_bytes: u64,
     /// Open tables of all shards together.
@@ -40,6 +43,8 @@ impl Default for ShardSetConfig {
         Self {
             commit_bytes: 16 * 1024 * 1024,
             commit_interval: Duration::from_secs(10),
+            point_interval: Duration::from_secs(600),
+            points_kept: 2,
             cache_bytes: 64 * 1024 * 1024,
             open_files_max: 256,
         }
@@ -56,9 +61,9 @@ pub struct ShardSet {
 impl ShardSet {
     /// Makes the empty shards of a bucket in `folder`, which must exist.
     pub fn create(folder: &Path, specs: impl Iterator<Item = ShardSpec>) -> Result<(), OpenError> {
-        let lsm = LsmShared::new(0, 16);
+        let shared = StoreShared::new(0, 16);
         for spec in specs {
-            Shard::create(&folder.join(spec.id.folder()), spec, &lsm)?;
+            Shard::create(&folder.join(spec.id.folder()), spec, &shared)?;
         }
         Ok(())
     }
@@ -96,7 +101,9 @@ impl ShardSet {
             commit_interval: config.commit_interval,
             flush_wake,
             compact_wake,
-            lsm: LsmShared::new(config.cache_bytes, config.open_files_max),
+            points_kept: config.points_kept,
+            point_interval: config.point_interval,
+            shared: StoreShared::new(config.cache_bytes, config.open_files_max),
         };
         let shards = specs
             .map(|spec| {

@@ -4,6 +4,7 @@
 //! for as long as anything holds the shard, a scan included.
 
 use std::fs::{File, TryLockError};
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Sender, TrySendError};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
-use slog::{Logger, debug, error};
+use slog::{Logger, error};
 
 use crate::durable::{self, AtPath};
 use crate::event::{Generation, VbId};
@@ -20,11 +21,10 @@ use crate::thread::{Fin, FinHolder, Stopped, Until, fin};
 use crate::timestamp::TsVbuuid;
 
 use super::batch::WriteBatch;
-use super::error::{ApplyError, CommitError, InstanceError, Later, OpenError, Refused};
+use super::error::{ApplyError, InstanceError, Later, OpenError, ReadError, Refused};
 use super::gate::Gate;
-use super::lsm::{LsmShared, LsmStore};
 use super::snapshot::ShardSnapshot;
-use super::store::{Entries, ShardFile, ShardStore, StoreFault};
+use super::store::{self, Entries, ShardFile, ShardStore, StoreFault, StoreShared};
 use super::{InstId, ShardId, StoreKind};
 
 /// Metadata file of a shard; written last when a shard is made.
@@ -63,7 +63,9 @@ pub(super) struct ShardConfig {
     pub(super) commit_interval: Duration,
     pub(super) flush_wake: Sender<()>,
     pub(super) compact_wake: Sender<()>,
-    pub(super) lsm: LsmShared,
+    pub(super) points_kept: usize,
+    pub(super) point_interval: Duration,
+    pub(super) shared: StoreShared,
 }
 
 /// Where a new instance begins.
@@ -83,17 +85,17 @@ pub struct Shard(pub(super) Arc<Inner>);
 pub(super) struct Inner {
     pub(super) spec: ShardSpec,
     folder: PathBuf,
-    logger: Logger,
-    config: ShardConfig,
+    pub(super) logger: Logger,
+    pub(super) config: ShardConfig,
     pub(super) store: Box<dyn ShardStore>,
     /// Held by whoever makes a recovery point.
-    commit_turn: Mutex<()>,
+    pub(super) commit_turn: Mutex<()>,
     /// Held by whoever compacts.
     pub(super) compact_turn: Mutex<()>,
-    gate: Mutex<Gate>,
+    pub(super) gate: Mutex<Gate>,
     pub(super) state: Mutex<State>,
     applied_changes: AtomicU64,
-    commits: AtomicU64,
+    pub(super) commits: AtomicU64,
     /// Locked; the last field, so that it is given back when everything else is gone.
     _claim: File,
 }
@@ -103,15 +105,17 @@ pub(super) struct State {
     pub(super) access: Access,
     pub(super) next_token: u64,
     /// The engine failed in the middle of a batch: nothing may be applied or committed any more.
-    broken: Option<StoreFault>,
+    pub(super) broken: Option<StoreFault>,
     /// The last flush failed; the next one may succeed.
-    flush_fault: Option<StoreFault>,
+    pub(super) flush_fault: Option<StoreFault>,
     /// Dropped when a recovery point was made, for those who wait for room.
-    committed: Option<(FinHolder, Fin)>,
+    pub(super) committed: Option<(FinHolder, Fin)>,
     /// Iterators that ended at a bad time: with them files may go from the disk.
     pub(super) retired: Vec<Entries>,
     /// Background work was put off because of the lock.
     pub(super) merge_was_held: bool,
+    /// How many ask that no merge begins.
+    pub(super) merge_holds: usize,
     watchers: Vec<Sender<()>>,
 }
 
@@ -136,8 +140,10 @@ pub(super) struct Grant {
 pub struct ShardStatus {
     /// The shard.
     pub shard: ShardId,
-    /// Bytes on disk.
+    /// Bytes on disk, those of kept recovery points included.
     pub disk_bytes: u64,
+    /// Bytes in memory, roughly, without the caches that shards share.
+    pub memory_bytes: u64,
     /// Roughly the bytes that a crash would lose, which come again from the source.
     pub uncommitted_bytes: u64,
     /// Changes that were applied since the shard was opened.
@@ -150,14 +156,12 @@ pub struct ShardStatus {
 
 impl Shard {
     /// Makes an empty shard in a folder that must not exist yet.
-    pub(super) fn create(folder: &Path, spec: ShardSpec, lsm: &LsmShared) -> Result<(), OpenError> {
+    pub(super) fn create(folder: &Path, spec: ShardSpec, shared: &StoreShared) -> Result<(), OpenError> {
         std::fs::create_dir(folder).at("create the folder", folder)?;
-        let store = |fault| OpenError::Store { shard: spec.id, fault };
-        match spec.store {
-            StoreKind::Lsm => drop(LsmStore::create(folder, lsm).map_err(store)?),
-        }
+        let failed = |fault| OpenError::Store { shard: spec.id, fault };
+        store::create(spec.store, folder, shared).map_err(failed)?;
         let sealed = durable::seal(SPEC_KIND, SPEC_VERSION, &spec)
-            .map_err(|e| store(StoreFault::new("describe the shard", &e)))?;
+            .map_err(|e| failed(StoreFault::new("describe the shard", &e)))?;
         durable::replace(&folder.join(SPEC_FILE), &sealed)?;
         Ok(())
     }
@@ -179,10 +183,8 @@ impl Shard {
             return Err(OpenError::Foreign { shard: spec.id, path });
         }
         let fault = |fault| OpenError::Store { shard: spec.id, fault };
-        let store: Box<dyn ShardStore> = match spec.store {
-            StoreKind::Lsm => Box::new(LsmStore::open(folder, &config.lsm).map_err(fault)?),
-        };
-        let gate = Gate::load(spec, store.load().map_err(fault)?);
+        let store = store::open(spec.store, folder, &config.shared).map_err(fault)?;
+        let gate = load_gate(spec, store.as_ref()).map_err(fault)?;
         Ok(Self(Arc::new(Inner {
             spec,
             folder: folder.to_owned(),
@@ -200,6 +202,7 @@ impl Shard {
                 committed: None,
                 retired: Vec::new(),
                 merge_was_held: false,
+                merge_holds: 0,
                 watchers: Vec::new(),
             }),
             applied_changes: AtomicU64::new(0),
@@ -226,8 +229,9 @@ impl Shard {
         }
         gate.check(&batch).map_err(Refused::Never)?;
         let mut applied = 0;
+        gate.begin(&batch);
         let outcome = {
-            let new = batch.changes().filter(|change| gate.is_new(change));
+            let new = batch.changes().filter_map(|change| gate.admit(change));
             self.0.store.apply(&mut new.inspect(|_| applied += 1))
         };
         match outcome {
@@ -370,64 +374,6 @@ impl Shard {
         Err(InstanceError::Locked { doing, shard: self.id(), owner })
     }
 
-    /// Makes a recovery point of everything that was applied before the call. Gives back whether there was
-    /// anything to commit.
-    pub fn commit(&self, until: &Until) -> Result<bool, CommitError> {
-        let stopped = |why| CommitError::Stopped { shard: self.id(), why };
-        let _turn = take_turn(&self.0.commit_turn, until).map_err(stopped)?;
-        self.commit_in_turn(until)
-    }
-
-    /// Makes a recovery point if one is due.
-    pub(super) fn commit_if_due(&self) -> Result<bool, CommitError> {
-        let _turn = self.0.commit_turn.lock();
-        // Asked in turn: the one that somebody else was making is not due once more.
-        if self.commit_due().is_none_or(|due| due > Instant::now()) {
-            return Ok(false);
-        }
-        self.commit_in_turn(&Until::default())
-    }
-
-    fn commit_in_turn(&self, until: &Until) -> Result<bool, CommitError> {
-        let stopped = |why| CommitError::Stopped { shard: self.id(), why };
-        let fail = |fault| CommitError::Store { shard: self.id(), fault };
-        if let Some(fault) = self.0.state.lock().broken.clone() {
-            return Err(fail(fault));
-        }
-        {
-            let mut gate = take_turn(&self.0.gate, until).map_err(stopped)?;
-            if gate.first_uncommitted.is_none() && !gate.flush_is_due {
-                return Ok(false);
-            }
-            let moved = gate.cut();
-            self.0.store.cut(&moved);
-        }
-        let flushed = self.0.store.flush();
-        if flushed.is_ok() {
-            self.0.gate.lock().flush_is_due = false;
-            self.0.commits.fetch_add(1, Ordering::Relaxed);
-            self.wake_maintenance();
-            debug!(self.0.logger, "recovery point made");
-        }
-        let mut state = self.0.state.lock();
-        state.flush_fault = flushed.clone().err();
-        state.committed = None;
-        flushed.map(|()| true).map_err(fail)
-    }
-
-    /// When the next recovery point is due, if anything is uncommitted: at once by bytes or after a failure.
-    pub(super) fn commit_due(&self) -> Option<Instant> {
-        let gate = self.0.gate.lock();
-        if gate.flush_is_due {
-            return Some(Instant::now());
-        }
-        let first = gate.first_uncommitted?;
-        if gate.uncommitted_bytes >= self.0.config.commit_bytes {
-            return Some(first);
-        }
-        Some(first + self.0.config.commit_interval)
-    }
-
     /// Does one piece of background work, unless the shard is locked. `false` when there is nothing to do.
     pub(super) fn compact(&self) -> Result<bool, StoreFault> {
         let _turn = self.0.compact_turn.lock();
@@ -440,7 +386,7 @@ impl Shard {
                     return Ok(false);
                 }
                 Access::Sealed { .. } => (std::mem::take(&mut state.retired), false),
-                Access::Open => (std::mem::take(&mut state.retired), true),
+                Access::Open => (std::mem::take(&mut state.retired), state.merge_holds == 0),
             }
         };
         drop(retired);
@@ -471,19 +417,26 @@ impl Shard {
     }
 
     /// A snapshot at a batch boundary.
-    pub fn snapshot(&self, until: &Until) -> Result<ShardSnapshot, Stopped> {
-        let _gate = take_turn(&self.0.gate, until)?;
-        Ok(ShardSnapshot { store: self.0.store.snapshot(), shard: self.clone() })
+    pub fn snapshot(&self, until: &Until) -> Result<ShardSnapshot, ReadError> {
+        let shard = self.id();
+        let _gate = take_turn(&self.0.gate, until).map_err(|why| ReadError::Stopped { shard, why })?;
+        let store = self.0.store.snapshot().map_err(|fault| ReadError::Store { shard, fault })?;
+        Ok(ShardSnapshot { store, shard: self.clone() })
     }
 
     /// The files of the newest recovery point, the shard's metadata first.
     pub(super) fn files(&self) -> Result<Vec<ShardFile>, StoreFault> {
-        let path = self.0.folder.join(SPEC_FILE);
-        let length_bytes =
-            std::fs::metadata(&path).map_err(|e| StoreFault::new("list the shard's files", &e))?.len();
-        let mut files = vec![ShardFile { name: SPEC_FILE.to_owned(), path, length_bytes }];
+        let mut files = vec![self.spec_file()?];
         files.extend(self.0.store.files()?);
         Ok(files)
+    }
+
+    /// The shard's metadata, which never changes.
+    pub(super) fn spec_file(&self) -> Result<ShardFile, StoreFault> {
+        let path = self.0.folder.join(SPEC_FILE);
+        let meta =
+            std::fs::metadata(&path).map_err(|e| StoreFault::at("list the shard's files", &path, &e))?;
+        Ok(ShardFile { name: SPEC_FILE.to_owned(), path, length_bytes: meta.len() })
     }
 
     /// A look at the shard.
@@ -496,15 +449,35 @@ impl Shard {
             }
             Access::Open | Access::Sealed { .. } => None,
         };
+        let size = self.0.store.size();
         ShardStatus {
             shard: self.id(),
-            disk_bytes: self.0.store.disk_bytes(),
+            disk_bytes: size.disk_bytes,
+            memory_bytes: size.memory_bytes,
             uncommitted_bytes,
             applied_changes: self.0.applied_changes.load(Ordering::Relaxed),
             commits: self.0.commits.load(Ordering::Relaxed),
             locked_by,
         }
     }
+}
+
+fn load_gate(spec: ShardSpec, store: &dyn ShardStore) -> Result<Gate, StoreFault> {
+    let loaded = store.load()?;
+    let unmoved: Vec<InstId> =
+        loaded.iter().filter(|(_, positions)| positions.is_empty()).map(|(inst, _)| *inst).collect();
+    let mut gate = Gate::load(spec, loaded);
+    for inst in unmoved {
+        let all = (Bound::Unbounded, Bound::Unbounded);
+        // An out-of-order snapshot may have left entries without a position.
+        if store.snapshot()?.scan(inst, &all).next().is_none() {
+            gate.note_empty(inst);
+        }
+    }
+    if let Some(newest) = store.points()?.last() {
+        gate.note_newest_point(newest);
+    }
+    Ok(gate)
 }
 
 enum Refusal {
@@ -524,7 +497,7 @@ pub(super) fn claim(folder: &Path) -> Result<File, OpenError> {
 }
 
 /// Takes a mutex that may be held over file access, while the limit lasts.
-fn take_turn<'m, T>(mutex: &'m Mutex<T>, until: &Until) -> Result<MutexGuard<'m, T>, Stopped> {
+pub(super) fn take_turn<'m, T>(mutex: &'m Mutex<T>, until: &Until) -> Result<MutexGuard<'m, T>, Stopped> {
     if let Some(guard) = mutex.try_lock() {
         return Ok(guard);
     }

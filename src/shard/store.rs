@@ -4,18 +4,34 @@
 //! get to the disk. A store starts no thread and does nothing on its own: between two calls no file of it
 //! changes, which is what makes a locked shard a frozen one.
 //!
-//! Calls come in two groups. `apply`, `add_instance`, `remove_instance`, `sweep`, `cut` and `snapshot` come one at a
-//! time, under the shard's gate. `flush`, `compact` and `files` come outside of it, at most one of each at a time.
+//! A *recovery point* is what [`ShardStore::cut`] ends and [`ShardStore::flush`] makes durable: after a crash the
+//! store is at the newest one. Some are *kept*, to be rolled back to.
+//!
+//! Calls come in three groups.
+//!
+//! * Under the shard's gate, one at a time: `apply`, `add_instance`, `remove_instance`, `sweep`, `cut`, `snapshot`.
+//! * In the commit's turn, one at a time: `flush`, `points`, `forget`, `files`, `pin`, `check`. In the compaction's
+//!   turn: `compact`. A `flush` and a `compact` may meet, and either may meet a call under the gate.
+//! * With both turns and the gate, so alone: `load`, `roll_back`.
+//!
+//! Snapshots and scans may be read at any time, also beyond a roll-back: they keep the state that they had.
 
+use std::any::Any;
 use std::fmt;
+use std::fs;
 use std::ops::Bound;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 use crate::event::VbId;
+use crate::thread::{Stopped, Until};
 use crate::timestamp::Position;
 
-use super::InstId;
 use super::batch::Change;
+use super::lsm::{LsmShared, LsmStore};
+use super::{InstId, StoreKind};
 
 /// An error of a storage engine: what was being done, and what it said.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +47,11 @@ impl StoreFault {
     pub(super) fn new(doing: &'static str, cause: &dyn fmt::Display) -> Self {
         Self { doing, cause: cause.to_string() }
     }
+
+    /// A fault of the file or folder at `path`.
+    pub(super) fn at(doing: &'static str, path: &Path, cause: &dyn fmt::Display) -> Self {
+        Self { doing, cause: format!("{}: {cause}", path.display()) }
+    }
 }
 
 /// An immutable file of a recovery point.
@@ -42,6 +63,89 @@ pub struct ShardFile {
     pub path: PathBuf,
     /// Its length.
     pub length_bytes: u64,
+}
+
+/// Number of a recovery point within its shard. Later ones have higher numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PointId(pub u64);
+
+impl fmt::Display for PointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A recovery point that is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryPoint {
+    /// Its number.
+    pub id: PointId,
+    /// When it was made, in milliseconds since 1970, by the clock of the machine. For people.
+    pub made_at_ms: u64,
+    /// The instances and positions that it has.
+    pub positions: Vec<InstancePositions>,
+}
+
+/// Files of a recovery point that stay as they are for as long as this lives, whatever else happens to the shard.
+pub struct PinnedFiles {
+    files: Vec<ShardFile>,
+    hold: Box<dyn Any + Send>,
+}
+
+impl PinnedFiles {
+    /// `files`, which stay for as long as `hold` lives. Its drop frees memory at most: files are removed by
+    /// [`ShardStore::compact`].
+    pub(super) fn new(files: Vec<ShardFile>, hold: impl Any + Send) -> Self {
+        Self { files, hold: Box::new(hold) }
+    }
+
+    /// With one more file, before the others, and with `last`, which is dropped when the files are free.
+    pub(super) fn with(mut self, first: ShardFile, last: impl Any + Send) -> Self {
+        self.files.insert(0, first);
+        Self { files: self.files, hold: Box::new((self.hold, last)) }
+    }
+
+    /// The files, which opened as a shard's folder give the shard at the recovery point.
+    pub fn files(&self) -> &[ShardFile] {
+        &self.files
+    }
+}
+
+impl fmt::Debug for PinnedFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PinnedFiles").field(&self.files).finish()
+    }
+}
+
+/// Why a store was not found to be whole.
+#[derive(Debug)]
+pub enum CheckFault {
+    /// The caller's limit ended first.
+    Stopped(Stopped),
+    /// Something is damaged or cannot be read.
+    Fault(StoreFault),
+}
+
+impl From<Stopped> for CheckFault {
+    fn from(why: Stopped) -> Self {
+        Self::Stopped(why)
+    }
+}
+
+impl From<StoreFault> for CheckFault {
+    fn from(fault: StoreFault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+/// What a store takes up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct StoreSize {
+    /// Bytes on disk, those of kept recovery points and pinned files included.
+    pub disk_bytes: u64,
+    /// Bytes in memory, roughly, without caches that shards share.
+    pub memory_bytes: u64,
 }
 
 /// Entries of one instance in key order, or in reverse from the back. An entry is the encoded key followed by
@@ -81,21 +185,95 @@ pub trait ShardStore: Send + Sync {
     fn sweep(&self) -> Result<Option<u64>, StoreFault>;
 
     /// Ends the recovery point that is being filled: what was applied before and the `moved` positions become
-    /// durable together, by the next successful `flush`.
-    fn cut(&self, moved: &[(InstId, VbId, Position)]);
+    /// durable together, by the next successful `flush`. With `kept` that recovery point is kept from then on,
+    /// under the number and with the description given. After an error the store must be reopened.
+    fn cut(&self, moved: &[(InstId, VbId, Position)], kept: Option<RecoveryPoint>) -> Result<(), StoreFault>;
 
     /// Makes everything durable that was cut. After an error it may be called again.
     fn flush(&self) -> Result<(), StoreFault>;
+
+    /// The recovery points that are kept, ascending.
+    fn points(&self) -> Result<Vec<RecoveryPoint>, StoreFault>;
+
+    /// Keeps a recovery point no longer. One that is not there is fine.
+    fn forget(&self, point: PointId) -> Result<(), StoreFault>;
+
+    /// Makes a kept recovery point, or with `None` the empty store, the newest one, durably and in one step.
+    /// Afterwards there are exactly the given instances: one that the point does not have is empty and without
+    /// positions. Kept points after it are gone; what was applied since is too. Gives back what `load` would.
+    /// After an error nothing has changed for the store when it is reopened.
+    fn roll_back(
+        &self,
+        to: Option<PointId>,
+        instances: &[InstId],
+    ) -> Result<Vec<InstancePositions>, StoreFault>;
 
     /// Does one piece of background work; `false` when there is none. Never called on a locked shard.
     fn compact(&self) -> Result<bool, StoreFault>;
 
     /// A snapshot of everything that was applied.
-    fn snapshot(&self) -> Box<dyn StoreSnapshot>;
+    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot>, StoreFault>;
 
-    /// The files of the newest recovery point. They stay as they are until the next `flush` or `compact`.
+    /// The files of the newest recovery point. They stay as they are until the next `flush`, `forget`, `compact`
+    /// or `roll_back`. This is quick, whatever the store's size.
     fn files(&self) -> Result<Vec<ShardFile>, StoreFault>;
 
-    /// Bytes on disk.
-    fn disk_bytes(&self) -> u64;
+    /// The same, pinned: they stay as they are for as long as the result lives.
+    fn pin(&self) -> Result<PinnedFiles, StoreFault>;
+
+    /// Reads every file of the newest recovery point and compares it with its checksums. The fault names the first
+    /// damaged one.
+    fn check(&self, until: &Until) -> Result<(), CheckFault>;
+
+    /// What the store takes up now.
+    fn size(&self) -> StoreSize;
+}
+
+/// What the stores of one bucket share, or take a part of.
+#[derive(Clone)]
+pub(super) struct StoreShared {
+    pub(super) lsm: LsmShared,
+}
+
+impl StoreShared {
+    /// Caches of `cache_bytes` and at most `open_files_max` open files, for all shards together.
+    pub(super) fn new(cache_bytes: u64, open_files_max: usize) -> Self {
+        Self { lsm: LsmShared::new(cache_bytes, open_files_max) }
+    }
+}
+
+/// Makes an empty store in a shard's folder.
+pub(super) fn create(kind: StoreKind, folder: &Path, shared: &StoreShared) -> Result<(), StoreFault> {
+    match kind {
+        StoreKind::Lsm => LsmStore::create(folder, &shared.lsm),
+    }
+}
+
+/// Opens the store in a shard's folder. One that is damaged or not there is a fault, never an empty store.
+pub(super) fn open(
+    kind: StoreKind,
+    folder: &Path,
+    shared: &StoreShared,
+) -> Result<Box<dyn ShardStore>, StoreFault> {
+    Ok(match kind {
+        StoreKind::Lsm => Box::new(LsmStore::open(folder, &shared.lsm)?),
+    })
+}
+
+/// Bytes of all files below a folder; one that has several names there counts once.
+pub(super) fn folder_bytes(folder: &Path) -> u64 {
+    let mut seen = std::collections::HashSet::new();
+    let mut folders = vec![folder.to_owned()];
+    let mut bytes = 0;
+    while let Some(folder) = folders.pop() {
+        // A file that goes while it is looked for takes no room.
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => folders.push(entry.path()),
+                Ok(meta) if seen.insert(meta.ino()) => bytes += meta.len(),
+                _ => {}
+            }
+        }
+    }
+    bytes
 }

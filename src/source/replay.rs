@@ -258,7 +258,7 @@ impl Replay {
     fn begin_streams(&mut self) {
         for (vb, (vbuuid, seqno)) in (0_u16..).zip(&self.streams) {
             let (vb, seqno) = (VbId(vb), *seqno);
-            let marker = EventKind::SnapshotMarker { start: seqno, end: Seqno::OPEN_END };
+            let marker = EventKind::SnapshotMarker { start: seqno, end: Seqno::OPEN_END, each_once: false };
             self.batch.events.push(DcpEvent {
                 vb,
                 seqno,

@@ -136,7 +136,7 @@ impl Events {
         self.event(vb, 0, EventKind::StreamReq { status: StreamStatus::Success { vbuuid: VbUuid(1) } }).event(
             vb,
             0,
-            EventKind::SnapshotMarker { start: Seqno(0), end: Seqno::OPEN_END },
+            EventKind::SnapshotMarker { start: Seqno(0), end: Seqno::OPEN_END, each_once: false },
         )
     }
 

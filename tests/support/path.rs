@@ -268,7 +268,7 @@ impl Script {
             }
             80..86 => {
                 let (start, end) = (Seqno(stream.seqno), Seqno(stream.seqno + 50));
-                push(batch, vb, stream.seqno, EventKind::SnapshotMarker { start, end });
+                push(batch, vb, stream.seqno, EventKind::SnapshotMarker { start, end, each_once: false });
             }
             86..89 => {
                 let from = stream.seqno;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use dormouse::event::{Seqno, VbId, VbUuid};
-use dormouse::shard::batch::{Advance, WriteBatch};
+use dormouse::shard::batch::{Advance, Window, WriteBatch};
 use dormouse::shard::{
     InstId, InstanceStart, OpenError, Refused, Shard, ShardSet, ShardSetConfig, ShardSnapshot, ShardSpec,
     StoreKind,
@@ -68,7 +68,12 @@ pub(crate) fn batch(vb: u16, from: u64, documents: &[(&str, &[&str])]) -> Box<Wr
             batch.add_change(inst, (vb, seqno), id, keys.iter().map(|key| key.as_bytes()));
         }
     }
-    batch.advances.push(Advance { vb, from: Seqno(from), to: Position::at(VbUuid(9), seqno) });
+    batch.advances.push(Advance {
+        vb,
+        from: Seqno(from),
+        to: Position::at(VbUuid(9), seqno),
+        window: Window::Ordered,
+    });
     batch
 }
 

@@ -15,7 +15,7 @@ use crate::event::{
 };
 use crate::index::KeyList;
 use crate::shard::ShardId;
-use crate::shard::batch::{Advance, WriteBatch};
+use crate::shard::batch::{Advance, Window, WriteBatch};
 use crate::thread::catch;
 use crate::timestamp::Position;
 
@@ -34,6 +34,8 @@ struct Stream {
     window: (Seqno, Seqno),
     /// Within an out-of-order snapshot, the highest seqno so far. `evaluated` stays before the snapshot.
     oso_highest: Option<Seqno>,
+    /// Within the first snapshot of a stream from seqno zero, in which each document comes once.
+    is_first: bool,
 }
 
 /// Where a vbucket's latest advance stands. It outlives the stream: one that ends and begins again within a batch
@@ -48,16 +50,29 @@ struct Mark {
 
 impl Stream {
     fn begin(vbuuid: VbUuid, seqno: Seqno) -> Self {
-        Self { vbuuid, evaluated: seqno, window: (seqno, seqno), oso_highest: None }
+        Self { vbuuid, evaluated: seqno, window: (seqno, seqno), oso_highest: None, is_first: false }
     }
 
     fn position(&self) -> Position {
+        if let Some(highest) = self.oso_highest {
+            // The window tells the producer, and the shard, how far changes may already be there.
+            let (snap_start, snap_end) = (self.evaluated, highest.max(self.evaluated));
+            return Position { vbuuid: self.vbuuid, seqno: self.evaluated, snap_start, snap_end };
+        }
         let (start, end) = self.window;
         if end == Seqno::OPEN_END {
             return Position::at(self.vbuuid, self.evaluated);
         }
         let (snap_start, snap_end) = (start.min(self.evaluated), end.max(self.evaluated));
         Position { vbuuid: self.vbuuid, seqno: self.evaluated, snap_start, snap_end }
+    }
+
+    fn promise(&self) -> Window {
+        match self {
+            Self { oso_highest: Some(_), .. } => Window::OutOfOrder,
+            Self { is_first: true, .. } => Window::First,
+            _ => Window::Ordered,
+        }
     }
 
     /// Takes a change up. `false` when the stream has it already.
@@ -200,8 +215,9 @@ impl Evaluation {
             return;
         };
         match event.kind {
-            EventKind::SnapshotMarker { start, end } => {
+            EventKind::SnapshotMarker { start, end, each_once } => {
                 stream.window = (start, end);
+                stream.is_first = each_once && stream.evaluated == Seqno::default();
                 batch.notes.push(*event);
             }
             EventKind::OsoSnapshot { edge } => {
@@ -310,10 +326,18 @@ fn note_advance(
     let to = stream.position();
     match batch.advances.get_mut(mark.place) {
         // Where changes are missing between two streams the second advance stays by itself, for the shard to see.
-        Some(advance) if mark.batch == batch_number && from <= advance.to.seqno => advance.to = to,
+        Some(advance) if mark.batch == batch_number && from <= advance.to.seqno => {
+            let restarted = from < advance.to.seqno;
+            let window = match stream.promise() {
+                // A stream that began again brings documents a second time.
+                Window::First if restarted => Window::Ordered,
+                promise => promise,
+            };
+            *advance = Advance { to, window: advance.window.then(window), ..*advance };
+        }
         _ => {
             *mark = Mark { batch: batch_number, place: batch.advances.len() };
-            batch.advances.push(Advance { vb, from, to });
+            batch.advances.push(Advance { vb, from, to, window: stream.promise() });
         }
     }
 }

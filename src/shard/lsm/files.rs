@@ -1,0 +1,183 @@
+//! The tree's files: which belong to its newest version, how they get a second name, whether they are whole.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use lsm_tree::{AbstractTree, AnyTree};
+use xxhash_rust::xxh3::{Xxh3Default, xxh3_128};
+
+use crate::durable;
+use crate::thread::Until;
+
+use super::super::store::{CheckFault, ShardFile, StoreFault};
+use super::FOLDER;
+
+/// File that names the tree's newest version: 8 bytes version id, 16 bytes checksum, 1 byte kind of checksum.
+const CURRENT: &str = "current";
+const TABLES: &str = "tables";
+const CHECKSUM_XXH3: u8 = 0;
+/// How often a compaction may replace the version while its files are being named.
+const VERSION_TRIES: usize = 100;
+/// Bytes that are read at once; in between the caller's limit is asked.
+const READ_BYTES: usize = 1024 * 1024;
+
+/// What `current` says.
+struct Current {
+    bytes: Vec<u8>,
+    version: u64,
+    checksum: u128,
+}
+
+impl Current {
+    fn read(folder: &Path) -> Result<Self, StoreFault> {
+        let doing = "read the tree's version";
+        let path = folder.join(CURRENT);
+        let bytes = fs::read(&path).map_err(|e| StoreFault::at(doing, &path, &e))?;
+        let damaged = || StoreFault::at(doing, &path, &"it is damaged");
+        let (version, rest) = bytes.split_first_chunk::<8>().ok_or_else(damaged)?;
+        let (checksum, kind) = rest.split_first_chunk::<16>().ok_or_else(damaged)?;
+        if kind != [CHECKSUM_XXH3] {
+            return Err(damaged());
+        }
+        let (version, checksum) = (u64::from_le_bytes(*version), u128::from_le_bytes(*checksum));
+        Ok(Self { bytes, version, checksum })
+    }
+
+    fn version_name(&self) -> String {
+        format!("v{}", self.version)
+    }
+}
+
+/// Fails where the version file does not have the checksum that `current` names: the crate does not compare them,
+/// and may abort the process over a damaged one.
+pub(super) fn check_version_file(folder: &Path) -> Result<(), StoreFault> {
+    let current = Current::read(folder)?;
+    read_version(folder, &current).map(drop)
+}
+
+fn read_version(folder: &Path, current: &Current) -> Result<Vec<u8>, StoreFault> {
+    let doing = "read the tree's version";
+    let path = folder.join(current.version_name());
+    let version = fs::read(&path).map_err(|e| StoreFault::at(doing, &path, &e))?;
+    if xxh3_128(&version) == current.checksum {
+        return Ok(version);
+    }
+    Err(StoreFault::at(doing, &path, &"it is damaged: its checksum does not match"))
+}
+
+/// The files of the newest version, by the names that they have in a tree that was never rolled back.
+pub(super) fn list(tree: &AnyTree, folder: &Path) -> Result<Vec<ShardFile>, StoreFault> {
+    let doing = "list the files of the tree";
+    let version = tree.current_version();
+    let current = Current::read(folder)?;
+    if current.version != version.id() {
+        let cause = format!("{CURRENT} names another version than v{}", version.id());
+        return Err(StoreFault { doing, cause });
+    }
+    let mut names = vec![CURRENT.to_owned(), current.version_name()];
+    names.extend(version.iter_tables().map(|table| format!("{TABLES}/{}", table.id())));
+    names
+        .into_iter()
+        .map(|name| describe(folder, &name).map_err(|(p, e)| StoreFault::at(doing, &p, &e)))
+        .collect()
+}
+
+fn describe(folder: &Path, name: &str) -> Result<ShardFile, (PathBuf, io::Error)> {
+    let path = folder.join(name);
+    match fs::metadata(&path) {
+        Ok(meta) => Ok(ShardFile { name: format!("{FOLDER}/{name}"), path, length_bytes: meta.len() }),
+        Err(error) => Err((path, error)),
+    }
+}
+
+/// Makes `to` a folder with the tree's newest version: tables by a second name, the rest copied, all durable. A
+/// compaction may go on meanwhile. The files come back as `list` gives them.
+pub(super) fn link(tree: &AnyTree, folder: &Path, to: &Path) -> Result<Vec<ShardFile>, StoreFault> {
+    let doing = "name the files of a recovery point";
+    for _ in 0..VERSION_TRIES {
+        // While the version is held none of its tables is removed.
+        let version = tree.current_version();
+        let current = Current::read(folder)?;
+        if current.version != version.id() {
+            continue;
+        }
+        // The next compaction may have removed it, for a newer one.
+        let Ok(content) = read_version(folder, &current) else { continue };
+        let tables = to.join(TABLES);
+        fs::create_dir_all(&tables).map_err(|e| StoreFault::at(doing, &tables, &e))?;
+        let mut names = vec![CURRENT.to_owned(), current.version_name()];
+        for table in version.iter_tables() {
+            let name = format!("{TABLES}/{}", table.id());
+            let new = to.join(&name);
+            fs::hard_link(folder.join(&name), &new).map_err(|e| StoreFault::at(doing, &new, &e))?;
+            names.push(name);
+        }
+        let replace = |name: &str, content: &[u8]| durable::replace(&to.join(name), content);
+        replace(&current.version_name(), &content)
+            .and_then(|()| replace(CURRENT, &current.bytes))
+            .and_then(|()| durable::sync_folder(&tables))
+            .map_err(|e| StoreFault::new(doing, &e))?;
+        return names
+            .into_iter()
+            .map(|name| describe(to, &name).map_err(|(p, e)| StoreFault::at(doing, &p, &e)))
+            .collect();
+    }
+    // A version that stays unreadable is damaged: the reason is given by reading it once more.
+    check_version_file(folder)?;
+    Err(StoreFault { doing, cause: "a compaction replaces them all the time".to_owned() })
+}
+
+/// Gives every file in `from`, a folder that [`link`] made, a second name in `to`.
+pub(super) fn link_again(from: &Path, to: &Path) -> Result<(), StoreFault> {
+    let doing = "bring a recovery point back";
+    check_version_file(from)?;
+    let tables = to.join(TABLES);
+    fs::create_dir_all(&tables).map_err(|e| StoreFault::at(doing, &tables, &e))?;
+    let entries = fs::read_dir(from.join(TABLES)).map_err(|e| StoreFault::at(doing, from, &e))?;
+    for entry in entries {
+        let entry = entry.map_err(|e| StoreFault::at(doing, from, &e))?;
+        let new = tables.join(entry.file_name());
+        fs::hard_link(entry.path(), &new).map_err(|e| StoreFault::at(doing, &new, &e))?;
+    }
+    let current = Current::read(from)?;
+    let version = read_version(from, &current)?;
+    durable::replace(&to.join(current.version_name()), &version)
+        .and_then(|()| durable::replace(&to.join(CURRENT), &current.bytes))
+        .and_then(|()| durable::sync_folder(&tables))
+        .map_err(|e| StoreFault::new(doing, &e))
+}
+
+/// Compares every file of the newest version with its checksum.
+pub(super) fn check(tree: &AnyTree, folder: &Path, until: &Until) -> Result<(), CheckFault> {
+    let doing = "check the tree";
+    check_version_file(folder)?;
+    // While the version is held none of its tables is removed.
+    let version = tree.current_version();
+    for table in version.iter_tables() {
+        let path = folder.join(TABLES).join(table.id().to_string());
+        let found = checksum(&path, until)?.map_err(|e| StoreFault::at(doing, &path, &e))?;
+        if found != table.checksum().into_u128() {
+            let cause = "it is damaged: its checksum does not match";
+            return Err(StoreFault::at(doing, &path, &cause).into());
+        }
+    }
+    Ok(())
+}
+
+fn checksum(path: &Path, until: &Until) -> Result<io::Result<u128>, CheckFault> {
+    let mut hash = Xxh3Default::new();
+    let mut buffer = vec![0; READ_BYTES];
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) => return Ok(Err(error)),
+    };
+    loop {
+        until.check()?;
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(Ok(hash.digest128())),
+            Ok(read) => hash.update(buffer.get(..read).unwrap_or_default()),
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+}

@@ -1,0 +1,500 @@
+//! The store `lsm`: a log-structured merge tree, on the crate `lsm-tree`.
+//!
+//! The crate has no threads, no log and no background work: a flush or a compaction happens when it is called
+//! for, on the caller's thread. One tree holds the whole shard, so that one flush is one recovery point over all
+//! instances. Its keys are
+//!
+//! | key | value |
+//! |---|---|
+//! | `0u32` `00` `inst u32` | empty: the instance exists |
+//! | `0u32` `01` `inst u32` | empty: the instance was dropped, its keys are still being removed |
+//! | `inst u32` `01` `vb u16` | vbuuid, seqno, snapshot start and end (four `u64`) |
+//! | `inst u32` `02` entry | empty; an entry is the encoded key and the document id |
+//! | `inst u32` `03` document id | back index: the document's encoded keys, each behind its length (`u16`) |
+//!
+//! with all numbers in big-endian order. Instance ids are never used again, and none is zero.
+//!
+//! The folder beside the tree, with kept recovery points and pinned files, is told in `points`.
+//!
+//! Invariants:
+//! * Positions enter the tree only in [`ShardStore::cut`], right before the memtable is rotated. A table on disk
+//!   therefore holds the entries of a batch and its positions, or neither.
+//! * The sequence counter is set behind the highest number on disk when the tree is opened; otherwise new
+//!   writes would lose against old ones in a compaction.
+//! * The garbage-collection watermark stays below every open snapshot: the crate panics on a read below it.
+//! * Nothing is opened whose version file does not have the checksum that `current` names: the crate does not
+//!   compare them, and may abort the process over a damaged one.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use lsm_tree::compaction::Leveled;
+use lsm_tree::{AbstractTree, AnyTree, Cache, Config, DescriptorTable, Guard, SeqNo, SequenceNumberCounter};
+use parking_lot::Mutex;
+
+use crate::event::VbId;
+use crate::thread::Until;
+use crate::timestamp::Position;
+
+use super::InstId;
+use super::batch::Change;
+use super::codec::{Edit, decode_position, edits, encode_position, write_back_value};
+use super::store::{
+    CheckFault, Entries, EntryBounds, InstancePositions, PinnedFiles, PointId, RecoveryPoint, ShardFile,
+    ShardStore, StoreFault, StoreSize, StoreSnapshot, folder_bytes,
+};
+use keys::{
+    BACK, ENTRY, POSITION, PREFIX_BYTES, REGISTRY, REGISTRY_DROPPED, REGISTRY_LIVE, entry_range, key,
+    registry_key, write_key,
+};
+use points::Life;
+
+mod files;
+mod keys;
+mod points;
+
+/// Folder of the tree within the shard's folder.
+const FOLDER: &str = "lsm";
+/// Small tables make the next archive of the shard cheap: a merge rewrites, and so uploads, less.
+const TABLE_TARGET_BYTES: u64 = 8 * 1024 * 1024;
+/// Keys of a dropped instance that one sweep removes.
+const SWEEP_KEYS: usize = 4096;
+
+/// Memory and file handles that the trees of one bucket share.
+#[derive(Clone)]
+pub(super) struct LsmShared {
+    cache: Arc<Cache>,
+    descriptors: Arc<DescriptorTable>,
+}
+
+impl LsmShared {
+    /// A block cache of `cache_bytes` and at most `open_files_max` open tables.
+    pub(super) fn new(cache_bytes: u64, open_files_max: usize) -> Self {
+        Self {
+            cache: Arc::new(Cache::with_capacity_bytes(cache_bytes)),
+            descriptors: Arc::new(DescriptorTable::new(open_files_max)),
+        }
+    }
+}
+
+/// Numbers of the open snapshots, with how many hold each.
+type Snapshots = Mutex<BTreeMap<SeqNo, usize>>;
+
+/// See the module.
+pub(super) struct LsmStore {
+    folder: PathBuf,
+    shared: LsmShared,
+    /// Replaced by a roll-back; the mutex is held for a clone alone.
+    tree: Mutex<Arc<Tree>>,
+    /// Trees that a roll-back replaced. Their folders go when nobody holds them any more.
+    replaced: Mutex<Vec<Arc<Tree>>>,
+    /// The recovery point that the next flush makes, where it is to be kept.
+    to_keep: Mutex<Option<RecoveryPoint>>,
+    /// Folders of pinned files, each with what tells whether they still are.
+    pins: Mutex<Vec<(Weak<()>, PathBuf)>>,
+    next_pin: AtomicU64,
+}
+
+/// One tree that is open.
+struct Tree {
+    engine: AnyTree,
+    life: Life,
+    folder: PathBuf,
+    seqno: SequenceNumberCounter,
+    snapshots: Snapshots,
+    /// Instances whose keys are still being removed, each with the last key that was.
+    dropped: Mutex<Vec<(InstId, Vec<u8>)>>,
+}
+
+fn tree_fault(doing: &'static str) -> impl Fn(lsm_tree::Error) -> StoreFault {
+    move |error| match error {
+        lsm_tree::Error::Io(io) => StoreFault::new(doing, &io),
+        other => StoreFault { doing, cause: format!("{other:?}") },
+    }
+}
+
+impl Tree {
+    fn open(
+        folder: PathBuf,
+        life: Life,
+        shared: &LsmShared,
+        doing: &'static str,
+    ) -> Result<Self, StoreFault> {
+        let seqno = SequenceNumberCounter::default();
+        let visible = SequenceNumberCounter::default();
+        let engine = Config::new(&folder, seqno.clone(), visible.clone())
+            .use_cache(Arc::clone(&shared.cache))
+            .use_descriptor_table(Some(Arc::clone(&shared.descriptors)))
+            .open()
+            .map_err(tree_fault(doing))?;
+        let next = engine.get_highest_seqno().map_or(1, |highest| highest + 1);
+        seqno.set(next);
+        visible.set(next);
+        Ok(Self { engine, life, folder, seqno, snapshots: Snapshots::default(), dropped: Mutex::default() })
+    }
+
+    fn watermark(&self) -> SeqNo {
+        // The counter is read under the registry's mutex: a snapshot that is opened later has a higher number.
+        let snapshots = self.snapshots.lock();
+        let oldest = snapshots.first_key_value().map(|(seqno, _)| *seqno);
+        oldest.unwrap_or_else(|| self.seqno.get()).saturating_sub(1)
+    }
+
+    fn registered(&self, list: u8) -> Result<Vec<InstId>, StoreFault> {
+        let doing = "read the registry";
+        self.engine
+            .prefix(key(REGISTRY, list, &[]), SeqNo::MAX, None)
+            .map(|item| {
+                let key = item.key().map_err(tree_fault(doing))?;
+                let id = key.get(PREFIX_BYTES..).and_then(|id| id.try_into().ok());
+                let id = id.ok_or_else(|| StoreFault::new(doing, &"a record is damaged"))?;
+                Ok(InstId(u32::from_be_bytes(id)))
+            })
+            .collect()
+    }
+
+    fn positions(&self, inst: InstId) -> Result<Vec<(VbId, Position)>, StoreFault> {
+        let doing = "read the positions";
+        self.engine
+            .prefix(key(inst, POSITION, &[]), SeqNo::MAX, None)
+            .map(|item| {
+                let (key, value) = item.into_inner().map_err(tree_fault(doing))?;
+                let vb = key.get(PREFIX_BYTES..).and_then(|vb| vb.try_into().ok());
+                match (vb, decode_position(&value)) {
+                    (Some(vb), Some(position)) => Ok((VbId(u16::from_be_bytes(vb)), position)),
+                    _ => Err(StoreFault::new(doing, &"a record is damaged")),
+                }
+            })
+            .collect()
+    }
+
+    fn load(&self) -> Result<Vec<InstancePositions>, StoreFault> {
+        *self.dropped.lock() = self.registered(REGISTRY_DROPPED)?.into_iter().map(sweep_start).collect();
+        self.registered(REGISTRY_LIVE)?.into_iter().map(|inst| Ok((inst, self.positions(inst)?))).collect()
+    }
+
+    fn add_instance(&self, inst: InstId) {
+        self.engine.insert(registry_key(REGISTRY_LIVE, inst), [], self.seqno.next());
+    }
+
+    fn remove_instance(&self, inst: InstId) {
+        let seqno = self.seqno.next();
+        self.engine.remove(registry_key(REGISTRY_LIVE, inst), seqno);
+        self.engine.insert(registry_key(REGISTRY_DROPPED, inst), [], seqno);
+        self.dropped.lock().push(sweep_start(inst));
+    }
+
+    fn flush(&self) -> Result<(), StoreFault> {
+        let turn = self.engine.get_flush_lock();
+        self.engine.flush(&turn, self.watermark()).map_err(tree_fault("write a recovery point"))?;
+        Ok(())
+    }
+
+    fn apply_change(&self, change: &Change<'_>, scratch: &mut Scratch) -> Result<u64, StoreFault> {
+        write_key(&mut scratch.back_key, change.inst, BACK, &[change.doc_id]);
+        let old = if change.once {
+            None
+        } else {
+            self.engine.get(&scratch.back_key, SeqNo::MAX).map_err(tree_fault("read the back index"))?
+        };
+        let old_value = old.as_deref().unwrap_or_default();
+        write_back_value(&mut scratch.back_value, change.keys());
+        if old_value == scratch.back_value {
+            return Ok(0);
+        }
+        // Each change has a number of its own: two changes of a document in one batch keep their order.
+        let seqno = self.seqno.next();
+        let mut bytes = 0;
+        for edit in edits(old_value, change) {
+            let (Edit::Remove(entry) | Edit::Insert(entry)) = edit;
+            write_key(&mut scratch.entry_key, change.inst, ENTRY, &[entry, change.doc_id]);
+            bytes += match edit {
+                Edit::Remove(_) => self.engine.remove(scratch.entry_key.as_slice(), seqno).0,
+                Edit::Insert(_) => self.engine.insert(scratch.entry_key.as_slice(), [], seqno).0,
+            };
+        }
+        bytes += if scratch.back_value.is_empty() {
+            self.engine.remove(scratch.back_key.as_slice(), seqno).0
+        } else {
+            self.engine.insert(scratch.back_key.as_slice(), scratch.back_value.as_slice(), seqno).0
+        };
+        Ok(bytes)
+    }
+
+    fn sweep(&self) -> Result<Option<u64>, StoreFault> {
+        let mut dropped = self.dropped.lock();
+        let Some((inst, swept)) = dropped.last_mut() else { return Ok(None) };
+        let rest = (Bound::Excluded(swept.clone()), Bound::Excluded(key(*inst, BACK + 1, &[])));
+        let (mut keys, mut bytes) = (0, 0);
+        for item in self.engine.range(rest, SeqNo::MAX, None).take(SWEEP_KEYS) {
+            let key = item.key().map_err(tree_fault("remove a dropped index"))?;
+            *swept = key.to_vec();
+            bytes += self.engine.remove(key, self.seqno.next()).0;
+            keys += 1;
+        }
+        if keys < SWEEP_KEYS {
+            bytes += self.engine.remove(registry_key(REGISTRY_DROPPED, *inst), self.seqno.next()).0;
+            dropped.pop();
+        }
+        Ok(Some(bytes))
+    }
+}
+
+/// Where the sweep of an instance starts: below all of its keys.
+fn sweep_start(inst: InstId) -> (InstId, Vec<u8>) {
+    (inst, key(inst, 0, &[]))
+}
+
+/// Memory that is used again from one change to the next.
+#[derive(Default)]
+struct Scratch {
+    back_key: Vec<u8>,
+    back_value: Vec<u8>,
+    entry_key: Vec<u8>,
+}
+
+impl LsmStore {
+    /// Makes an empty tree in the shard's folder.
+    pub(super) fn create(shard_folder: &Path, shared: &LsmShared) -> Result<(), StoreFault> {
+        let life = Life::default();
+        Tree::open(life.folder(shard_folder), life, shared, "create the tree").map(drop)
+    }
+
+    /// Opens the tree of a shard. A tree without its version file is damaged, never an empty one: the crate
+    /// would start afresh and delete the tables.
+    pub(super) fn open(shard_folder: &Path, shared: &LsmShared) -> Result<Self, StoreFault> {
+        let life = Life::read(shard_folder)?;
+        let folder = life.folder(shard_folder);
+        files::check_version_file(&folder)?;
+        points::remove_leftovers(shard_folder, life)?;
+        let tree = Tree::open(folder, life, shared, "open the tree")?;
+        Ok(Self {
+            folder: shard_folder.to_owned(),
+            shared: shared.clone(),
+            tree: Mutex::new(Arc::new(tree)),
+            replaced: Mutex::default(),
+            to_keep: Mutex::default(),
+            pins: Mutex::default(),
+            next_pin: AtomicU64::new(1),
+        })
+    }
+
+    fn tree(&self) -> Arc<Tree> {
+        Arc::clone(&self.tree.lock())
+    }
+
+    /// A tree in a folder of its own that is what a roll-back to `to` leaves. Nothing names the folder yet.
+    fn rolled_back(
+        &self,
+        to: Option<PointId>,
+        instances: &[InstId],
+    ) -> Result<(Tree, Vec<InstancePositions>), StoreFault> {
+        let doing = "open the rolled-back tree";
+        let life = Life(self.tree().life.0 + 1);
+        let folder = life.folder(&self.folder);
+        points::remove(&folder, doing)?;
+        if let Some(point) = to {
+            files::link_again(&points::point_folder(&self.folder, point), &folder)?;
+        }
+        let tree = Tree::open(folder, life, &self.shared, doing)?;
+        let found = tree.load()?;
+        let is_found = |inst: &InstId| found.iter().any(|(found, _)| found == inst);
+        instances.iter().filter(|inst| !is_found(inst)).for_each(|inst| tree.add_instance(*inst));
+        found
+            .iter()
+            .filter(|(inst, _)| !instances.contains(inst))
+            .for_each(|(inst, _)| tree.remove_instance(*inst));
+        tree.engine.rotate_memtable();
+        tree.flush()?;
+        let positions = tree.load()?;
+        Ok((tree, positions))
+    }
+
+    /// Removes one folder of a tree that was replaced or of files that were pinned, if nobody holds it any more.
+    fn remove_unused(&self) -> Result<bool, StoreFault> {
+        let doing = "remove files that nobody reads any more";
+        let unused = {
+            let mut replaced = self.replaced.lock();
+            let place = replaced.iter().position(|tree| Arc::strong_count(tree) == 1);
+            place.map(|place| replaced.remove(place))
+        };
+        if let Some(tree) = unused {
+            points::remove(&tree.folder, doing)?;
+            return Ok(true);
+        }
+        let unused = {
+            let mut pins = self.pins.lock();
+            let place = pins.iter().position(|(hold, _)| hold.strong_count() == 0);
+            place.map(|place| pins.remove(place).1)
+        };
+        if let Some(folder) = unused {
+            points::remove(&folder, doing)?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+}
+
+impl ShardStore for LsmStore {
+    fn load(&self) -> Result<Vec<InstancePositions>, StoreFault> {
+        self.tree().load()
+    }
+
+    fn apply(&self, changes: &mut dyn Iterator<Item = Change<'_>>) -> Result<u64, StoreFault> {
+        let tree = self.tree();
+        let mut scratch = Scratch::default();
+        let mut bytes = 0;
+        for change in changes {
+            bytes += tree.apply_change(&change, &mut scratch)?;
+        }
+        Ok(bytes)
+    }
+
+    fn add_instance(&self, inst: InstId) -> Result<(), StoreFault> {
+        self.tree().add_instance(inst);
+        Ok(())
+    }
+
+    fn remove_instance(&self, inst: InstId) -> Result<(), StoreFault> {
+        self.tree().remove_instance(inst);
+        Ok(())
+    }
+
+    fn sweep(&self) -> Result<Option<u64>, StoreFault> {
+        self.tree().sweep()
+    }
+
+    fn cut(&self, moved: &[(InstId, VbId, Position)], kept: Option<RecoveryPoint>) -> Result<(), StoreFault> {
+        let tree = self.tree();
+        let seqno = tree.seqno.next();
+        for (inst, vb, position) in moved {
+            let key = key(*inst, POSITION, &vb.0.to_be_bytes());
+            tree.engine.insert(key, encode_position(position), seqno);
+        }
+        tree.engine.rotate_memtable();
+        *self.to_keep.lock() = kept;
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), StoreFault> {
+        let tree = self.tree();
+        tree.flush()?;
+        let kept = self.to_keep.lock().clone();
+        if let Some(point) = kept {
+            points::keep(&self.folder, &point, |folder| {
+                files::link(&tree.engine, &tree.folder, folder).map(drop)
+            })?;
+            *self.to_keep.lock() = None;
+        }
+        Ok(())
+    }
+
+    fn points(&self) -> Result<Vec<RecoveryPoint>, StoreFault> {
+        points::list(&self.folder)
+    }
+
+    fn forget(&self, point: PointId) -> Result<(), StoreFault> {
+        points::remove(&points::point_folder(&self.folder, point), "forget a recovery point")
+    }
+
+    fn roll_back(
+        &self,
+        to: Option<PointId>,
+        instances: &[InstId],
+    ) -> Result<Vec<InstancePositions>, StoreFault> {
+        let (tree, positions) = self.rolled_back(to, instances)?;
+        tree.life.write(&self.folder)?;
+        let old = std::mem::replace(&mut *self.tree.lock(), Arc::new(tree));
+        self.replaced.lock().push(old);
+        *self.to_keep.lock() = None;
+        for point in self.points()?.iter().filter(|point| to.is_none_or(|to| point.id > to)) {
+            self.forget(point.id)?;
+        }
+        Ok(positions)
+    }
+
+    fn compact(&self) -> Result<bool, StoreFault> {
+        if self.remove_unused()? {
+            return Ok(true);
+        }
+        let tree = self.tree();
+        let before = tree.engine.current_version().id();
+        let strategy = Leveled::default().with_table_target_size(TABLE_TARGET_BYTES);
+        tree.engine.compact(Arc::new(strategy), tree.watermark()).map_err(tree_fault("compact the tree"))?;
+        Ok(tree.engine.current_version().id() != before)
+    }
+
+    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot>, StoreFault> {
+        let tree = self.tree();
+        let seqno = {
+            let mut snapshots = tree.snapshots.lock();
+            let seqno = tree.seqno.get();
+            *snapshots.entry(seqno).or_default() += 1;
+            seqno
+        };
+        Ok(Box::new(LsmSnapshot { tree, seqno }))
+    }
+
+    fn files(&self) -> Result<Vec<ShardFile>, StoreFault> {
+        let tree = self.tree();
+        files::list(&tree.engine, &tree.folder)
+    }
+
+    fn pin(&self) -> Result<PinnedFiles, StoreFault> {
+        let tree = self.tree();
+        let folder = points::pin_folder(&self.folder, self.next_pin.fetch_add(1, Ordering::Relaxed));
+        let doing = "pin the files of a recovery point";
+        fs::create_dir_all(&folder).map_err(|e| StoreFault::at(doing, &folder, &e))?;
+        let hold = Arc::new(());
+        // Known before it is filled: what a failure leaves there is removed like the rest.
+        self.pins.lock().push((Arc::downgrade(&hold), folder.clone()));
+        let files = files::link(&tree.engine, &tree.folder, &folder)?;
+        Ok(PinnedFiles::new(files, hold))
+    }
+
+    fn check(&self, until: &Until) -> Result<(), CheckFault> {
+        let tree = self.tree();
+        files::check(&tree.engine, &tree.folder, until)
+    }
+
+    fn size(&self) -> StoreSize {
+        let tree = self.tree();
+        let memory_bytes = tree.engine.active_memtable().size() + tree.engine.version_memtable_size_sum();
+        StoreSize { disk_bytes: folder_bytes(&self.folder), memory_bytes }
+    }
+}
+
+struct LsmSnapshot {
+    tree: Arc<Tree>,
+    seqno: SeqNo,
+}
+
+impl StoreSnapshot for LsmSnapshot {
+    fn scan(&self, inst: InstId, bounds: &EntryBounds) -> Entries {
+        let Some(range) = entry_range(inst, bounds) else { return Box::new(std::iter::empty()) };
+        // The tree is held by what is scanned: its folder stays until the scan has ended.
+        let tree = Arc::clone(&self.tree);
+        let entries = self.tree.engine.range(range, self.seqno, None).map(move |item| {
+            let _held = &tree;
+            let key = item.key().map_err(tree_fault("read an entry"))?;
+            Ok(key.get(PREFIX_BYTES..).unwrap_or_default().to_vec())
+        });
+        Box::new(entries)
+    }
+}
+
+impl Drop for LsmSnapshot {
+    fn drop(&mut self) {
+        let mut snapshots = self.tree.snapshots.lock();
+        if let Some(holders) = snapshots.get_mut(&self.seqno) {
+            *holders -= 1;
+            if *holders == 0 {
+                snapshots.remove(&self.seqno);
+            }
+        }
+    }
+}
