@@ -1,17 +1,32 @@
 //! The lock of a shard: nothing changes on disk while it is held, and it is given back in every case.
 
-use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 
 use crossbeam::channel::bounded;
 use dormouse::shard::{
-    ApplyError, InstId, InstanceError, InstanceStart, Later, LockError, Refused, Shard, ShardLock, lock_all,
+    ApplyError, InstId, InstanceError, InstanceStart, Later, LockError, Refused, Shard, ShardLock, StoreKind,
+    lock_all,
 };
 use dormouse::thread::{Fin, fin, spawn};
 
-use crate::support::shards::{apply, batch, close, create, entries, manual, open, refusal, specs};
-use crate::support::{cancelled, eventually, tree, watchdog};
+use crate::support::shards::{
+    apply, batch, close, create, entries, for_each_store, manual, open, refusal, specs,
+};
+use crate::support::{cancelled, tree, watchdog};
+
+for_each_store! {
+    a_batch_comes_back_from_a_locked_shard_with_a_signal_for_the_unlock,
+    what_was_applied_before_a_lock_is_durable_and_readable_under_it,
+    instances_stay_as_they_are_under_a_lock,
+    a_second_lock_is_refused_and_names_the_first_one_s_owner,
+    a_lock_that_is_given_up_leaves_nothing_locked,
+    all_shards_are_locked_or_none,
+    a_guard_that_is_dropped_while_unwinding_unlocks,
+    a_guard_may_be_dropped_on_another_thread,
+    a_sealed_shard_is_read_and_never_written_again,
+    a_shard_that_is_opened_sealed_takes_no_writes,
+    a_lock_waits_for_the_write_in_flight_and_cuts_between_batches,
+}
 
 fn lock(shard: &Shard, owner: &str) -> ShardLock {
     shard.lock(owner, &watchdog()).unwrap()
@@ -32,10 +47,9 @@ fn sent_back(shard: &Shard, from: u64) -> (Fin, String) {
     }
 }
 
-#[test]
-fn a_batch_comes_back_from_a_locked_shard_with_a_signal_for_the_unlock() {
+fn a_batch_comes_back_from_a_locked_shard_with_a_signal_for_the_unlock(kind: StoreKind) {
     let dir = tempfile::tempdir().unwrap();
-    let set = create(dir.path(), 1, &manual());
+    let set = create(kind, dir.path(), 1, &manual());
     let shard = &set.shards()[0];
     let guard = lock(shard, "the test");
     let (ready, owner) = sent_back(shard, 0);
@@ -46,10 +60,9 @@ fn a_batch_comes_back_from_a_locked_shard_with_a_signal_for_the_unlock() {
     apply(shard, batch(0, 0, &[("later", &["k"])]));
 }
 
-#[test]
-fn what_was_applied_before_a_lock_is_durable_and_readable_under_it() {
+fn what_was_applied_before_a_lock_is_durable_and_readable_under_it(kind: StoreKind) {
     let dir = tempfile::tempdir().unwrap();
-    let set = create(dir.path(), 1, &manual());
+    let set = create(kind, dir.path(), 1, &manual());
     let shard = &set.shards()[0];
     apply(shard, batch(0, 0, &[("d", &["k"])]));
     let guard = lock(shard, "test");
@@ -62,59 +75,14 @@ fn what_was_applied_before_a_lock_is_durable_and_readable_under_it() {
         std::fs::create_dir_all(target.parent().unwrap()).unwrap();
         assert_eq!(std::fs::copy(&file.path, target).unwrap(), file.length_bytes);
     }
-    let restored = open(copy.path(), 1, &manual());
+    let restored = open(kind, copy.path(), 1, &manual());
     assert_eq!(entries(&restored.shards()[0], 1), ["kd"]);
     close(restored);
 }
 
-fn tables(shard_folder: &Path) -> BTreeSet<String> {
-    let listed = std::fs::read_dir(shard_folder.join("lsm/tables")).unwrap();
-    listed.map(|entry| format!("lsm/tables/{}", entry.unwrap().file_name().to_str().unwrap())).collect()
-}
-
-#[test]
-fn a_scan_that_ends_under_the_lock_leaves_its_files_until_the_unlock() {
+fn instances_stay_as_they_are_under_a_lock(kind: StoreKind) {
     let dir = tempfile::tempdir().unwrap();
-    let set = create(dir.path(), 1, &manual());
-    let shard = &set.shards()[0];
-    let folder = dir.path().join("shard-0000");
-    let all = (std::ops::Bound::Unbounded, std::ops::Bound::Unbounded);
-    let (mut seqno, mut scans) = (0, Vec::new());
-    let mut guard = None;
-    eventually("a compaction made a table obsolete that a scan still reads", || {
-        let id = format!("d{seqno}");
-        apply(shard, batch(0, seqno, &[(&id, &["k"])]));
-        seqno += 1;
-        shard.commit(&watchdog()).unwrap();
-        scans.push(shard.snapshot(&watchdog()).unwrap().scan(InstId(1), &all));
-        let locked = lock(shard, "test");
-        let live: BTreeSet<String> = locked.files().iter().map(|file| file.name.clone()).collect();
-        let has_obsolete = !tables(&folder).is_subset(&live);
-        guard = has_obsolete.then_some(locked);
-        has_obsolete
-    });
-    let before = tree(&folder);
-    for scan in scans {
-        assert!(scan.count() > 0);
-    }
-    assert!(tree(&folder) == before, "the disk changed under the lock");
-    let live: BTreeSet<String> =
-        guard.as_ref().unwrap().files().iter().map(|file| file.name.clone()).collect();
-    let obsolete: BTreeSet<String> = tables(&folder).difference(&live).cloned().collect();
-    drop(guard);
-    // The last compaction's inputs go with the recovery point after it.
-    eventually("obsolete tables go after the unlock", || {
-        apply(shard, batch(0, seqno, &[("last", &["k"])]));
-        seqno += 1;
-        shard.commit(&watchdog()).unwrap();
-        tables(&folder).is_disjoint(&obsolete)
-    });
-}
-
-#[test]
-fn instances_stay_as_they_are_under_a_lock() {
-    let dir = tempfile::tempdir().unwrap();
-    let set = create(dir.path(), 1, &manual());
+    let set = create(kind, dir.path(), 1, &manual());
     let shard = &set.shards()[0];
     let guard = lock(shard, "pause 7");
     for refused in [shard.create_instance(InstId(3), InstanceStart::Zero), shard.drop_instance(InstId(1))] {
@@ -125,10 +93,9 @@ fn instances_stay_as_they_are_under_a_lock() {
     assert_eq!(shard.instances(), [InstId(1), InstId(2)]);
 }
 
-#[test]
-fn a_second_lock_is_refused_and_names_the_first_one_s_owner() {
+fn a_second_lock_is_refused_and_names_the_first_one_s_owner(kind: StoreKind) {
     let dir = tempfile::tempdir().unwrap();
-    let set = create(dir.path(), 1, &manual());
+    let set = create(kind, dir.path(), 1, &manual());
     let shard = &set.shards()[0];
     let guard = lock(shard, "first");
     let error = shard.lock("second", &watchdog()).err().unwrap();
@@ -140,20 +107,18 @@ fn a_second_lock_is_refused_and_names_the_first_one_s_owner() {
     drop(lock(shard, "second"));
 }
 
-#[test]
-fn a_lock_that_is_given_up_leaves_nothing_locked() {
+fn a_lock_that_is_given_up_leaves_nothing_locked(kind: StoreKind) {
     let dir = tempfile::tempdir().unwrap();
-    let set = create(dir.path(), 1, &manual());
+    let set = create(kind, dir.path(), 1, &manual());
     let shard = &set.shards()[0];
     let _ = shard.lock("test", &cancelled());
     assert!(!is_locked(shard));
     apply(shard, batch(0, 0, &[("d", &["k"])]));
 }
 
-#[test]
-fn all_shards_are_locked_or_none() {
+fn all_shards_are_locked_or_none(kind: StoreKind) {
     let dir = tempfile::tempdir().unwrap();
-    let set = create(dir.path(), 4, &manual());
+    let set = create(kind, dir.path(), 4, &manual());
     let held = lock(&set.shards()[2], "somebody");
     let mut shards = set.shards().to_vec();
     shards.reverse();
@@ -167,10 +132,9 @@ fn all_shards_are_locked_or_none() {
     assert_eq!(ids, [0, 1, 2, 3]);
 }
 
-#[test]
-fn a_guard_that_is_dropped_while_unwinding_unlocks() {
+fn a_guard_that_is_dropped_while_unwinding_unlocks(kind: StoreKind) {
     let dir = tempfile::tempdir().unwrap();
-    let set = create(dir.path(), 1, &manual());
+    let set = create(kind, dir.path(), 1, &manual());
     let shard = &set.shards()[0];
     let guard = lock(shard, "test");
     let unwound = catch_unwind(AssertUnwindSafe(|| {
@@ -180,20 +144,18 @@ fn a_guard_that_is_dropped_while_unwinding_unlocks() {
     assert!(unwound.is_err() && !is_locked(shard));
 }
 
-#[test]
-fn a_guard_may_be_dropped_on_another_thread() {
+fn a_guard_may_be_dropped_on_another_thread(kind: StoreKind) {
     let dir = tempfile::tempdir().unwrap();
-    let set = create(dir.path(), 1, &manual());
+    let set = create(kind, dir.path(), 1, &manual());
     let shard = &set.shards()[0];
     let guard = lock(shard, "test");
     spawn("t-guard", move || drop(guard)).unwrap().join(&watchdog()).unwrap();
     assert!(!is_locked(shard));
 }
 
-#[test]
-fn a_sealed_shard_is_read_and_never_written_again() {
+fn a_sealed_shard_is_read_and_never_written_again(kind: StoreKind) {
     let dir = tempfile::tempdir().unwrap();
-    let set = create(dir.path(), 1, &manual());
+    let set = create(kind, dir.path(), 1, &manual());
     let shard = &set.shards()[0];
     apply(shard, batch(0, 0, &[("d", &["k"])]));
     let mut guard = lock(shard, "test");
@@ -212,23 +174,22 @@ fn a_sealed_shard_is_read_and_never_written_again() {
     assert!(tree(dir.path()) == before, "a sealed shard changed on disk");
 }
 
-#[test]
-fn a_shard_that_is_opened_sealed_takes_no_writes() {
+fn a_shard_that_is_opened_sealed_takes_no_writes(kind: StoreKind) {
     let dir = tempfile::tempdir().unwrap();
-    close(create(dir.path(), 1, &manual()));
+    close(create(kind, dir.path(), 1, &manual()));
     let logger = slog::Logger::root(slog::Discard, slog::o!());
     let set =
-        dormouse::shard::ShardSet::open(dir.path(), specs(1), &manual(), Some("pause 9"), &logger).unwrap();
+        dormouse::shard::ShardSet::open(dir.path(), specs(kind, 1), &manual(), Some("pause 9"), &logger)
+            .unwrap();
     let error = refusal(&set.shards()[0], batch(0, 0, &[("d", &["k"])]));
     assert!(matches!(&error, ApplyError::Sealed { by, .. } if by == "pause 9"), "{error}");
     close(set);
 }
 
-#[test]
-fn a_lock_waits_for_the_write_in_flight_and_cuts_between_batches() {
+fn a_lock_waits_for_the_write_in_flight_and_cuts_between_batches(kind: StoreKind) {
     const BATCH: usize = 50;
     let dir = tempfile::tempdir().unwrap();
-    let set = create(dir.path(), 1, &manual());
+    let set = create(kind, dir.path(), 1, &manual());
     let shard = &set.shards()[0];
     let (stop, stopped) = fin();
     let (wrote, has_written) = bounded(1);

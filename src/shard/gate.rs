@@ -18,7 +18,7 @@ use super::{InstId, ShardId};
 pub(super) struct Gate {
     spec: ShardSpec,
     instances: BTreeMap<InstId, Vec<Tracked>>,
-    slots: Vec<Slot>,
+    generations: Vec<Generation>,
     /// Roughly the bytes that were applied since the last cut.
     pub(super) uncommitted_bytes: u64,
     /// When the first write since the last cut came.
@@ -31,28 +31,23 @@ pub(super) struct Gate {
     pub(super) kept_at: Instant,
 }
 
-/// A vbucket of the shard.
-#[derive(Clone, Copy, Default)]
-struct Slot {
-    generation: Generation,
-    /// There may be entries of changes up to here, in whatever order they came. Until all positions have reached it
-    /// the shard is in no state to go back to.
-    unordered_up_to: Seqno,
-}
-
 /// An instance in a vbucket.
 #[derive(Clone, Copy, Default)]
 struct Tracked {
     position: Position,
     /// Changed since the last cut.
     moved: bool,
+    /// There may be entries of changes up to here, in whatever order they came. Until the position has reached it the
+    /// shard is in no state to go back to.
+    unordered_up_to: Seqno,
     /// Everything that it has came in the first snapshot of one stream from seqno zero, in which each document comes
     /// once: no document that still comes has entries.
     filling: bool,
 }
 
 impl Tracked {
-    const EMPTY: Self = Self { position: Position::ZERO, moved: false, filling: true };
+    const EMPTY: Self =
+        Self { position: Position::ZERO, moved: false, unordered_up_to: Seqno(0), filling: true };
 }
 
 impl Gate {
@@ -61,7 +56,7 @@ impl Gate {
         let mut gate = Self {
             spec,
             instances: BTreeMap::new(),
-            slots: vec![Slot::default(); slots],
+            generations: vec![Generation::default(); slots],
             uncommitted_bytes: 0,
             first_uncommitted: None,
             flush_is_due: false,
@@ -74,7 +69,7 @@ impl Gate {
 
     /// Goes back to what was loaded. Only batches of `generation` are applied from now on.
     pub(super) fn roll_back(&mut self, loaded: Vec<InstancePositions>, generation: Generation) {
-        self.slots.fill(Slot { generation, ..Slot::default() });
+        self.generations.fill(generation);
         (self.uncommitted_bytes, self.first_uncommitted, self.flush_is_due) = (0, None, false);
         self.take_positions(loaded);
     }
@@ -82,13 +77,11 @@ impl Gate {
     fn take_positions(&mut self, loaded: Vec<InstancePositions>) {
         self.instances.clear();
         for (inst, positions) in loaded {
-            let mut all = vec![Tracked::default(); self.slots.len()];
+            let mut all = vec![Tracked::default(); self.generations.len()];
             for (vb, position) in positions {
-                let Some(place) = self.slot(vb) else { continue };
-                if let (Some(tracked), Some(slot)) = (all.get_mut(place), self.slots.get_mut(place)) {
-                    tracked.position = position;
+                if let Some(tracked) = self.slot(vb).and_then(|slot| all.get_mut(slot)) {
                     // The window may have been an out-of-order one.
-                    slot.unordered_up_to = slot.unordered_up_to.max(position.snap_end);
+                    *tracked = Tracked { position, unordered_up_to: position.snap_end, ..Tracked::default() };
                 }
             }
             self.instances.insert(inst, all);
@@ -134,8 +127,8 @@ impl Gate {
                     return Err(ApplyError::Gap { shard, inst, vb, stored, from });
                 }
             }
-            let slot = self.slot(vb).and_then(|slot| self.slots.get(slot));
-            let current = slot.copied().unwrap_or_default().generation;
+            let generation = self.slot(vb).and_then(|slot| self.generations.get(slot));
+            let current = generation.copied().unwrap_or_default();
             if batch.generation != current {
                 return Err(ApplyError::Stale { shard, vb, current, found: batch.generation });
             }
@@ -168,12 +161,13 @@ impl Gate {
     pub(super) fn advance(&mut self, batch: &WriteBatch) {
         for advance in &batch.advances {
             let Some(slot) = self.slot(advance.vb) else { continue };
-            if let Some(slot) = self.slots.get_mut(slot).filter(|_| advance.window == Window::OutOfOrder) {
-                slot.unordered_up_to = slot.unordered_up_to.max(advance.to.snap_end);
-            }
             for inst in batch.instances.iter() {
                 let tracked = self.instances.get_mut(inst).and_then(|tracked| tracked.get_mut(slot));
-                if let Some(tracked) = tracked.filter(|t| t.position.seqno <= advance.to.seqno) {
+                let Some(tracked) = tracked else { continue };
+                if advance.window == Window::OutOfOrder {
+                    tracked.unordered_up_to = tracked.unordered_up_to.max(advance.to.snap_end);
+                }
+                if tracked.position.seqno <= advance.to.seqno {
                     *tracked = Tracked { position: advance.to, moved: true, ..*tracked };
                 }
             }
@@ -181,26 +175,24 @@ impl Gate {
     }
 
     pub(super) fn install_generation(&mut self, vb: VbId, generation: Generation) {
-        if let Some(slot) = self.slot(vb).and_then(|slot| self.slots.get_mut(slot)) {
-            slot.generation = generation;
+        if let Some(current) = self.slot(vb).and_then(|slot| self.generations.get_mut(slot)) {
+            *current = generation;
         }
     }
 
     /// Whether the shard holds all changes up to its positions and no others, so that it is a state to go back to.
     pub(super) fn is_ordered(&self) -> bool {
-        self.instances
-            .values()
-            .all(|all| all.iter().zip(&self.slots).all(|(t, slot)| t.position.seqno >= slot.unordered_up_to))
+        self.instances.values().flatten().all(|tracked| tracked.position.seqno >= tracked.unordered_up_to)
     }
 
     pub(super) fn add_instance(&mut self, inst: InstId, start: InstanceStart) {
-        let zero = vec![Tracked::EMPTY; self.slots.len()];
+        let zero = vec![Tracked::EMPTY; self.generations.len()];
         let tracked = match start {
             InstanceStart::Zero => zero,
             InstanceStart::AtShard => self.instances.values().fold(zero, |mut furthest, tracked| {
                 for (furthest, tracked) in furthest.iter_mut().zip(tracked) {
                     if furthest.position.seqno < tracked.position.seqno {
-                        *furthest = Tracked { position: tracked.position, moved: true, filling: false };
+                        *furthest = Tracked { position: tracked.position, moved: true, ..Tracked::default() };
                     }
                 }
                 furthest

@@ -26,22 +26,40 @@ pub(crate) fn manual() -> ShardSetConfig {
     }
 }
 
-pub(crate) fn specs(shards: u16) -> impl Iterator<Item = ShardSpec> {
-    ShardSpec::all(shards, VBUCKETS, StoreKind::Lsm, 0xb0)
+/// Makes a test of each store of each function that is named: what every store has to do.
+macro_rules! for_each_store {
+    ($($check:ident),* $(,)?) => {
+        mod lsm {
+            $(#[test]
+            fn $check() {
+                super::$check(dormouse::shard::StoreKind::Lsm);
+            })*
+        }
+    };
+}
+pub(crate) use for_each_store;
+
+pub(crate) fn specs(kind: StoreKind, shards: u16) -> impl Iterator<Item = ShardSpec> {
+    ShardSpec::all(shards, VBUCKETS, kind, 0xb0)
 }
 
-pub(crate) fn try_open(folder: &Path, shards: u16, config: &ShardSetConfig) -> Result<ShardSet, OpenError> {
-    ShardSet::open(folder, specs(shards), config, None, &Logger::root(Discard, o!()))
+pub(crate) fn try_open(
+    kind: StoreKind,
+    folder: &Path,
+    shards: u16,
+    config: &ShardSetConfig,
+) -> Result<ShardSet, OpenError> {
+    ShardSet::open(folder, specs(kind, shards), config, None, &Logger::root(Discard, o!()))
 }
 
-pub(crate) fn open(folder: &Path, shards: u16, config: &ShardSetConfig) -> ShardSet {
-    try_open(folder, shards, config).unwrap()
+pub(crate) fn open(kind: StoreKind, folder: &Path, shards: u16, config: &ShardSetConfig) -> ShardSet {
+    try_open(kind, folder, shards, config).unwrap()
 }
 
 /// New shards with the instances 1 and 2, which are durable.
-pub(crate) fn create(folder: &Path, shards: u16, config: &ShardSetConfig) -> ShardSet {
-    ShardSet::create(folder, specs(shards)).unwrap();
-    let set = open(folder, shards, config);
+pub(crate) fn create(kind: StoreKind, folder: &Path, shards: u16, config: &ShardSetConfig) -> ShardSet {
+    ShardSet::create(folder, specs(kind, shards)).unwrap();
+    let set = open(kind, folder, shards, config);
     for shard in set.shards() {
         shard.create_instance(InstId(1), InstanceStart::Zero).unwrap();
         shard.create_instance(InstId(2), InstanceStart::Zero).unwrap();
@@ -55,25 +73,31 @@ pub(crate) fn close(mut set: ShardSet) {
     set.close(&watchdog()).unwrap();
 }
 
-/// A batch for both instances that follows `from`: one change for each document with its keys.
+/// A batch for the instances 1 and 2 that follows `from`: one change for each document with its keys.
 pub(crate) fn batch(vb: u16, from: u64, documents: &[(&str, &[&str])]) -> Box<WriteBatch> {
+    batch_for(&[InstId(1), InstId(2)], vb, from, documents)
+}
+
+/// The same for any instances.
+pub(crate) fn batch_for(
+    instances: &[InstId],
+    vb: u16,
+    from: u64,
+    documents: &[(&str, &[&str])],
+) -> Box<WriteBatch> {
     let vb = VbId(vb);
     let mut batch = Box::new(WriteBatch::default());
-    batch.instances = [InstId(1), InstId(2)].into();
+    batch.instances = instances.into();
     let mut seqno = Seqno(from);
     for (id, keys) in documents {
         seqno = seqno.next();
         let id = batch.add_document(id.as_bytes());
-        for inst in [InstId(1), InstId(2)] {
-            batch.add_change(inst, (vb, seqno), id, keys.iter().map(|key| key.as_bytes()));
+        for inst in instances {
+            batch.add_change(*inst, (vb, seqno), id, keys.iter().map(|key| key.as_bytes()));
         }
     }
-    batch.advances.push(Advance {
-        vb,
-        from: Seqno(from),
-        to: Position::at(VbUuid(9), seqno),
-        window: Window::Ordered,
-    });
+    let to = Position::at(VbUuid(9), seqno);
+    batch.advances.push(Advance { vb, from: Seqno(from), to, window: Window::Ordered });
     batch
 }
 
@@ -101,4 +125,11 @@ pub(crate) fn in_snapshot(snapshot: &ShardSnapshot, inst: u32) -> Vec<String> {
 /// The entries of an instance: each is its key and the document's id.
 pub(crate) fn entries(shard: &Shard, inst: u32) -> Vec<String> {
     in_snapshot(&shard.snapshot(&watchdog()).unwrap(), inst)
+}
+
+/// Changes one bit of a file.
+pub(crate) fn flip(path: &Path, at: usize) {
+    let mut content = std::fs::read(path).unwrap();
+    content[at] ^= 0x10;
+    std::fs::write(path, content).unwrap();
 }

@@ -21,10 +21,10 @@ use super::super::store::{PointId, RecoveryPoint, StoreFault};
 use super::FOLDER;
 
 const LIVE_FILE: &str = "lsm-live";
-const LIVE_KIND: &str = "live tree";
+const LIVE_KIND: &str = "live-tree";
 const POINTS: &str = "points";
 const POINT_FILE: &str = "point.meta";
-const POINT_KIND: &str = "recovery point";
+const POINT_KIND: &str = "recovery-point";
 const PINS: &str = "pins";
 const VERSION: u32 = 1;
 

@@ -1,0 +1,104 @@
+//! The store `lsm`: what is damaged in its files is found.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use dormouse::shard::{InstId, OpenError, StoreKind};
+
+use crate::support::shards::{apply, batch, close, create, entries, flip, manual, open, try_open};
+use crate::support::{eventually, tree, watchdog};
+
+/// Damages the folder of the only shard, and tells how it does not open any more.
+fn damaged(damage: impl FnOnce(&Path)) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(StoreKind::Lsm, dir.path(), 1, &manual());
+    apply(&set.shards()[0], batch(0, 0, &[("d", &["k"])]));
+    set.commit(&watchdog()).unwrap();
+    close(set);
+    damage(&dir.path().join("shard-0000"));
+    match try_open(StoreKind::Lsm, dir.path(), 1, &manual()) {
+        Err(error) => error.to_string(),
+        Ok(set) => panic!("it opened, with {:?}", entries(&set.shards()[0], 1)),
+    }
+}
+
+fn newest_version(shard: &Path) -> std::path::PathBuf {
+    let current = std::fs::read(shard.join("lsm/current")).unwrap();
+    let id = u64::from_le_bytes(current[..8].try_into().unwrap());
+    shard.join(format!("lsm/v{id}"))
+}
+
+#[test]
+fn a_shard_without_one_of_its_files_is_never_an_empty_one() {
+    let missing_current = damaged(|shard| std::fs::remove_file(shard.join("lsm/current")).unwrap());
+    assert!(missing_current.contains("current"), "{missing_current}");
+    let missing_version = damaged(|shard| std::fs::remove_file(newest_version(shard)).unwrap());
+    assert!(missing_version.contains("resume"), "{missing_version}");
+    damaged(|shard| {
+        for table in std::fs::read_dir(shard.join("lsm/tables")).unwrap() {
+            std::fs::remove_file(table.unwrap().path()).unwrap();
+        }
+    });
+    damaged(|shard| std::fs::remove_dir_all(shard.join("lsm")).unwrap());
+    damaged(|shard| std::fs::remove_file(shard.join("shard.meta")).unwrap());
+}
+
+#[test]
+fn every_damaged_byte_of_a_shard_s_version_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    close(create(StoreKind::Lsm, dir.path(), 1, &manual()));
+    let shard = dir.path().join("shard-0000");
+    for path in [newest_version(&shard), shard.join("lsm/current")] {
+        for at in 0..std::fs::read(&path).unwrap().len() {
+            flip(&path, at);
+            let opened = try_open(StoreKind::Lsm, dir.path(), 1, &manual());
+            assert!(matches!(opened, Err(OpenError::Store { .. })), "byte {at} of {}", path.display());
+            flip(&path, at);
+        }
+    }
+    close(open(StoreKind::Lsm, dir.path(), 1, &manual()));
+}
+
+fn tables(shard_folder: &Path) -> BTreeSet<String> {
+    let listed = std::fs::read_dir(shard_folder.join("lsm/tables")).unwrap();
+    listed.map(|entry| format!("lsm/tables/{}", entry.unwrap().file_name().to_str().unwrap())).collect()
+}
+
+#[test]
+fn a_scan_that_ends_under_the_lock_leaves_its_files_until_the_unlock() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(StoreKind::Lsm, dir.path(), 1, &manual());
+    let shard = &set.shards()[0];
+    let folder = dir.path().join("shard-0000");
+    let all = (std::ops::Bound::Unbounded, std::ops::Bound::Unbounded);
+    let (mut seqno, mut scans) = (0, Vec::new());
+    let mut guard = None;
+    eventually("a compaction made a table obsolete that a scan still reads", || {
+        let id = format!("d{seqno}");
+        apply(shard, batch(0, seqno, &[(&id, &["k"])]));
+        seqno += 1;
+        shard.commit(&watchdog()).unwrap();
+        scans.push(shard.snapshot(&watchdog()).unwrap().scan(InstId(1), &all));
+        let locked = shard.lock("test", &watchdog()).unwrap();
+        let live: BTreeSet<String> = locked.files().iter().map(|file| file.name.clone()).collect();
+        let has_obsolete = !tables(&folder).is_subset(&live);
+        guard = has_obsolete.then_some(locked);
+        has_obsolete
+    });
+    let before = tree(&folder);
+    for scan in scans {
+        assert!(scan.count() > 0);
+    }
+    assert!(tree(&folder) == before, "the disk changed under the lock");
+    let live: BTreeSet<String> =
+        guard.as_ref().unwrap().files().iter().map(|file| file.name.clone()).collect();
+    let obsolete: BTreeSet<String> = tables(&folder).difference(&live).cloned().collect();
+    drop(guard);
+    // The last compaction's inputs go with the recovery point after it.
+    eventually("obsolete tables go after the unlock", || {
+        apply(shard, batch(0, seqno, &[("last", &["k"])]));
+        seqno += 1;
+        shard.commit(&watchdog()).unwrap();
+        tables(&folder).is_disjoint(&obsolete)
+    });
+}
