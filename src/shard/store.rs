@@ -11,7 +11,7 @@
 //!
 //! * Under the shard's gate, one at a time: `apply`, `add_instance`, `remove_instance`, `sweep`, `cut`, `snapshot`.
 //! * In the commit's turn, one at a time: `flush`, `points`, `forget`, `files`, `pin`, `check`. In the compaction's
-//!   turn: `compact`. A `flush` and a `compact` may meet, and either may meet a call under the gate.
+//!   turn: `compact`. The two turns may meet, but for `files` and `check`, and either may meet a call under the gate.
 //! * With both turns and the gate, so alone: `load`, `roll_back`.
 //!
 //! Snapshots and scans may be read at any time, also beyond a roll-back: they keep the state that they had.

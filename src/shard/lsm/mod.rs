@@ -271,7 +271,13 @@ impl LsmStore {
         let folder = life.folder(shard_folder);
         files::check_version_file(&folder)?;
         points::remove_leftovers(shard_folder, life)?;
-        let tree = Tree::open(folder, life, shared, "open the tree")?;
+        let tree = Tree::open(folder.clone(), life, shared, "open the tree").map_err(|fault| {
+            // The crate does not say which file it cannot take.
+            match files::check(&folder, &Until::default()) {
+                Err(CheckFault::Fault(damage)) => damage,
+                _ => fault,
+            }
+        })?;
         Ok(Self {
             folder: shard_folder.to_owned(),
             shared: shared.clone(),
@@ -457,8 +463,7 @@ impl ShardStore for LsmStore {
     }
 
     fn check(&self, until: &Until) -> Result<(), CheckFault> {
-        let tree = self.tree();
-        files::check(&tree.engine, &tree.folder, until)
+        files::check(&self.tree().folder, until)
     }
 
     fn size(&self) -> StoreSize {
