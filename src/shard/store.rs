@@ -169,10 +169,11 @@ pub trait ShardStore: Send + Sync {
     /// All instances with their positions, as of the last recovery point.
     fn load(&self) -> Result<Vec<InstancePositions>, StoreFault>;
 
-    /// Replaces, change by change, the entries of a document in an instance. Gives back roughly how many bytes
-    /// that added to what is uncommitted. After an error the store must not be used again before it is reopened:
-    /// a part of the changes may have been made.
-    fn apply(&self, changes: &mut dyn Iterator<Item = Change<'_>>) -> Result<u64, StoreFault>;
+    /// Replaces, change by change, the entries of a document in an instance. The changes are in ascending order of
+    /// instance and document, each document once. Gives back roughly how many bytes that added to what is
+    /// uncommitted. After an error the store must not be used again before it is reopened: a part of the changes
+    /// may have been made.
+    fn apply(&self, changes: &[Change<'_>]) -> Result<u64, StoreFault>;
 
     /// Makes an instance known. It lasts from the next `cut` and `flush` on.
     fn add_instance(&self, inst: InstId) -> Result<(), StoreFault>;
