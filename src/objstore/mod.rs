@@ -11,6 +11,8 @@ mod error;
 mod file;
 mod hash;
 mod key;
+mod layer;
+mod s3;
 mod store;
 mod transfer;
 mod url;
@@ -22,6 +24,8 @@ pub use hash::{
     hash_file,
 };
 pub use key::{KEY_BYTES_MAX, KeyError, ObjectKey, SEGMENT_BYTES_MAX};
+pub use layer::{CallInfo, Count, Counts, Floor, Layer, Policy, Rate, Retry, RetryConfig};
+pub use s3::{CredentialSource, Credentials, Encryption, PARALLEL_DEFAULT, S3Config, S3Store, Secret};
 pub use store::{Body, ObjectMeta, ObjectStore, PARTS_MAX, Page, PageMark, Part, PartStore, Upload};
 pub use transfer::{FileFetch, FileUpload, TransferError, fetch_files, give_up, upload_files};
 pub use url::{ArchiveUrl, ArchiveUrlError, parse_archive};
