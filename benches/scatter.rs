@@ -129,7 +129,7 @@ impl Path {
         };
         let logger = Logger::root(Discard, o!());
         let feed = Feed::new(&logger);
-        let link = feed.begin_generation(GENERATION, &TsVbuuid::default());
+        let link = feed.begin_generation(GENERATION, &TsVbuuid::default()).unwrap();
         let kvdata = KvData::start(&config, &endpoint, batches, &link, &logger).unwrap();
         let (fin_holder, fin) = fin();
         let path = Self { kvdata, upstream, countdown, done, _feed: feed, _fin_holder: fin_holder, fin };

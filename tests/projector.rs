@@ -1,17 +1,18 @@
 //! The data path: order, lanes, endings, and what it does with host code that misbehaves.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{Sender, bounded};
 use dormouse::event::{ByteBudget, Generation, StreamEndReason, VbId};
 use dormouse::index::{IndexDefinition, KeyList};
-use dormouse::projector::{EndReason, Evaluator, RequestError, StreamState};
+use dormouse::projector::{EndReason, Evaluator, RequestError, StreamState, Tuning};
 use dormouse::shard::InstId;
 use dormouse::thread::{Fin, FinHolder, Until, fin, recv, spawn};
 use dormouse::timestamp::TsVbuuid;
 use serde_json::Value;
 
-use crate::support::endpoint::{Events, Failure, Path, VBUCKETS, engine, engine_of};
+use crate::support::endpoint::{Events, Failure, Path, SHARDS, VBUCKETS, engine, engine_of};
 use crate::support::{eventually, forever, push, watchdog};
 
 /// Sends `rounds` batches, each with one change of every vbucket, from `first` on.
@@ -215,6 +216,79 @@ fn a_document_that_an_evaluator_cannot_take_loses_its_entry_and_the_stream_goes_
     close(&mut path);
 }
 
+/// Leaves keys behind, and panics then.
+struct Untidy(IndexDefinition);
+
+impl Evaluator for Untidy {
+    fn keys(&self, id: &str, document: &Value, out: &mut KeyList) -> anyhow::Result<()> {
+        self.0.keys(id, document, out);
+        panic!("half-way");
+    }
+}
+
+/// Fails where what it is given is not what the document is.
+struct Picky(IndexDefinition);
+
+impl Evaluator for Picky {
+    fn keys(&self, id: &str, document: &Value, out: &mut KeyList) -> anyhow::Result<()> {
+        anyhow::ensure!(out.is_empty() && *document == serde_json::json!({"a": 1}), "somebody was here");
+        self.0.keys(id, document, out);
+        Ok(())
+    }
+}
+
+#[test]
+fn what_an_engine_leaves_behind_is_not_seen_by_the_next() {
+    let mut path = Path::begun(132);
+    let by_a = || IndexDefinition::parse("by_a=a").unwrap();
+    let beside = vec![engine_of(2, Untidy(by_a())), engine_of(3, Picky(by_a())), engine_of(4, Picky(by_a()))];
+    path.kvdata.add_engines(beside, &watchdog()).unwrap();
+    send_changes(&path, 1, 5);
+    eventually("everything is applied", || reached(&path, 5));
+    let per_engine = 5 * u64::from(VBUCKETS);
+    let stats = path.kvdata.worker_stats();
+    assert_eq!((stats.quarantined(), stats.entries()), (per_engine, 3 * per_engine));
+    let changes = path.recorder.changes();
+    assert!(changes.iter().all(|change| change.4 == usize::from(change.0 != InstId(2))));
+    close(&mut path);
+}
+
+#[test]
+fn counters_lose_nothing_while_they_are_read_and_engines_and_numbers_change() {
+    const ROUNDS: u64 = 1_000;
+    let mut path = Path::begun(133);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for reader in 0..2 {
+            let (path, done) = (&path, &done);
+            scope.spawn(move || {
+                let (stats, of_workers) = (path.kvdata.stats(), path.kvdata.worker_stats());
+                let mut last = (0, 0);
+                while !done.load(Ordering::SeqCst) {
+                    let seen = (stats.mutations(), of_workers.documents());
+                    assert!(seen.0 >= last.0 && seen.1 >= last.1, "{seen:?} after {last:?}");
+                    last = seen;
+                    if reader == 0 {
+                        path.kvdata.reset_config(Tuning::default(), &watchdog()).unwrap();
+                    } else {
+                        path.kvdata.add_engines(vec![engine(2)], &watchdog()).unwrap();
+                    }
+                }
+            });
+        }
+        send_changes(&path, 1, ROUNDS);
+        eventually("everything is applied", || reached(&path, ROUNDS));
+        done.store(true, Ordering::SeqCst);
+    });
+    let sent = ROUNDS * u64::from(VBUCKETS);
+    let (stats, of_workers) = (path.kvdata.stats(), path.kvdata.worker_stats());
+    // The first batch began the streams, with two events each.
+    assert_eq!((stats.batches(), stats.events()), (ROUNDS + 1, sent + 2 * u64::from(VBUCKETS)));
+    assert_eq!((stats.mutations(), of_workers.documents()), (sent, sent));
+    assert_eq!(of_workers.entries(), path.recorder.changes().len() as u64);
+    close(&mut path);
+}
+
 #[test]
 fn engines_that_are_added_under_load_see_every_later_change_and_no_earlier_one() {
     const ROUNDS: u64 = 60;
@@ -337,6 +411,64 @@ fn a_request_is_refused_while_a_close_hangs() {
     assert!(path.kvdata.close(&Until::within(Duration::from_millis(5))).is_err());
     assert_eq!(path.kvdata.add_engines(vec![engine(2)], &watchdog()), Err(RequestError::Closed));
     drop(release);
+    close(&mut path);
+}
+
+/// Makes fifty keys of a document that has none.
+struct Prolific {
+    definition: IndexDefinition,
+    document: Value,
+}
+
+impl Prolific {
+    fn new() -> Self {
+        let keys: Vec<String> = (0..50).map(|number| format!("{number:04}{}", "k".repeat(60))).collect();
+        let definition = IndexDefinition::parse("by_tag=tags[]").unwrap();
+        Self { definition, document: serde_json::json!({ "tags": keys }) }
+    }
+}
+
+impl Evaluator for Prolific {
+    fn keys(&self, id: &str, _: &Value, out: &mut KeyList) -> anyhow::Result<()> {
+        self.definition.keys(id, &self.document, out);
+        Ok(())
+    }
+}
+
+#[test]
+fn what_is_made_of_events_for_locked_shards_stays_within_its_bound() {
+    const BATCHES: u64 = 300;
+    const BOUND_BYTES: usize = 64 * 1024;
+    let mut path = Path::start(134);
+    path.kvdata.add_engines(vec![engine_of(1, Prolific::new())], &watchdog()).unwrap();
+    let tuning = Tuning { lane_bytes_max: BOUND_BYTES, ..Tuning::default() };
+    path.kvdata.reset_config(tuning, &watchdog()).unwrap();
+    path.send((0..VBUCKETS).fold(path.events(), Events::begin));
+    (0..SHARDS).for_each(|shard| path.recorder.lock(shard));
+    let stats = path.kvdata.worker_stats();
+    let peak = std::thread::scope(|scope| {
+        let sends = scope.spawn(|| send_changes(&path, 1, BATCHES));
+        eventually("it holds the source up", || path.upstream.as_ref().unwrap().is_full());
+        // It stays as it is: the source is where it was, and what waits is what waited.
+        let held_up = |_| {
+            eventually("no more is taken", || {
+                sends.is_finished() || path.upstream.as_ref().unwrap().is_full()
+            });
+            path.kvdata.update_ts(TsVbuuid::default(), &watchdog()).unwrap();
+            stats.waiting_bytes()
+        };
+        let peak = (0..100).map(held_up).max().unwrap();
+        assert!(!sends.is_finished(), "all batches were taken, and {peak} bytes wait");
+        (0..SHARDS).for_each(|shard| path.recorder.unlock(shard));
+        sends.join().unwrap();
+        peak
+    });
+    eventually("everything is applied", || reached(&path, BATCHES));
+    // Two workers, and a batch of each lane that was evaluated before they saw that the bound is reached.
+    let most = 2 * BOUND_BYTES + usize::from(SHARDS) * path.recorder.heaviest_bytes();
+    assert!((1..=most as u64).contains(&peak), "{peak} bytes wait, at most {most} may");
+    assert_eq!(stats.waiting_bytes(), 0);
+    assert_eq!(stats.entries(), BATCHES * u64::from(VBUCKETS) * 50);
     close(&mut path);
 }
 
