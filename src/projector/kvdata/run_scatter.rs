@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crossbeam::channel::{Receiver, Sender, select_biased};
+use crossbeam::channel::{Receiver, Sender, TrySendError, select_biased};
 use parking_lot::Mutex;
 use slog::{Logger, info, warn};
 
@@ -159,7 +159,12 @@ impl RunScatter {
                 continue;
             }
             let scattered = Scattered { batch: Arc::clone(&batch), events };
-            if thread::send(sender, scattered, &self.fin).is_err() {
+            // Most queues have room: only where one has none is there something to wait for, beside the fin.
+            let sent = match sender.try_send(scattered) {
+                Err(TrySendError::Full(scattered)) => thread::send(sender, scattered, &self.fin).is_ok(),
+                sent => sent.is_ok(),
+            };
+            if !sent {
                 return Err(if self.fin.is_given() {
                     EndReason::Closed
                 } else {
