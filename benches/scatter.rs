@@ -412,10 +412,10 @@ fn close_under_load(call_takes: Duration, first_batches: usize) -> Duration {
     took
 }
 
-/// Calls `timed` so often and keeps each of the times that it gives.
-fn sample(iters: u64, times: &mut Vec<Duration>, timed: impl Fn() -> Duration) -> Duration {
+/// Calls `measure` so often and keeps each of the times that it gives.
+fn sample(iters: u64, times: &mut Vec<Duration>, measure: impl Fn() -> Duration) -> Duration {
     let before = times.len();
-    times.extend((0..iters).map(|_| timed()));
+    times.extend((0..iters).map(|_| measure()));
     times[before..].iter().sum()
 }
 

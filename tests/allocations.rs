@@ -79,13 +79,13 @@ fn allocations(events: u64, count: u64) -> u64 {
     let kind = EventKind::StreamReq { status: StreamStatus::Success { vbuuid: VbUuid(1) } };
     let begins = (0..VBUCKETS).map(|vb| DcpEvent { vb: VbId(vb), seqno: Seqno(0), kind }).collect();
     send(&upstream, EventBatch { generation: GENERATION, events: begins, ..EventBatch::default() });
-    let mut made = 0;
-    let mut make = |count: u64| -> Vec<EventBatch> { (0..count).map(|_| batch(events, &mut made)).collect() };
+    let mut sent = 0;
+    let mut make = |count: u64| -> Vec<EventBatch> { (0..count).map(|_| batch(events, &mut sent)).collect() };
     // What is made once and used again is there afterwards.
     let (first, counted) = (make(16), make(count));
     follow(&kvdata, &upstream, first, 16 * events);
     let region = Region::new(COUNTED);
-    follow(&kvdata, &upstream, counted, made);
+    follow(&kvdata, &upstream, counted, sent);
     let change = region.change();
     kvdata.close(&Until::default()).unwrap();
     ((change.allocations + change.reallocations) as u64).div_ceil(count)

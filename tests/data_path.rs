@@ -363,6 +363,7 @@ fn a_worker_looks_at_its_end_before_the_data_that_was_queued_before_it() {
             closes.join().unwrap().unwrap();
         });
         assert_eq!(endpoint.seen.lock().changes[&(InstId(0), VB)], [Seqno(1)]);
+        assert_eq!(kvdata(&feed).worker_stats().documents(), 1);
     });
 }
 

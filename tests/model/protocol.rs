@@ -254,7 +254,6 @@ impl State {
                 Control::JoinWorkers
             }
             Control::JoinWorkers if self.workers.iter().all(|worker| worker.ended) => Control::PostEnds,
-            Control::JoinWorkers => return None,
             Control::PostEnds => {
                 let owed = self.handed_over.get_or_insert_default();
                 if broken == Broken::UntoldIsOwedAnEnd {
@@ -280,7 +279,7 @@ impl State {
                 self.done = true;
                 Control::Ended
             }
-            Control::Ended => return None,
+            Control::JoinWorkers | Control::Ended => return None,
         };
         Some(())
     }

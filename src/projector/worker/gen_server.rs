@@ -24,12 +24,12 @@ impl GenServer {
     /// The thread's body. `run_fin` is given on every way out of the serving, also by a panic.
     pub(super) fn run(self, run_fin: FinHolder, data_thread: Thread<WorkerEnd>) {
         let server = &self;
-        let served = thread::catch(&self.name, move || {
+        let outcome = thread::catch(&self.name, move || {
             server.serve();
             drop(run_fin);
             debug!(server.logger, "the data thread was told to end");
         });
-        let end = match (served, data_thread.join(&Until::default())) {
+        let end = match (outcome, data_thread.join(&Until::default())) {
             (_, Err(JoinError::Panicked(panicked))) | (Err(panicked), _) => WorkerEnd::Panicked(panicked),
             (Ok(()), Ok(end)) => end,
             // Without a deadline the join goes on until the thread has ended.
