@@ -30,7 +30,9 @@ pub use id::{AttemptId, GENERATION_MAX, IdError, PauseId};
 pub use manifest::{
     FORMAT_VERSION, Manifest, ManifestError, ManifestFile, Membership, list_pauses, object_key,
 };
-pub use upload::{ImageFile, PlannedFile, UploadError, UploadPlan, plan_upload, reusable_files, upload};
+pub use upload::{
+    ImageFile, KnownHashes, PlannedFile, Reusable, UploadError, UploadPlan, plan_upload, upload,
+};
 pub use verify::{BadObject, CheckError, Difference, VerifyError, check_local, verify};
 
 /// How far a call has come. The numbers of one call never fall.

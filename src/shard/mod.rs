@@ -86,6 +86,16 @@ pub enum StoreKind {
     Lsm,
 }
 
+impl StoreKind {
+    /// Whether most of a shard's files stay as they are while changes come in, so that it pays to copy them before
+    /// the shard is locked.
+    pub fn is_copied_first(self) -> bool {
+        match self {
+            Self::Lsm => true,
+        }
+    }
+}
+
 impl fmt::Display for StoreKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -19,7 +19,7 @@ use dormouse::objstore::{
     Body, ObjectKey, ObjectStore, Operation, Page, PageMark, Part, PartStore, StoreError, Upload,
 };
 use dormouse::pause::{
-    ImageFile, Manifest, ManifestFile, Membership, PauseId, plan_upload, reusable_files, upload,
+    ImageFile, KnownHashes, Manifest, ManifestFile, Membership, PauseId, Reusable, plan_upload, upload,
 };
 use dormouse::shard::ShardId;
 use dormouse::thread::{self, Cancel, Until, fin};
@@ -99,9 +99,13 @@ pub(crate) fn archive(
     parent: Option<&Manifest>,
     until: &Until,
 ) -> anyhow::Result<Manifest> {
-    let reusable = parent.map(|parent| reusable_files(parent, store, until)).transpose()?.unwrap_or_default();
     let attempt = "00000000000000bb".parse()?;
-    let plan = plan_upload(BUCKET, attempt, files, &reusable, until, &mut |_| {})?;
+    let reusable = match parent {
+        Some(_) => Reusable::find(BUCKET, parent, attempt, store, until)?,
+        None => Reusable::default(),
+    };
+    let plan =
+        plan_upload(BUCKET, attempt, files, &reusable, &mut KnownHashes::default(), until, &mut |_| {})?;
     let files = upload(&plan, store, until, &mut |_| {})?;
     let manifest = manifest(pause, parent.map(|parent| parent.pause), files);
     manifest.publish(store, until)?;
