@@ -32,7 +32,7 @@ pub(super) struct ResumeArgs {
 pub(super) fn run(args: &ResumeArgs, session: &mut Session) -> anyhow::Result<()> {
     let (bucket, archive) = (&args.target.bucket, &args.from.archive);
     let resuming = || format!("cannot resume bucket {bucket}");
-    let store = archive.open_existing().with_context(resuming)?.with_context(|| {
+    let store = archive.open_existing(&args.from.options()?).with_context(resuming)?.with_context(|| {
         format!(
             "{}: there is no archive {archive}; is its disk mounted, or is it in another place?",
             resuming()

@@ -5,6 +5,7 @@ pub(crate) mod endpoint;
 pub(crate) mod json;
 pub(crate) mod path;
 pub(crate) mod shards;
+pub(crate) mod stores;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -146,12 +147,21 @@ pub(crate) struct FailingStore<'a> {
     fails: Fails,
     calls: AtomicUsize,
     puts: AtomicUsize,
+    /// Whether callers are to make one call after the other, so that the order of calls is known.
+    pub(crate) one_at_a_time: bool,
 }
 
 impl<'a> FailingStore<'a> {
     /// Fails the call number `fail_at`, counted from 1; 0 fails none.
     pub(crate) fn new(inner: &'a dyn ObjectStore, fail_at: usize, fails: Fails) -> Self {
-        Self { inner, fail_at, fails, calls: AtomicUsize::new(0), puts: AtomicUsize::new(0) }
+        Self {
+            inner,
+            fail_at,
+            fails,
+            calls: AtomicUsize::new(0),
+            puts: AtomicUsize::new(0),
+            one_at_a_time: false,
+        }
     }
 
     /// Calls that were made.
@@ -239,7 +249,7 @@ impl ObjectStore for FailingStore<'_> {
     }
 
     fn parallel(&self) -> usize {
-        self.inner.parallel()
+        if self.one_at_a_time { 1 } else { self.inner.parallel() }
     }
 }
 
