@@ -19,8 +19,8 @@ use slog::{info, warn};
 use crate::durable::PathError;
 use crate::objstore::{KeyError, ObjectKey, ObjectStore};
 use crate::pause::{
-    AttemptId, IdError, ImageFile, KnownHashes, Manifest, ManifestError, Membership, PauseId, Progress,
-    Reusable, UploadError, UploadPlan, VerifyError, list_pauses, plan_upload, upload, verify,
+    AttemptId, GRACE_DEFAULT, IdError, ImageFile, KnownHashes, Manifest, ManifestError, Membership, PauseId,
+    Progress, Reusable, UploadError, UploadPlan, VerifyError, list_pauses, plan_upload, upload, verify,
 };
 use crate::shard::store::{PinnedFiles, ShardFile};
 use crate::shard::{CommitError, LockError, MergeHold, Shard, ShardId, ShardLock, lock_all};
@@ -34,7 +34,7 @@ const ROUNDS_MAX: usize = 4;
 /// A round that had no more than this to upload is the last one before the lock.
 const REST_BYTES: u64 = 1024 * 1024;
 /// How long what an attempt uploaded may be used: half of the time after which unnamed objects are removed.
-const ATTEMPT_AGE_MAX: Duration = Duration::from_secs(12 * 3600);
+const ATTEMPT_AGE_MAX: Duration = Duration::from_secs(GRACE_DEFAULT.as_secs() / 2);
 
 /// What a pause did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -139,6 +139,19 @@ pub enum PauseError {
         /// What failed.
         error: UploadError,
     },
+    /// It took so long that what it uploaded first may be pruned.
+    #[error(
+        "cannot pause bucket {bucket}, which stays online: it began {} ago, and nothing older than {} is published; \
+         pause it again",
+        humantime::format_duration(Duration::from_secs(took.as_secs())),
+        humantime::format_duration(ATTEMPT_AGE_MAX)
+    )]
+    TooLong {
+        /// The bucket.
+        bucket: BucketName,
+        /// How long ago it began.
+        took: Duration,
+    },
     /// The archive's manifests.
     #[error("cannot pause bucket {bucket}, which stays online: {error}")]
     Manifest {
@@ -225,6 +238,7 @@ impl Bucket {
             guards.iter().map(|guard| (guard.shard().id(), guard.files())).collect();
         let plan = carriage.carry(&cut, until, on_progress)?;
         until.check().map_err(|why| PauseError::Stopped { bucket: bucket.clone(), why })?;
+        self.refuse_if_old()?;
         let files = plan.planned().iter().map(|planned| planned.file.clone()).collect();
         let manifest = self.describe_pause(pause, carriage.attempt, parent.as_ref(), files);
         self.publish(&manifest, store, until)?;
@@ -254,6 +268,15 @@ impl Bucket {
             Some(left) => Ok(left.attempt),
             None => AttemptId::generate().map_err(|error| PauseError::Id { bucket: self.name(), error }),
         }
+    }
+
+    /// What took too long may have been condemned by a prune that saw no manifest name it.
+    fn refuse_if_old(&self) -> Result<(), PauseError> {
+        let age = self.meta().attempt.as_ref().map_or(Duration::ZERO, PauseAttempt::age);
+        if age < ATTEMPT_AGE_MAX {
+            return Ok(());
+        }
+        Err(PauseError::TooLong { bucket: self.name(), took: age })
     }
 
     /// Records the attempt before its first object.

@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use dormouse::bucket::BucketName;
 use dormouse::objstore::{
-    ArchiveOptions, ArchiveUrl, CredentialSource, PARALLEL_DEFAULT, S3Config, parse_archive,
+    ArchiveOptions, ArchiveUrl, CredentialSource, ObjectStore, PARALLEL_DEFAULT, S3Config, parse_archive,
 };
 
 /// How results are printed.
@@ -64,11 +64,16 @@ pub(super) struct ArchiveArgs {
     /// The archive: a folder as a path or as `file:///abs/path`, or `s3://bucket/prefix` (required)
     #[arg(long, value_name = "URL", value_parser = parse_archive)]
     pub(super) archive: ArchiveUrl,
+    #[command(flatten)]
+    how: TransferArgs,
+}
+
+/// Whether something is done at all.
+#[derive(Args)]
+pub(super) struct DryRunArgs {
     /// Say what would be done, and leave the bucket and the archive as they are [default: off]
     #[arg(long)]
     pub(super) dry_run: bool,
-    #[command(flatten)]
-    how: TransferArgs,
 }
 
 /// How an archive is talked to.
@@ -98,6 +103,14 @@ fn parse_parallel(text: &str) -> Result<usize, String> {
 }
 
 impl ArchiveArgs {
+    /// The archive, which has to be there.
+    pub(super) fn open_existing(&self) -> anyhow::Result<Box<dyn ObjectStore>> {
+        let archive = &self.archive;
+        archive.open_existing(&self.options()?)?.with_context(|| {
+            format!("there is no archive {archive}; is its disk mounted, or is it in another place?")
+        })
+    }
+
     /// What the options and the environment say: this program takes credentials from where the AWS tools do.
     pub(super) fn options(&self) -> anyhow::Result<ArchiveOptions> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());

@@ -5,7 +5,7 @@ use clap::Args;
 use dormouse::bucket::{Bucket, DataDir, PauseReport};
 use dormouse::objstore::{FileStore, ObjectStore};
 
-use super::args::{ArchiveArgs, BucketArgs, Format};
+use super::args::{ArchiveArgs, BucketArgs, DryRunArgs, Format};
 use super::output::{files, time};
 use super::progress::Progress;
 use super::session::{Session, close_after};
@@ -24,6 +24,8 @@ pub(super) struct PauseArgs {
     target: BucketArgs,
     #[command(flatten)]
     into: ArchiveArgs,
+    #[command(flatten)]
+    only: DryRunArgs,
     /// Remove the local data, once the archive was read back and checked [default: off]
     #[arg(long)]
     evict: bool,
@@ -33,7 +35,7 @@ pub(super) fn run(args: &PauseArgs, session: &mut Session) -> anyhow::Result<()>
     let data_dir = DataDir::open(&args.target.data_dir)?;
     let bucket = data_dir.open_bucket(&args.target.bucket, &session.bucket_config())?;
     let worked =
-        if args.into.dry_run { plan(&bucket, &args.into, session) } else { pause(&bucket, args, session) };
+        if args.only.dry_run { plan(&bucket, &args.into, session) } else { pause(&bucket, args, session) };
     let report = close_after(bucket, worked)?;
     match session.format {
         Format::Json => session.out.json(&report)?,
