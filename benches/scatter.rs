@@ -5,6 +5,9 @@
 //! are made before the clock starts, a chunk at a time, because they cannot be sent twice; dropping them is part
 //! of the time. An iteration is one batch, and `elem/s` are events.
 //!
+//! `kvdata/stuck_endpoint` is about memory: with an endpoint that takes nothing and an evaluator that makes much of
+//! little, it prints what the process holds once the source is held up.
+//!
 //! `baseline/per_event` has the same threads around the same kind of event, with one event a send and a `select!`
 //! a hop. It is spared the payload, the shards and the endpoint, so what it gives is an upper bound of that
 //! design.
@@ -18,13 +21,16 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use crossbeam::channel::{Receiver, Sender, bounded, select};
 use dormouse::event::{
-    Datatype, DcpEvent, EventBatch, EventKind, Generation, Seqno, Span, StreamStatus, VbId, VbUuid,
+    ByteBudget, Datatype, DcpEvent, EventBatch, EventKind, Generation, Seqno, Span, StreamStatus, VbId,
+    VbUuid,
 };
-use dormouse::projector::{Endpoint, EndpointRefused, Feed, KvData, KvDataConfig};
-use dormouse::shard::ShardId;
+use dormouse::index::{IndexDefinition, KeyList};
+use dormouse::projector::{Endpoint, EndpointRefused, Engine, Evaluator, Feed, KvData, KvDataConfig, Tuning};
 use dormouse::shard::batch::WriteBatch;
+use dormouse::shard::{InstId, ShardId};
 use dormouse::thread::{self, Fin, FinHolder, Thread, Until, fin};
 use dormouse::timestamp::{Position, TsVbuuid};
+use serde_json::Value;
 use slog::{Discard, Logger, o};
 
 const VBUCKETS: u16 = 1024;
@@ -75,7 +81,12 @@ impl Batches {
 
     fn next_batch(&mut self) -> EventBatch {
         let events = (0..self.events).map(|index| self.next_event(index)).collect();
-        let buffer = vec![b'x'; self.events * (KEY_BYTES + VALUE_BYTES)];
+        let mut buffer = vec![b'x'; self.events * (KEY_BYTES + VALUE_BYTES)];
+        // A string, for those who evaluate.
+        for document in buffer.chunks_exact_mut(KEY_BYTES + VALUE_BYTES) {
+            document[KEY_BYTES] = b'"';
+            document[KEY_BYTES + VALUE_BYTES - 1] = b'"';
+        }
         EventBatch { generation: GENERATION, events, buffer, charge: None }
     }
 }
@@ -85,6 +96,10 @@ impl Batches {
 struct Countdown {
     left: AtomicI64,
     done: Sender<()>,
+    /// What each call blocks for.
+    call_takes: Duration,
+    /// A signal that is not given, to block on.
+    never: (FinHolder, Fin),
 }
 
 impl Endpoint for Countdown {
@@ -95,6 +110,9 @@ impl Endpoint for Countdown {
     ) -> Result<Box<WriteBatch>, EndpointRefused> {
         let events = i64::try_from(batch.advances.len()).unwrap();
         batch.clear();
+        if !self.call_takes.is_zero() {
+            let _ = self.never.1.wait(&Until::within(self.call_takes));
+        }
         let before = self.left.fetch_sub(events, Ordering::AcqRel);
         if (1..=events).contains(&before) {
             let _ = self.done.try_send(());
@@ -114,23 +132,34 @@ struct Path {
     fin: Fin,
 }
 
+/// Starts a data path, whose source may send now.
+fn start(workers: u16, endpoint: &Arc<dyn Endpoint>) -> (Feed, KvData, Sender<EventBatch>) {
+    let (upstream, batches) = bounded(QUEUE_BATCHES);
+    let config = KvDataConfig {
+        node: 0,
+        workers,
+        vbuckets: VBUCKETS,
+        shards: SHARDS,
+        worker_queue_batches: QUEUE_BATCHES,
+    };
+    let logger = Logger::root(Discard, o!());
+    let feed = Feed::new(&logger);
+    let link = feed.begin_generation(GENERATION, &TsVbuuid::default()).unwrap();
+    let kvdata = KvData::start(&config, endpoint, batches, &link, &logger).unwrap();
+    (feed, kvdata, upstream)
+}
+
 impl Path {
     fn start(workers: u16) -> Self {
+        Self::start_with(workers, Duration::ZERO)
+    }
+
+    fn start_with(workers: u16, call_takes: Duration) -> Self {
         let (done_tx, done) = bounded(1);
-        let countdown = Arc::new(Countdown { left: AtomicI64::new(0), done: done_tx });
+        let left = AtomicI64::new(0);
+        let countdown = Arc::new(Countdown { left, done: done_tx, call_takes, never: fin() });
         let endpoint: Arc<dyn Endpoint> = Arc::clone(&countdown) as _;
-        let (upstream, batches) = bounded(QUEUE_BATCHES);
-        let config = KvDataConfig {
-            node: 0,
-            workers,
-            vbuckets: VBUCKETS,
-            shards: SHARDS,
-            worker_queue_batches: QUEUE_BATCHES,
-        };
-        let logger = Logger::root(Discard, o!());
-        let feed = Feed::new(&logger);
-        let link = feed.begin_generation(GENERATION, &TsVbuuid::default());
-        let kvdata = KvData::start(&config, &endpoint, batches, &link, &logger).unwrap();
+        let (feed, kvdata, upstream) = start(workers, &endpoint);
         let (fin_holder, fin) = fin();
         let path = Self { kvdata, upstream, countdown, done, _feed: feed, _fin_holder: fin_holder, fin };
         path.send(begins());
@@ -160,8 +189,8 @@ impl Path {
         began.elapsed()
     }
 
-    /// Sends for as long as there is a data path.
-    fn load(&self) -> Thread<()> {
+    /// Sends for as long as there is a data path. Returns once so many batches have gone through.
+    fn load(&self, first_batches: usize) -> Thread<()> {
         let (upstream, fin) = (self.upstream.clone(), self.fin.clone());
         let mut batches = Batches::new(BATCH_EVENTS);
         let thread =
@@ -171,7 +200,7 @@ impl Path {
                     while thread::send(&upstream, batches.next_batch(), &fin).is_ok() {}
                 },
             );
-        self.expect(16 * BATCH_EVENTS);
+        self.expect(first_batches * BATCH_EVENTS);
         self.wait();
         thread.unwrap()
     }
@@ -324,8 +353,19 @@ fn baseline(criterion: &mut Criterion) {
 
 fn kvdata(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("kvdata");
-    group.bench_function("close_under_load", |bencher| {
-        bencher.iter_custom(|iters| (0..iters).map(|_| close_under_load()).sum());
+    let endpoints = [("immediate", Duration::ZERO, 16), ("10 ms a call", Duration::from_millis(10), 1)];
+    for (name, call_takes, first_batches) in endpoints {
+        group.sample_size(10).measurement_time(Duration::from_secs(1));
+        let mut times = Vec::new();
+        group.bench_function(format!("close_under_load/{name}"), |bencher| {
+            bencher.iter_custom(|iters| {
+                sample(iters, &mut times, || close_under_load(call_takes, first_batches))
+            });
+        });
+        print_quantiles(name, times);
+    }
+    group.bench_function("stuck_endpoint", |bencher| {
+        bencher.iter_custom(|iters| (0..iters).map(|_| stuck_endpoint()).sum());
     });
     group.finish();
     let ts: TsVbuuid = (0..VBUCKETS).map(|vb| (VbId(vb), Position::at(VbUuid(1), Seqno(1)))).collect();
@@ -344,10 +384,15 @@ fn bench_request(criterion: &mut Criterion, name: &str, request: impl Fn(&Path))
     group.bench_function(name, |bencher| {
         let (path, _) = loaded.get_or_insert_with(|| {
             let path = Path::start(2);
-            let load = path.load();
+            let load = path.load(16);
             (path, load)
         });
-        bencher.iter_custom(|iters| sample(iters, &mut latencies, || request(path)));
+        let timed = || {
+            let began = Instant::now();
+            request(path);
+            began.elapsed()
+        };
+        bencher.iter_custom(|iters| sample(iters, &mut latencies, timed));
     });
     group.finish();
     if let Some((path, load)) = loaded {
@@ -357,9 +402,9 @@ fn bench_request(criterion: &mut Criterion, name: &str, request: impl Fn(&Path))
     }
 }
 
-fn close_under_load() -> Duration {
-    let path = Path::start(2);
-    let load = path.load();
+fn close_under_load(call_takes: Duration, first_batches: usize) -> Duration {
+    let path = Path::start_with(2, call_takes);
+    let load = path.load(first_batches);
     let began = Instant::now();
     path.kvdata.close(&Until::default()).unwrap();
     let took = began.elapsed();
@@ -367,21 +412,107 @@ fn close_under_load() -> Duration {
     took
 }
 
-/// Makes `iters` requests one after another and keeps how long each took.
-fn sample(iters: u64, latencies: &mut Vec<Duration>, request: impl Fn()) -> Duration {
-    let before = latencies.len();
-    for _ in 0..iters {
-        let began = Instant::now();
-        request();
-        latencies.push(began.elapsed());
-    }
-    latencies[before..].iter().sum()
+/// Calls `measure` so often and keeps each of the times that it gives.
+fn sample(iters: u64, times: &mut Vec<Duration>, measure: impl Fn() -> Duration) -> Duration {
+    let before = times.len();
+    times.extend((0..iters).map(|_| measure()));
+    times[before..].iter().sum()
 }
 
-fn print_quantiles(request: &str, mut latencies: Vec<Duration>) {
+/// Takes nothing.
+struct Stuck(Fin);
+
+impl Endpoint for Stuck {
+    fn try_apply(&self, _: ShardId, batch: Box<WriteBatch>) -> Result<Box<WriteBatch>, EndpointRefused> {
+        Err(EndpointRefused::Later { batch, ready: self.0.clone() })
+    }
+}
+
+/// Makes fifty keys of about 70 bytes of every document.
+struct Prolific {
+    definition: IndexDefinition,
+    document: Value,
+}
+
+impl Prolific {
+    fn new() -> Self {
+        let keys: Vec<String> = (0..50).map(|number| format!("{number:04}{}", "k".repeat(60))).collect();
+        let definition = IndexDefinition::parse("by_tag=tags[]").unwrap();
+        Self { definition, document: serde_json::json!({ "tags": keys }) }
+    }
+}
+
+impl Evaluator for Prolific {
+    fn keys(&self, id: &str, _: &Value, out: &mut KeyList) -> anyhow::Result<()> {
+        self.definition.keys(id, &self.document, out);
+        Ok(())
+    }
+}
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+}
+
+/// Sends until the source is held up, and prints what the process holds then. Gives back how long that took.
+fn stuck_endpoint() -> Duration {
+    const BUDGET_BYTES: usize = 16 * 1024 * 1024;
+    const WORKERS: u16 = 2;
+    let (_holder, never) = fin();
+    let endpoint: Arc<dyn Endpoint> = Arc::new(Stuck(never));
+    let before_kib = resident_kib();
+    let (_feed, kvdata, upstream) = start(WORKERS, &endpoint);
+    let engine = Engine { inst: InstId(1), evaluator: Arc::new(Prolific::new()) };
+    kvdata.add_engines(vec![engine], &Until::default()).unwrap();
+    let (fin_holder, stopped) = fin();
+    let budget = ByteBudget::new(BUDGET_BYTES);
+    let charged = budget.clone();
+    let began = Instant::now();
+    let source = thread::spawn("bench-source", move || {
+        let mut batches = Batches::new(BATCH_EVENTS);
+        let mut next = begins();
+        loop {
+            next.charge = charged.charge(next.weight_bytes(), &stopped);
+            if next.charge.is_none() || thread::send(&upstream, next, &stopped).is_err() {
+                return;
+            }
+            next = batches.next_batch();
+        }
+    })
+    .unwrap();
+    let (_holder, tick) = fin();
+    let taken = || (kvdata.stats().events(), kvdata.worker_stats().documents(), budget.used_bytes());
+    let mut last = taken();
+    loop {
+        let _ = tick.wait(&Until::within(Duration::from_millis(100)));
+        let now = taken();
+        if now == last {
+            break;
+        }
+        last = now;
+    }
+    let took = began.elapsed();
+    println!(
+        "stuck endpoint: {} KiB resident more than before; {} KiB of events of {} KiB, {} KiB evaluated of {} KiB",
+        resident_kib().saturating_sub(before_kib),
+        budget.used_bytes() / 1024,
+        BUDGET_BYTES / 1024,
+        kvdata.worker_stats().waiting_bytes() / 1024,
+        usize::from(WORKERS) * Tuning::default().lane_bytes_max / 1024,
+    );
+    drop(fin_holder);
+    kvdata.close(&Until::default()).unwrap();
+    source.join(&Until::default()).unwrap();
+    took
+}
+
+fn print_quantiles(what: &str, mut latencies: Vec<Duration>) {
     latencies.sort_unstable();
-    let at = |percent: usize| latencies[(latencies.len() - 1) * percent / 100];
-    println!("{request}: p50 {:?}, p99 {:?} of {} requests", at(50), at(99), latencies.len());
+    // Criterion does not call what is filtered out.
+    let Some(last) = latencies.len().checked_sub(1) else { return };
+    let at = |percent: usize| latencies[last * percent / 100];
+    println!("{what}: p50 {:?}, p99 {:?}, most {:?} of {}", at(50), at(99), at(100), latencies.len());
 }
 
 criterion_group! {

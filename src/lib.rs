@@ -79,11 +79,15 @@
 //! | `kv-data-N` | scatters batches to workers | its control ends it, or the source is gone |
 //! | `vbc-N-W` | control of a worker: passes engines on, joins its data thread | the data path closes |
 //! | `vbd-N-W` | evaluates documents and writes to its shards | its control ends it, or a write failed |
+//! | `dm-store-N` | carries files to and from an object store | the files are carried, or one fails |
+//! | `dm-s3-watch` | ends calls on an `s3://` store whose limit has ended | the store is dropped |
+//! | `dm-s3-names` | resolves the names of servers for an `s3://` store | the store is dropped |
 //! | `dm-signals` | waits for interrupts; started by the binary alone | the program ends |
 //!
 //! An open bucket has two threads; a running ingest has three more, and two for each worker. `close` and the end
-//! of an ingest join them within a deadline, and name those that still run. Pause, resume and scan run on the
-//! caller's thread.
+//! of an ingest join them within a deadline, and name those that still run. Scan runs on the caller's thread, and so
+//! do pause and resume where the archive is a folder. On an `s3://` archive they carry files on threads of their
+//! own, which have ended when they return.
 //!
 //! # Deliberately absent
 //!

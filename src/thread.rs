@@ -301,6 +301,33 @@ impl<T> Thread<T> {
     }
 }
 
+/// Runs each of `works` on a thread of its own, named `<prefix>-0`, `<prefix>-1` and so on, and `meanwhile` on this
+/// one. All have ended when it returns, so they may borrow. A panic is the result of its thread. Where not all
+/// threads can be started, fewer do; the error is that of the first.
+pub fn with_threads<T: Send>(
+    prefix: &str,
+    works: Vec<impl FnOnce() -> T + Send>,
+    meanwhile: impl FnOnce(),
+) -> std::io::Result<Vec<Result<T, Panicked>>> {
+    std::thread::scope(|scope| {
+        let mut handles = Vec::with_capacity(works.len());
+        for (number, work) in works.into_iter().enumerate() {
+            let name = format!("{prefix}-{number}");
+            debug_assert!(name.len() <= THREAD_NAME_BYTES_MAX, "thread name {name} is cut by the system");
+            let own_name = name.clone();
+            match std::thread::Builder::new().name(name).spawn_scoped(scope, move || catch(&own_name, work)) {
+                Ok(handle) => handles.push(handle),
+                Err(e) if handles.is_empty() => return Err(e),
+                Err(_) => break,
+            }
+        }
+        meanwhile();
+        let gone =
+            |_| Panicked { thread: prefix.to_owned(), message: "it ended without a result".to_owned() };
+        Ok(handles.into_iter().map(|handle| handle.join().map_err(gone).flatten()).collect())
+    })
+}
+
 /// The threads of one instance: each is counted from its start to its end, wherever its handle is.
 #[derive(Debug, Clone, Default)]
 pub struct Roster(Arc<Mutex<Vec<String>>>);

@@ -241,7 +241,7 @@ fn whichever_call_fails_a_download_says_so() {
 fn a_missing_object_is_named_with_its_file() {
     let scene = Scene::new();
     let manifest = scene.archived();
-    scene.store.delete(&manifest.files[1].object, &forever()).unwrap();
+    scene.store.delete(std::slice::from_ref(&manifest.files[1].object), &forever()).unwrap();
     let error = scene.download(&manifest, &scene.store).unwrap_err();
     let text = error.to_string();
     assert!(text.contains(manifest.files[1].object.as_str()), "{text}");

@@ -45,11 +45,35 @@ fn every_test_that_the_table_names_exists() {
         let number: u32 = row[0].parse().unwrap();
         if row[3] == "not built" {
             assert!((50..=64).contains(&number), "H{number} has no test");
-        } else if row[3] == "by type" {
-            assert!([17, 19, 24, 39, 72].contains(&number), "H{number} has no test");
         } else {
             let name = row[3].trim_matches('`');
             assert!(names.contains(name), "H{number} names {name}, which is no test");
+        }
+    }
+}
+
+/// Times are for callers' limits and for how often a line is logged: a loop that waits for a time has something
+/// that ends by itself.
+#[test]
+fn nothing_in_the_data_path_wakes_up_by_itself() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/projector");
+    let mut folders = vec![folder];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            for line in code.filter(|line| !line.contains("until.timer()")) {
+                for timed in
+                    ["tick(", "after(", "at(Instant", "_timeout(", "_deadline(", "sleep(", ".timer()"]
+                {
+                    assert!(!line.contains(timed), "{} waits for a time: {line}", path.display());
+                }
+            }
         }
     }
 }

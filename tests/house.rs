@@ -224,6 +224,11 @@ fn every_thread_is_in_the_table_of_threads() {
             assert!(table.contains(&name), "{file} starts {name}, which is not in the table of threads");
             spawned.insert(name);
         }
+        for (at, call) in code.match_indices("thread::with_threads(") {
+            let name = thread_name(&code[at + call.len()..]).unwrap() + "-N";
+            assert!(table.contains(&name), "{file} starts {name}, which is not in the table of threads");
+            spawned.insert(name);
+        }
     }
     assert!(spawned.len() >= 7, "threads were missed: only {spawned:?} were found");
 }

@@ -25,6 +25,7 @@ mod path;
 mod projector;
 mod range;
 mod shard;
+mod shard_crash;
 mod shard_lock;
 mod shard_model;
 mod shard_recovery;

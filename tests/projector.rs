@@ -1,17 +1,18 @@
 //! The data path: order, lanes, endings, and what it does with host code that misbehaves.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{Sender, bounded};
 use dormouse::event::{ByteBudget, Generation, StreamEndReason, VbId};
 use dormouse::index::{IndexDefinition, KeyList};
-use dormouse::projector::{EndReason, Evaluator, RequestError, StreamState};
+use dormouse::projector::{EndReason, Evaluator, RequestError, StreamState, Tuning};
 use dormouse::shard::InstId;
 use dormouse::thread::{Fin, FinHolder, Until, fin, recv, spawn};
 use dormouse::timestamp::TsVbuuid;
 use serde_json::Value;
 
-use crate::support::endpoint::{Events, Failure, Path, VBUCKETS, engine, engine_of};
+use crate::support::endpoint::{Events, Failure, Path, SHARDS, VBUCKETS, engine, engine_of};
 use crate::support::{eventually, forever, push, watchdog};
 
 /// Sends `rounds` batches, each with one change of every vbucket, from `first` on.
@@ -215,6 +216,76 @@ fn a_document_that_an_evaluator_cannot_take_loses_its_entry_and_the_stream_goes_
     close(&mut path);
 }
 
+/// Leaves keys behind, and panics then.
+struct Untidy(IndexDefinition);
+
+impl Evaluator for Untidy {
+    fn keys(&self, id: &str, document: &Value, out: &mut KeyList) -> anyhow::Result<()> {
+        self.0.keys(id, document, out);
+        panic!("half-way");
+    }
+}
+
+/// Fails where what it is given is not what the document is.
+struct Picky(IndexDefinition);
+
+impl Evaluator for Picky {
+    fn keys(&self, id: &str, document: &Value, out: &mut KeyList) -> anyhow::Result<()> {
+        anyhow::ensure!(out.is_empty() && *document == serde_json::json!({"a": 1}), "somebody was here");
+        self.0.keys(id, document, out);
+        Ok(())
+    }
+}
+
+#[test]
+fn what_an_engine_leaves_behind_is_not_seen_by_the_next() {
+    let mut path = Path::begun(132);
+    let by_a = || IndexDefinition::parse("by_a=a").unwrap();
+    let beside = vec![engine_of(2, Untidy(by_a())), engine_of(3, Picky(by_a())), engine_of(4, Picky(by_a()))];
+    path.kvdata.add_engines(beside, &watchdog()).unwrap();
+    send_changes(&path, 1, 5);
+    eventually("everything is applied", || reached(&path, 5));
+    let per_engine = 5 * u64::from(VBUCKETS);
+    let stats = path.kvdata.worker_stats();
+    assert_eq!((stats.quarantined(), stats.entries()), (per_engine, 3 * per_engine));
+    let changes = path.recorder.changes();
+    assert!(changes.iter().all(|change| change.4 == usize::from(change.0 != InstId(2))));
+    close(&mut path);
+}
+
+#[test]
+fn counters_lose_nothing_while_they_are_read_and_engines_and_numbers_change() {
+    const ROUNDS: u64 = 30_000;
+    // Without an entry to make, the workers do little else than count.
+    let mut path = Path::start(133);
+    path.send((0..VBUCKETS).fold(path.events(), Events::begin));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (stats, of_workers) = (path.kvdata.stats(), path.kvdata.worker_stats());
+            let mut last = (0, 0);
+            while !done.load(Ordering::SeqCst) {
+                let seen = (stats.mutations(), of_workers.documents());
+                assert!(seen.0 >= last.0 && seen.1 >= last.1, "{seen:?} after {last:?}");
+                last = seen;
+                path.kvdata.reset_config(Tuning::default(), &watchdog()).unwrap();
+                path.kvdata.delete_engines(vec![InstId(1)], &watchdog()).unwrap();
+            }
+        });
+        for seqno in 1..=ROUNDS {
+            path.send((0..VBUCKETS).fold(path.events(), |events, vb| events.put(vb, seqno, "d", "1")));
+        }
+        eventually("everything is applied", || reached(&path, ROUNDS));
+        done.store(true, Ordering::SeqCst);
+    });
+    let sent = ROUNDS * u64::from(VBUCKETS);
+    let (stats, of_workers) = (path.kvdata.stats(), path.kvdata.worker_stats());
+    // The first batch began the streams, with two events each.
+    assert_eq!((stats.batches(), stats.events()), (ROUNDS + 1, sent + 2 * u64::from(VBUCKETS)));
+    assert_eq!((stats.mutations(), of_workers.documents()), (sent, sent));
+    close(&mut path);
+}
+
 #[test]
 fn engines_that_are_added_under_load_see_every_later_change_and_no_earlier_one() {
     const ROUNDS: u64 = 60;
@@ -340,6 +411,65 @@ fn a_request_is_refused_while_a_close_hangs() {
     close(&mut path);
 }
 
+/// Makes fifty keys of a document that has none.
+struct Prolific {
+    definition: IndexDefinition,
+    document: Value,
+}
+
+impl Prolific {
+    fn new() -> Self {
+        let keys: Vec<String> = (0..50).map(|number| format!("{number:04}{}", "k".repeat(60))).collect();
+        let definition = IndexDefinition::parse("by_tag=tags[]").unwrap();
+        Self { definition, document: serde_json::json!({ "tags": keys }) }
+    }
+}
+
+impl Evaluator for Prolific {
+    fn keys(&self, id: &str, _: &Value, out: &mut KeyList) -> anyhow::Result<()> {
+        self.definition.keys(id, &self.document, out);
+        Ok(())
+    }
+}
+
+#[test]
+fn what_is_made_of_events_for_locked_shards_stays_within_its_bound() {
+    const BATCHES: u64 = 300;
+    const BOUND_BYTES: usize = 64 * 1024;
+    let mut path = Path::start(134);
+    path.kvdata.add_engines(vec![engine_of(1, Prolific::new())], &watchdog()).unwrap();
+    let tuning = Tuning { lane_bytes_max: BOUND_BYTES, ..Tuning::default() };
+    path.kvdata.reset_config(tuning, &watchdog()).unwrap();
+    path.send((0..VBUCKETS).fold(path.events(), Events::begin));
+    (0..SHARDS).for_each(|shard| path.recorder.lock(shard));
+    let stats = path.kvdata.worker_stats();
+    let peak = std::thread::scope(|scope| {
+        let sends = scope.spawn(|| send_changes(&path, 1, BATCHES));
+        eventually("it holds the source up", || path.upstream.as_ref().unwrap().is_full());
+        // Until it stays as it is. Control goes on meanwhile.
+        let (_holder, never) = fin();
+        let (mut last, mut peak, mut unchanged) = (0, 0, 0);
+        while unchanged < 30 {
+            let _ = never.wait(&Until::within(Duration::from_millis(1)));
+            path.kvdata.update_ts(TsVbuuid::default(), &watchdog()).unwrap();
+            peak = peak.max(stats.waiting_bytes());
+            unchanged = if stats.documents() == last { unchanged + 1 } else { 0 };
+            last = stats.documents();
+        }
+        assert!(!sends.is_finished(), "all batches were taken, and {peak} bytes wait");
+        (0..SHARDS).for_each(|shard| path.recorder.unlock(shard));
+        sends.join().unwrap();
+        peak
+    });
+    eventually("everything is applied", || reached(&path, BATCHES));
+    // Two workers, and a batch of each lane that was evaluated before they saw that the bound is reached.
+    let most = 2 * BOUND_BYTES + usize::from(SHARDS) * path.recorder.heaviest_bytes();
+    assert!((1..=most as u64).contains(&peak), "{peak} bytes wait, at most {most} may");
+    assert_eq!(stats.waiting_bytes(), 0);
+    assert_eq!(stats.entries(), BATCHES * u64::from(VBUCKETS) * 50);
+    close(&mut path);
+}
+
 #[test]
 fn what_waits_for_a_locked_shard_stays_within_the_budget_and_control_goes_on() {
     const LIMIT_BYTES: usize = 64 * 1024;
@@ -356,7 +486,9 @@ fn what_waits_for_a_locked_shard_stays_within_the_budget_and_control_goes_on() {
             let mut batch = events.build();
             let Some(charge) = charged.charge(batch.weight_bytes(), &stopped) else { return sent };
             batch.charge = Some(charge);
-            assert!(dormouse::thread::send(&upstream, batch, &stopped).is_ok());
+            if dormouse::thread::send(&upstream, batch, &stopped).is_err() {
+                return sent;
+            }
             sent += 1;
         }
     })

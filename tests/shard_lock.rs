@@ -1,13 +1,14 @@
 //! The lock of a shard: nothing changes on disk while it is held, and it is given back in every case.
 
+use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crossbeam::channel::bounded;
 use dormouse::shard::{
-    ApplyError, InstId, InstanceError, InstanceStart, Later, LockError, Refused, Shard, ShardLock, StoreKind,
-    lock_all,
+    ApplyError, CommitError, InstId, InstanceError, InstanceStart, Later, LockError, Refused, Shard,
+    ShardLock, ShardSetConfig, StoreKind, lock_all,
 };
-use dormouse::thread::{Fin, fin, spawn};
+use dormouse::thread::{Fin, Thread, fin, spawn};
 
 use crate::support::shards::{
     apply, batch, close, create, entries, for_each_store, manual, open, refusal, specs,
@@ -15,6 +16,8 @@ use crate::support::shards::{
 use crate::support::{cancelled, tree, watchdog};
 
 for_each_store! {
+    nothing_on_disk_changes_under_a_lock_while_scans_begin_and_end,
+    locks_writes_scans_and_indexes_meet_on_many_threads,
     a_batch_comes_back_from_a_locked_shard_with_a_signal_for_the_unlock,
     what_was_applied_before_a_lock_is_durable_and_readable_under_it,
     instances_stay_as_they_are_under_a_lock,
@@ -224,4 +227,101 @@ fn a_lock_waits_for_the_write_in_flight_and_cuts_between_batches(kind: StoreKind
     drop(stop);
     let wrote = writer.join(&watchdog()).unwrap();
     assert_eq!(entries(shard, 1).len() as u64, wrote);
+}
+
+/// Scans of an unlocked shard, whose ends may remove files.
+fn scans(shard: &Shard) -> Vec<dormouse::shard::ShardScan> {
+    let all = (Bound::Unbounded, Bound::Unbounded);
+    (0..3).map(|_| shard.snapshot(&watchdog()).unwrap().scan(InstId(1), &all)).collect()
+}
+
+fn nothing_on_disk_changes_under_a_lock_while_scans_begin_and_end(kind: StoreKind) {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(kind, dir.path(), 1, &manual());
+    let shard = &set.shards()[0];
+    let mut open_scans = Vec::new();
+    for seqno in 0..12 {
+        apply(shard, batch(0, seqno, &[(&format!("d{:02}", seqno % 5), &[&format!("k{seqno:02}")])]));
+        open_scans.extend(scans(shard));
+        shard.commit(&watchdog()).unwrap();
+    }
+    let guard = lock(shard, "test");
+    let before = tree(dir.path());
+    open_scans.extend(scans(shard));
+    for scan in open_scans {
+        assert!(scan.map(Result::unwrap).count() <= 5);
+    }
+    assert_eq!(entries(shard, 1).len(), 5);
+    assert!(!shard.commit(&watchdog()).unwrap());
+    assert!(tree(dir.path()) == before, "the disk changed under the lock");
+    drop(guard);
+    apply(shard, batch(0, 12, &[("last", &["k"])]));
+    shard.commit(&watchdog()).unwrap();
+}
+
+/// What one thread does, over and over, until it is stopped.
+fn over_and_over(name: &str, stopped: &Fin, mut step: impl FnMut(u64) + Send + 'static) -> Thread<u64> {
+    let stopped = stopped.clone();
+    spawn(name, move || {
+        let mut steps = 0;
+        while !stopped.is_given() {
+            step(steps);
+            steps += 1;
+        }
+        steps
+    })
+    .unwrap()
+}
+
+fn locks_writes_scans_and_indexes_meet_on_many_threads(kind: StoreKind) {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(kind, dir.path(), 2, &ShardSetConfig { points_kept: 1, ..manual() });
+    let (stop, stopped) = fin();
+    let mut threads = Vec::new();
+    for shard in set.shards() {
+        let (vb, writer) = (shard.id().0, shard.clone());
+        let mut seqno = 0;
+        threads.push(over_and_over("t-write", &stopped, move |_| {
+            let ids: Vec<String> = (0..10).map(|n| format!("d{:02}", (seqno + n) % 40)).collect();
+            let documents: Vec<(&str, &[&str])> = ids.iter().map(|id| (id.as_str(), &["k"][..])).collect();
+            match writer.try_apply(batch(vb, seqno, &documents)) {
+                Ok(_) => seqno += 10,
+                Err(Refused::Later { ready, .. }) => ready.wait(&watchdog()).unwrap(),
+                Err(Refused::Never(error)) => panic!("{error}"),
+            }
+        }));
+        let reader = shard.clone();
+        threads.push(over_and_over("t-scan", &stopped, move |_| {
+            let held = entries(&reader, 1).len();
+            assert!(held.is_multiple_of(10) && held <= 40, "a batch was cut in two: {held}");
+        }));
+        let indexer = shard.clone();
+        threads.push(over_and_over("t-index", &stopped, move |step| {
+            let inst = InstId(u32::try_from(step).unwrap() + 10);
+            for outcome in
+                [indexer.create_instance(inst, InstanceStart::AtShard), indexer.drop_instance(inst)]
+            {
+                assert!(matches!(outcome, Ok(()) | Err(InstanceError::Locked { .. })), "{outcome:?}");
+            }
+        }));
+        let keeper = shard.clone();
+        threads.push(over_and_over("t-keep", &stopped, move |_| match keeper.pin(&watchdog()) {
+            Ok(pinned) => assert!(pinned.files().iter().all(|file| file.path.exists())),
+            Err(CommitError::Locked { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }));
+    }
+    for _ in 0..15 {
+        let guards = lock_all(set.shards(), "test", &watchdog()).unwrap();
+        let before = tree(dir.path());
+        let held = entries(&set.shards()[0], 1);
+        assert!(tree(dir.path()) == before, "the disk changed under the lock");
+        assert_eq!(entries(&set.shards()[0], 1), held);
+        drop(guards);
+    }
+    drop(stop);
+    for thread in threads {
+        assert!(thread.join(&watchdog()).unwrap() > 0);
+    }
+    set.shards().iter().for_each(|shard| shard.check(&watchdog()).unwrap());
 }

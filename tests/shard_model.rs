@@ -178,7 +178,7 @@ impl Subject {
     }
 
     fn keep(&mut self) {
-        let point = self.shard().keep_point(&watchdog()).unwrap().expect("nothing came out of order");
+        let point = self.shard().keep_point(&watchdog()).unwrap().unwrap();
         self.model.points.insert(point.0, self.model.instances.clone());
         while self.model.points.len() > POINTS_KEPT {
             self.model.points.pop_first();

@@ -10,7 +10,7 @@ use dormouse::projector::{StreamState, Tuning};
 use dormouse::shard::InstId;
 use dormouse::timestamp::Position;
 
-use crate::support::endpoint::{Path, engine, engine_of};
+use crate::support::endpoint::{Path, VBUCKETS, engine, engine_of};
 use crate::support::{eventually, watchdog};
 
 fn close(path: &Path) {
@@ -179,11 +179,48 @@ fn an_engine_that_was_deleted_has_seen_everything_up_to_the_answer_and_nothing_l
 }
 
 #[test]
+fn an_engine_that_was_deleted_does_not_come_back_with_the_next_one() {
+    let path = Path::begun(152);
+    path.kvdata.add_engines(vec![engine(2)], &watchdog()).unwrap();
+    path.kvdata.delete_engines(vec![InstId(1)], &watchdog()).unwrap();
+    path.kvdata.add_engines(vec![engine(3)], &watchdog()).unwrap();
+    path.send(path.events().put(0, 1, "d", r#"{"a":1}"#));
+    eventually("it passed", || path.recorder.reached(0) == 1);
+    let insts: Vec<InstId> = path.recorder.changes().into_iter().map(|change| change.0).collect();
+    assert_eq!(insts, [InstId(2), InstId(3)]);
+    close(&path);
+}
+
+#[test]
+fn the_endpoint_gets_an_end_of_a_stream_that_begins_again_without_one() {
+    let path = Path::begun(153);
+    let again = EventKind::StreamReq { status: StreamStatus::Success { vbuuid: VbUuid(9) } };
+    path.send(path.events().put(0, 4, "d", r#"{"a":1}"#).event(0, 4, again).put(0, 5, "d", "{}"));
+    eventually("it goes on", || path.recorder.reached(0) == 5);
+    let notes = path.recorder.notes().into_iter().filter(|note| note.vb == VbId(0));
+    let last: Vec<(Seqno, EventKind)> = notes.skip(2).map(|note| (note.seqno, note.kind)).collect();
+    let superseded = EventKind::StreamEnd { reason: StreamEndReason::Superseded };
+    assert_eq!(last, [(Seqno(4), superseded), (Seqno(4), again)]);
+    close(&path);
+}
+
+#[test]
+fn the_ends_that_a_path_owes_when_it_is_closed_go_to_the_feed_alone() {
+    let path = Path::begun(154);
+    eventually("all began", || path.recorder.notes().len() == 2 * usize::from(VBUCKETS));
+    close(&path);
+    assert_eq!(path.recorder.notes().len(), 2 * usize::from(VBUCKETS));
+    let states = path.feed.streams(Generation(path.generation));
+    let ended = StreamState::Ended(StreamEndReason::DataPathEnded);
+    assert_eq!(states, (0..VBUCKETS).map(|vb| (VbId(vb), ended)).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_reset_of_the_configuration_is_carried_out_by_every_worker() {
     let path = Path::begun(151);
     path.recorder.lock(0);
     // One batch may wait for the locked shard, and then the worker takes no more: neither for its other shard.
-    let tuning = Tuning { lane_batches_max: 1, quarantine_log_interval: Duration::ZERO };
+    let tuning = Tuning { lane_batches_max: 1, quarantine_log_interval: Duration::ZERO, ..Tuning::default() };
     path.kvdata.reset_config(tuning, &watchdog()).unwrap();
     path.send(path.events().put(0, 1, "held", r#"{"a":1}"#));
     path.send(path.events().put(2, 1, "behind", r#"{"a":1}"#).put(1, 1, "beside", r#"{"a":1}"#));

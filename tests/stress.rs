@@ -17,7 +17,8 @@ use dormouse::timestamp::TsVbuuid;
 
 use crate::support::forever;
 use crate::support::path::{
-    Bomb, Dice, EndLines, Script, Source, Switch, TestEndpoint, TestEvaluator, tasks, wait_for, watched,
+    Bomb, CancelOnDrop, Dice, EndLines, Script, Source, Switch, TestEndpoint, TestEvaluator, tasks, wait_for,
+    watched,
 };
 
 /// Seeds of a cell.
@@ -257,14 +258,14 @@ impl Fixture {
         assert_eq!(feed.late_messages(), 0);
         let script = source.join();
         assert!(books.active.is_empty(), "{:?}", books.active);
-        for (vb, counts) in &books.counts {
-            // A begin that was still on its way to the feed gets its end all the same. None is on its way when the
-            // source was read to its end.
-            let on_their_way = counts.ends.checked_sub(counts.begins).unwrap();
-            let most = u64::from(ending != Ending::UpstreamCloses);
-            assert!(on_their_way <= most, "vbucket {vb}: {counts:?}");
-            assert!(counts.ends <= script.begins[vb], "vbucket {vb}: {counts:?}");
+        for (vb, begins) in &script.begins {
+            let counts = books.counts.get(vb).copied().unwrap_or_default();
+            assert_eq!((counts.begins, counts.stray_ends), (counts.ends, 0), "vbucket {vb}");
+            // What was not taken from the source did not begin.
+            let is_told = counts.begins == *begins || ending != Ending::UpstreamCloses;
+            assert!(is_told && counts.begins <= *begins, "vbucket {vb}: {counts:?} of {begins}");
         }
+        assert!(books.counts.keys().all(|vb| script.begins.contains_key(vb)));
         assert_eq!(self.budget.used_bytes(), 0, "bytes that were not given back");
         assert_eq!(Arc::strong_count(&self.endpoint), 1, "a thread holds the endpoint");
         let own = [format!("kv-ctl-{}", self.node), format!("kv-data-{}", self.node)];
@@ -308,15 +309,6 @@ fn assert_reason(ending: Ending, reason: &EndReason) {
         _ => matches!(reason, EndReason::Closed),
     };
     assert!(is_right, "{ending:?} ended as: {reason}");
-}
-
-/// Gives a token on every way out.
-struct CancelOnDrop<'c>(&'c Cancel);
-
-impl Drop for CancelOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.cancel();
-    }
 }
 
 fn run(ending: Ending, load: Load, seed: u64) {

@@ -316,8 +316,14 @@ impl Bucket {
             shards: spec.shards,
             worker_queue_batches: self.config.queue_batches,
         };
-        feed.start(&keyspace, generation, &kvdata_config, &endpoint, batches, self.engines(), start, until)
-            .map_err(|error| IngestError::Feed { bucket: bucket.clone(), error })?;
+        let engines = self.engines();
+        let started =
+            feed.start(&keyspace, generation, &kvdata_config, &endpoint, batches, engines, start, until);
+        if let Err(error) = started {
+            // What did not end within the caller's limit.
+            let _ = feed.stop(&keyspace, &Until::within(GRACE));
+            return Err(IngestError::Feed { bucket, error });
+        }
         let stats = feed
             .kvdata(&keyspace)
             .map_err(|error| IngestError::Feed { bucket: bucket.clone(), error })?

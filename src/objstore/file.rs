@@ -12,12 +12,14 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use super::hash::{COPY_BYTES, HashingWriter, ReadError, read_pieces};
+use super::error::{Operation, StoreCause, StoreError};
+use super::hash::{COPY_BYTES, ContentHash, HashingWriter, ReadError, read_pieces};
 use super::key::ObjectKey;
-use super::store::{Body, ObjectMeta, ObjectStore, Operation, StoreCause, StoreError};
+use super::store::{Body, ObjectMeta, ObjectStore, Page, PageMark};
 use crate::durable::{TEMPORARY_SUFFIX, sync_folder};
 use crate::thread::Until;
 
@@ -118,7 +120,14 @@ impl FileStore {
         Ok(())
     }
 
-    fn read(&self, key: &ObjectKey, to: &mut dyn Write, until: &Until) -> Result<u64, StoreCause> {
+    /// Reads `wanted` of the object, or all of it, and gives its whole length.
+    fn read(
+        &self,
+        key: &ObjectKey,
+        wanted: Option<Range<u64>>,
+        to: &mut dyn Write,
+        until: &Until,
+    ) -> Result<u64, StoreCause> {
         until.check()?;
         let (path, _) = self.find(key)?.ok_or(StoreCause::NotFound)?;
         let file = match File::open(&path) {
@@ -127,8 +136,11 @@ impl FileStore {
         };
         // Of the file that is open: the object may have been replaced since it was found.
         let length_bytes = file.metadata()?.len();
-        let copied =
-            read_pieces(&file, length_bytes, until, |piece| to.write_all(piece).map_err(GetError::To));
+        let range = wanted.unwrap_or(0..length_bytes);
+        if range.end > length_bytes {
+            return Err(StoreCause::OutOfRange { start: range.start, end: range.end });
+        }
+        let copied = read_pieces(&file, range, until, |piece| to.write_all(piece).map_err(GetError::To));
         match copied {
             Ok(()) => to.flush().map_err(StoreCause::Receiver)?,
             Err(GetError::To(e)) => return Err(StoreCause::Receiver(e)),
@@ -192,7 +204,17 @@ impl ObjectStore for FileStore {
     }
 
     fn get(&self, key: &ObjectKey, to: &mut dyn Write, until: &Until) -> Result<u64, StoreError> {
-        self.named(Operation::Get, Some(key), self.read(key, to, until))
+        self.named(Operation::Get, Some(key), self.read(key, None, to, until))
+    }
+
+    fn get_range(
+        &self,
+        key: &ObjectKey,
+        range: Range<u64>,
+        to: &mut dyn Write,
+        until: &Until,
+    ) -> Result<u64, StoreError> {
+        self.named(Operation::Get, Some(key), self.read(key, Some(range), to, until))
     }
 
     fn head(&self, key: &ObjectKey, until: &Until) -> Result<Option<u64>, StoreError> {
@@ -200,12 +222,20 @@ impl ObjectStore for FileStore {
         self.named(Operation::Head, Some(key), found.map(|file| file.map(|(_, length_bytes)| length_bytes)))
     }
 
-    fn list(&self, folder: Option<&ObjectKey>, until: &Until) -> Result<Vec<ObjectMeta>, StoreError> {
-        self.named(Operation::List, folder, self.walk(folder, until))
+    /// One page: a folder's names come in no order, so all of them are read before the first can be given.
+    fn list_page(
+        &self,
+        folder: Option<&ObjectKey>,
+        after: Option<&PageMark>,
+        until: &Until,
+    ) -> Result<Page, StoreError> {
+        let mut objects = self.named(Operation::List, folder, self.walk(folder, until))?;
+        objects.retain(|object| after.is_none_or(|mark| object.key.as_str() > mark.0.as_str()));
+        Ok(Page { objects, next: None })
     }
 
-    fn delete(&self, key: &ObjectKey, until: &Until) -> Result<(), StoreError> {
-        self.named(Operation::Delete, Some(key), self.remove(key, until))
+    fn delete(&self, keys: &[ObjectKey], until: &Until) -> Result<(), StoreError> {
+        keys.iter().try_for_each(|key| self.named(Operation::Delete, Some(key), self.remove(key, until)))
     }
 }
 
@@ -277,11 +307,12 @@ fn write_body(file: &mut File, body: Body<'_>, until: &Until) -> Result<(), Stor
             until.check()?;
             Ok(file.write_all(piece)?)
         }),
-        Body::File { file: from, length_bytes, hash: expected } => {
+        Body::File { file: from, offset_bytes, length_bytes, chunks } => {
             let mut to = HashingWriter::new(file);
-            read_pieces(from, length_bytes, until, |piece| Ok::<_, StoreCause>(to.write_all(piece)?))?;
-            let found = to.finish().0.hash;
-            if found == expected { Ok(()) } else { Err(StoreCause::BodyChanged { found }) }
+            let range = offset_bytes..offset_bytes.saturating_add(length_bytes);
+            read_pieces(from, range, until, |piece| Ok::<_, StoreCause>(to.write_all(piece)?))?;
+            let is_as_promised = to.finish().0.hash == ContentHash::of_chunks(chunks);
+            if is_as_promised { Ok(()) } else { Err(StoreCause::BodyChanged) }
         }
     }
 }

@@ -10,6 +10,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::str::FromStr;
 
@@ -30,10 +31,25 @@ pub(super) const COPY_BYTES: usize = 1024 * 1024;
 #[serde(try_from = "String", into = "String")]
 pub struct ContentHash([u8; 32]);
 
+/// The SHA-256 of one chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkHash(pub [u8; 32]);
+
 /// A text is no [`ContentHash`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no content hash: it takes 64 lower-case hexadecimal digits")]
 pub struct ParseHashError(String);
+
+impl ContentHash {
+    /// The hash of the content that has these chunks.
+    pub fn of_chunks(chunks: &[ChunkHash]) -> Self {
+        let mut all = Sha256::new();
+        for chunk in chunks {
+            all.update(chunk.0);
+        }
+        Self(all.finalize().into())
+    }
+}
 
 /// What passed through a [`HashingWriter`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,22 +66,27 @@ pub struct HashingWriter<W> {
     inner: W,
     length_bytes: u64,
     chunk: Sha256,
-    chunks: Sha256,
+    chunks: Vec<ChunkHash>,
 }
 
 impl<W: Write> HashingWriter<W> {
     /// A writer that no byte has passed yet.
     pub fn new(inner: W) -> Self {
-        Self { inner, length_bytes: 0, chunk: Sha256::new(), chunks: Sha256::new() }
+        Self { inner, length_bytes: 0, chunk: Sha256::new(), chunks: Vec::new() }
     }
 
     /// What has passed, and the writer that took it.
-    pub fn finish(mut self) -> (Content, W) {
+    pub fn finish(self) -> (Content, W) {
+        let length_bytes = self.length_bytes;
+        let (chunks, inner) = self.into_chunks();
+        (Content { length_bytes, hash: ContentHash::of_chunks(&chunks) }, inner)
+    }
+
+    fn into_chunks(mut self) -> (Vec<ChunkHash>, W) {
         if !self.length_bytes.is_multiple_of(CHUNK_BYTES) {
-            self.chunks.update(self.chunk.finalize());
+            self.chunks.push(ChunkHash(self.chunk.finalize().into()));
         }
-        let hash = ContentHash(self.chunks.finalize().into());
-        (Content { length_bytes: self.length_bytes, hash }, self.inner)
+        (self.chunks, self.inner)
     }
 
     fn digest(&mut self, mut bytes: &[u8]) {
@@ -76,7 +97,7 @@ impl<W: Write> HashingWriter<W> {
             self.chunk.update(now);
             self.length_bytes += now.len() as u64;
             if self.length_bytes.is_multiple_of(CHUNK_BYTES) {
-                self.chunks.update(self.chunk.finalize_reset());
+                self.chunks.push(ChunkHash(self.chunk.finalize_reset().into()));
             }
             bytes = later;
         }
@@ -117,29 +138,35 @@ pub enum ReadError {
 
 /// The hash of the first `length_bytes` of `file`, whatever its cursor. The limit is asked between reads.
 pub fn hash_file(file: &File, length_bytes: u64, until: &Until) -> Result<ContentHash, ReadError> {
-    let mut hashing = HashingWriter::new(io::sink());
-    read_pieces(file, length_bytes, until, |piece| Ok::<_, ReadError>(hashing.write_all(piece)?))?;
-    Ok(hashing.finish().0.hash)
+    Ok(ContentHash::of_chunks(&hash_chunks(file, length_bytes, until)?))
 }
 
-/// Reads the first `length_bytes` of `file` by position, so that the file can be read again by another try, and
-/// hands them on in pieces. The limit is asked before each piece.
+/// The hashes of the chunks of the first `length_bytes` of `file`, in order, as [`hash_file`] reads them.
+pub fn hash_chunks(file: &File, length_bytes: u64, until: &Until) -> Result<Vec<ChunkHash>, ReadError> {
+    let mut hashing = HashingWriter::new(io::sink());
+    read_pieces(file, 0..length_bytes, until, |piece| Ok::<_, ReadError>(hashing.write_all(piece)?))?;
+    Ok(hashing.into_chunks().0)
+}
+
+/// Reads the bytes `range` of `file` by position, so that the file can be read again by another try, and hands them
+/// on in pieces. The limit is asked before each piece. Lengths in the error count from the start of the range.
 pub(super) fn read_pieces<E: From<ReadError>>(
     file: &File,
-    length_bytes: u64,
+    range: Range<u64>,
     until: &Until,
     mut each: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut buffer = vec![0; COPY_BYTES];
-    let mut position = 0;
-    while position < length_bytes {
+    let mut position = range.start;
+    while position < range.end {
         until.check().map_err(ReadError::from)?;
-        let rest = usize::try_from(length_bytes - position).unwrap_or(COPY_BYTES);
+        let rest = usize::try_from(range.end - position).unwrap_or(COPY_BYTES);
         let wanted = buffer.get_mut(..rest.min(COPY_BYTES)).unwrap_or_default();
         let count = match file.read_at(wanted, position) {
             Ok(0) => {
-                let short = ReadError::TooShort { expected_bytes: length_bytes, found_bytes: position };
-                return Err(short.into());
+                let expected_bytes = range.end - range.start;
+                let found_bytes = position - range.start;
+                return Err(ReadError::TooShort { expected_bytes, found_bytes }.into());
             }
             Ok(count) => count,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,

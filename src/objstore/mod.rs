@@ -7,14 +7,25 @@
 //!
 //! Invariant: an object is there whole, durable and with the promised content, or it is not there at all.
 
+mod error;
 mod file;
 mod hash;
 mod key;
+mod layer;
+mod s3;
 mod store;
+mod transfer;
 mod url;
 
+pub use error::{Operation, StoreCause, StoreError};
 pub use file::FileStore;
-pub use hash::{CHUNK_BYTES, Content, ContentHash, HashingWriter, ParseHashError, ReadError, hash_file};
+pub use hash::{
+    CHUNK_BYTES, ChunkHash, Content, ContentHash, HashingWriter, ParseHashError, ReadError, hash_chunks,
+    hash_file,
+};
 pub use key::{KEY_BYTES_MAX, KeyError, ObjectKey, SEGMENT_BYTES_MAX};
-pub use store::{Body, ObjectMeta, ObjectStore, Operation, StoreCause, StoreError};
+pub use layer::{CallInfo, Count, Counts, Floor, Layer, Policy, Rate, Retry, RetryConfig};
+pub use s3::{CredentialSource, Credentials, Encryption, PARALLEL_DEFAULT, S3Config, S3Store, Secret};
+pub use store::{Body, ObjectMeta, ObjectStore, PARTS_MAX, Page, PageMark, Part, PartStore, Upload};
+pub use transfer::{FileFetch, FileUpload, TransferError, fetch_files, give_up, upload_files};
 pub use url::{ArchiveUrl, ArchiveUrlError, parse_archive};

@@ -1,15 +1,17 @@
 //! The contract of an object store.
 //!
 //! It is small because it is what an archive needs and no more, and blocking because its callers are threads
-//! that wait for it. The words at [`ObjectStore`] bind every implementation.
+//! that wait for it. The words at [`ObjectStore`] and [`PartStore`] bind every implementation, and so do those of
+//! a layer over another store.
 
-use std::fmt;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::Write;
+use std::ops::Range;
 
-use super::hash::{ContentHash, ReadError};
+use super::error::StoreError;
+use super::hash::ChunkHash;
 use super::key::ObjectKey;
-use crate::thread::{Stopped, Until};
+use crate::thread::Until;
 
 /// Named, immutable pieces of bytes in one place.
 ///
@@ -20,6 +22,8 @@ use crate::thread::{Stopped, Until};
 /// * A call that succeeded is seen by every later call, from every process.
 /// * Callers do not use a key both for an object and as the beginning of other keys (`a` and `a/b`): a folder
 ///   cannot hold both.
+///
+/// [`StoreCause::Stopped`]: super::StoreCause::Stopped
 pub trait ObjectStore: Send + Sync {
     /// The store's URL, for messages. It holds no secrets.
     fn describe(&self) -> String;
@@ -28,42 +32,158 @@ pub trait ObjectStore: Send + Sync {
     /// whole of `body`, or what was there before (an object or none) is there unchanged.
     fn put(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError>;
 
-    /// Creates the object unless there is one: then the cause is [`StoreCause::Exists`] and nothing changes.
-    /// Of several calls for one key at the same time at most one succeeds. Otherwise like [`ObjectStore::put`].
+    /// Creates the object unless there is one: then the cause is [`Exists`](super::StoreCause::Exists) and nothing
+    /// changes. Otherwise like [`ObjectStore::put`].
+    ///
+    /// An object that was there before the call is always seen. That of several calls at the same time at most one
+    /// succeeds is true of folders, and of those servers only that honour it; some ignore it without a word. What
+    /// needs exclusiveness therefore uses a key that nobody else can use.
     fn put_if_absent(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError>;
 
     /// Writes the object's content to `to` and gives its length in bytes. After an error `to` may have taken a
-    /// part of it; an error of `to` itself is [`StoreCause::Receiver`]. No object: [`StoreCause::NotFound`].
+    /// part of it; an error of `to` itself is [`Receiver`](super::StoreCause::Receiver). No object:
+    /// [`NotFound`](super::StoreCause::NotFound).
     fn get(&self, key: &ObjectKey, to: &mut dyn Write, until: &Until) -> Result<u64, StoreError>;
+
+    /// Writes the bytes `range` of the object's content to `to` and gives the length of the whole object, like
+    /// [`ObjectStore::get`]. The range is not empty. An object that does not have all of it:
+    /// [`OutOfRange`](super::StoreCause::OutOfRange), and `to` takes nothing.
+    fn get_range(
+        &self,
+        key: &ObjectKey,
+        range: Range<u64>,
+        to: &mut dyn Write,
+        until: &Until,
+    ) -> Result<u64, StoreError>;
 
     /// The object's length in bytes; `None` if there is no object.
     fn head(&self, key: &ObjectKey, until: &Until) -> Result<Option<u64>, StoreError>;
 
-    /// All objects below `folder` (those whose key begins with `folder` and a slash), or all of the store, in
-    /// ascending order of the key. Unfinished objects, and names that are no [`ObjectKey`], are left out.
-    fn list(&self, folder: Option<&ObjectKey>, until: &Until) -> Result<Vec<ObjectMeta>, StoreError>;
+    /// Some of the objects below `folder` (those whose key begins with `folder` and a slash), or of all of the
+    /// store, in ascending order of the key: the first ones, or those that follow `after`, the mark of an earlier
+    /// page of the same listing. Unfinished objects, and names that are no [`ObjectKey`], are left out, so a page
+    /// may be empty without being the last.
+    fn list_page(
+        &self,
+        folder: Option<&ObjectKey>,
+        after: Option<&PageMark>,
+        until: &Until,
+    ) -> Result<Page, StoreError>;
 
-    /// Removes the object; one that is not there is fine. After a power failure it may be there again.
-    fn delete(&self, key: &ObjectKey, until: &Until) -> Result<(), StoreError>;
+    /// All pages of a listing in one.
+    fn list(&self, folder: Option<&ObjectKey>, until: &Until) -> Result<Vec<ObjectMeta>, StoreError> {
+        let mut page = self.list_page(folder, None, until)?;
+        let mut objects = page.objects;
+        while let Some(mark) = page.next {
+            page = self.list_page(folder, Some(&mark), until)?;
+            objects.append(&mut page.objects);
+        }
+        Ok(objects)
+    }
+
+    /// Removes the objects, as many as there are; one that is not there is fine. An error names one that is still
+    /// there, and others may be too. After a power failure they may be there again.
+    fn delete(&self, keys: &[ObjectKey], until: &Until) -> Result<(), StoreError>;
+
+    /// The store as one that takes objects in parts; `None` where each object is put whole, whatever its size.
+    fn in_parts(&self) -> Option<&dyn PartStore> {
+        None
+    }
+
+    /// How many calls at the same time are worth their threads; at least one.
+    fn parallel(&self) -> usize {
+        1
+    }
 }
 
-/// What an object is to hold.
+/// Objects that are put in parts: in any order, by several threads, with interruptions.
+///
+/// The rules of [`ObjectStore`] hold here too. Nothing can be seen of the object before [`PartStore::complete`],
+/// and then all of it. Parts take up room until they are completed or given up.
+pub trait PartStore: Send + Sync {
+    /// Makes ready for the parts of the object `key`. Several uploads of one object do not know each other.
+    fn begin(&self, key: &ObjectKey, until: &Until) -> Result<Upload, StoreError>;
+
+    /// Puts the part with this number, which counts from 1 to [`PARTS_MAX`], or replaces it. After success it is
+    /// durable; after an error it is there with the whole of `body`, or it is as it was before.
+    fn put_part(
+        &self,
+        upload: &Upload,
+        number: u32,
+        body: Body<'_>,
+        until: &Until,
+    ) -> Result<Part, StoreError>;
+
+    /// The parts that are there, in ascending order. No such upload: [`NotFound`](super::StoreCause::NotFound).
+    fn parts(&self, upload: &Upload, until: &Until) -> Result<Vec<Part>, StoreError>;
+
+    /// Makes the parts, in the order of their numbers, the object, which is created or replaced. The upload is
+    /// over then. No such upload: [`NotFound`](super::StoreCause::NotFound), also where an earlier try succeeded
+    /// although its answer was lost; whether it did is seen by the object.
+    fn complete(&self, upload: &Upload, parts: &[Part], until: &Until) -> Result<(), StoreError>;
+
+    /// Gives the upload up and removes its parts; one that is not there is fine. No other call for it may be under
+    /// way.
+    fn abort(&self, upload: &Upload, until: &Until) -> Result<(), StoreError>;
+
+    /// The uploads that are neither completed nor given up, of the object `key` or of all of the store, oldest
+    /// first for each object.
+    fn uploads(&self, key: Option<&ObjectKey>, until: &Until) -> Result<Vec<Upload>, StoreError>;
+}
+
+/// The largest number of parts of an object.
+pub const PARTS_MAX: u32 = 10_000;
+
+/// An object on its way in parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upload {
+    /// The object.
+    pub key: ObjectKey,
+    /// The store's name for this upload.
+    pub id: String,
+}
+
+/// A part that is durable in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Its place, from 1.
+    pub number: u32,
+    /// Its length.
+    pub length_bytes: u64,
+    /// The store's word for its content.
+    pub tag: String,
+}
+
+/// What an object, or a part of one, is to hold.
 #[derive(Debug, Clone, Copy)]
 pub enum Body<'a> {
     /// These bytes.
     Bytes(&'a [u8]),
-    /// The first bytes of a file. They are read by position, so the file's cursor does not matter and another
-    /// try reads them again.
+    /// Bytes of a file. They are read by position, so the file's cursor does not matter and another try reads them
+    /// again.
     File {
         /// The file, open for reading.
         file: &'a File,
-        /// How many bytes. A file that is shorter is refused as [`StoreCause::BodyTooShort`].
+        /// Where in the file they begin.
+        offset_bytes: u64,
+        /// How many bytes. A file that ends before them is refused as
+        /// [`BodyTooShort`](super::StoreCause::BodyTooShort).
         length_bytes: u64,
-        /// The hash they must have. The store computes it from what it stores, and refuses other content with
-        /// [`StoreCause::BodyChanged`] *before* the object appears: an object whose key promises a content
-        /// never has another one.
-        hash: ContentHash,
+        /// The hashes that their chunks must have. The store sees to it that other content is refused with
+        /// [`BodyChanged`](super::StoreCause::BodyChanged) *before* the object appears: an object whose key
+        /// promises a content never has another one.
+        chunks: &'a [ChunkHash],
     },
+}
+
+impl Body<'_> {
+    /// How many bytes it has.
+    pub fn length_bytes(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::File { length_bytes, .. } => *length_bytes,
+        }
+    }
 }
 
 /// An object in a listing.
@@ -75,143 +195,15 @@ pub struct ObjectMeta {
     pub length_bytes: u64,
 }
 
-/// A kind of call on a store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    /// Making the store ready for calls.
-    Open,
-    /// [`ObjectStore::put`] or [`ObjectStore::put_if_absent`].
-    Put,
-    /// [`ObjectStore::get`].
-    Get,
-    /// [`ObjectStore::head`].
-    Head,
-    /// [`ObjectStore::list`].
-    List,
-    /// [`ObjectStore::delete`].
-    Delete,
+/// A piece of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// Objects in ascending order of the key.
+    pub objects: Vec<ObjectMeta>,
+    /// Where the listing goes on; `None` where this is the last page.
+    pub next: Option<PageMark>,
 }
 
-impl fmt::Display for Operation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Open => "open",
-            Self::Put => "put",
-            Self::Get => "get",
-            Self::Head => "look at",
-            Self::List => "list",
-            Self::Delete => "delete",
-        })
-    }
-}
-
-/// A call on a store that failed.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {operation} {} in {store}: {cause}{}", subject(key.as_ref()), way_out(*operation, cause))]
-#[non_exhaustive]
-pub struct StoreError {
-    /// What was being done.
-    pub operation: Operation,
-    /// The object or the folder; `None` is the whole store.
-    pub key: Option<ObjectKey>,
-    /// The store's URL.
-    pub store: String,
-    /// Why it failed.
-    pub cause: StoreCause,
-}
-
-/// Why a call on a store failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreCause {
-    /// There is no such object.
-    #[error("it is not there")]
-    NotFound,
-    /// There is such an object already.
-    #[error("it is there already")]
-    Exists,
-    /// The caller's limit ended first. For a `put` the outcome is unknown.
-    #[error(transparent)]
-    Stopped(#[from] Stopped),
-    /// The file with the content ends too early.
-    #[error("the file with its content ends after {found_bytes} of {expected_bytes} bytes")]
-    BodyTooShort {
-        /// The length that the file was said to have.
-        expected_bytes: u64,
-        /// The length that it has.
-        found_bytes: u64,
-    },
-    /// The file does not hold the content that was promised.
-    #[error("the file with its content changed: it now has the hash {found}")]
-    BodyChanged {
-        /// The hash of what was read.
-        found: ContentHash,
-    },
-    /// The file with the content cannot be read.
-    #[error("the file with its content cannot be read: {0}")]
-    Body(io::Error),
-    /// The writer that was to take the content failed.
-    #[error("its content cannot be written where it was asked for: {0}")]
-    Receiver(io::Error),
-    /// The store's place failed.
-    #[error("{0}")]
-    Io(#[from] io::Error),
-}
-
-impl StoreError {
-    /// An error of `operation` on the object or folder `key` of the store with the URL `store`.
-    pub fn new(
-        operation: Operation,
-        key: Option<&ObjectKey>,
-        store: impl Into<String>,
-        cause: impl Into<StoreCause>,
-    ) -> Self {
-        Self { operation, key: key.cloned(), store: store.into(), cause: cause.into() }
-    }
-
-    /// Whether the same call may succeed a little later without anybody's help.
-    pub fn is_temporary(&self) -> bool {
-        use io::ErrorKind::{Interrupted, ResourceBusy, StaleNetworkFileHandle, TimedOut, WouldBlock};
-        match &self.cause {
-            StoreCause::Io(e) => {
-                matches!(
-                    e.kind(),
-                    Interrupted | ResourceBusy | StaleNetworkFileHandle | TimedOut | WouldBlock
-                )
-            }
-            _ => false,
-        }
-    }
-}
-
-impl From<ReadError> for StoreCause {
-    fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::Stopped(why) => Self::Stopped(why),
-            ReadError::TooShort { expected_bytes, found_bytes } => {
-                Self::BodyTooShort { expected_bytes, found_bytes }
-            }
-            ReadError::Io(e) => Self::Body(e),
-        }
-    }
-}
-
-fn subject(key: Option<&ObjectKey>) -> &str {
-    key.map_or("the archive", ObjectKey::as_str)
-}
-
-fn way_out(operation: Operation, cause: &StoreCause) -> &'static str {
-    use io::ErrorKind::{NotADirectory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    let StoreCause::Io(e) = cause else { return "" };
-    match (e.kind(), operation) {
-        (PermissionDenied, Operation::Get | Operation::Head | Operation::List) => {
-            "; make the folder readable for this user"
-        }
-        (PermissionDenied | ReadOnlyFilesystem, _) => {
-            "; make the folder writable for this user or name another archive"
-        }
-        (StorageFull | QuotaExceeded, _) => "; free space there or name another archive",
-        (NotADirectory, _) => "; name a folder, or move away what is in its place",
-        _ => "",
-    }
-}
+/// Where a listing goes on: a text that only the store that made it understands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PageMark(pub String);

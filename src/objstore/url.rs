@@ -3,8 +3,9 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::error::StoreError;
 use super::file::FileStore;
-use super::store::{ObjectStore, StoreError};
+use super::store::ObjectStore;
 
 /// The place of an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]

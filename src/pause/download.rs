@@ -12,10 +12,10 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::manifest::{Manifest, ManifestFile};
-use super::verify::{BadObject, receive};
+use super::verify::{BadObject, judge};
 use super::{Meter, PauseId, Progress};
-use crate::durable::{AtPath, PathError, create_new, sync_folder};
-use crate::objstore::{ObjectStore, StoreCause, StoreError};
+use crate::durable::{AtPath, PathError, sync_folder};
+use crate::objstore::{FileFetch, ObjectStore, StoreError, TransferError, fetch_files};
 use crate::thread::{Stopped, Until};
 
 /// Why a pause could not be downloaded.
@@ -46,6 +46,9 @@ pub enum DownloadError {
     /// The staging folder failed.
     #[error(transparent)]
     Local(#[from] PathError),
+    /// The threads that fetch the objects.
+    #[error("cannot download all files: {0}")]
+    Thread(TransferError),
     /// The caller's limit ended first.
     #[error("cannot download all files: {0}")]
     Stopped(#[from] Stopped),
@@ -63,8 +66,8 @@ pub fn download(
     let mut meter = Meter::new(manifest.bytes(), on_progress);
     let mut folders = BTreeSet::from([staging.to_owned()]);
     create_folder(staging)?;
+    let mut wanted = Vec::with_capacity(manifest.files.len());
     for file in &manifest.files {
-        until.check()?;
         let path = staging.join(file.path());
         for folder in folders_of(&path, staging) {
             if !folders.contains(&folder) {
@@ -72,9 +75,9 @@ pub fn download(
                 folders.insert(folder);
             }
         }
-        download_file(manifest, store, file, &path, until)?;
-        meter.add(file.length_bytes);
+        wanted.push((file, path));
     }
+    fetch(manifest, store, &wanted, until, &mut |bytes| meter.add(bytes))?;
     // Inner folders before those that hold them, and last the one that holds the staging folder.
     for folder in folders.iter().rev() {
         sync_folder(folder)?;
@@ -83,28 +86,47 @@ pub fn download(
     Ok(())
 }
 
-fn download_file(
+fn fetch(
     manifest: &Manifest,
     store: &dyn ObjectStore,
-    file: &ManifestFile,
-    path: &Path,
+    files: &[(&ManifestFile, PathBuf)],
     until: &Until,
+    on_durable: &mut dyn FnMut(u64),
 ) -> Result<(), DownloadError> {
-    let local = create_new(path)?;
-    match receive(store, file, &local, until) {
-        Ok(Ok(_)) => Ok(local.sync_all().at("sync", path)?),
-        Ok(Err(difference)) => {
-            let bad = BadObject { object: file.object.clone(), file: file.path(), difference };
-            Err(DownloadError::Bad { pause: manifest.pause, store: store.describe(), bad: Box::new(bad) })
-        }
-        Err(e) => Err(match e.cause {
-            StoreCause::Stopped(why) => why.into(),
-            StoreCause::Receiver(source) => {
-                PathError { doing: "write", path: path.to_owned(), source }.into()
+    let wanted: Vec<FileFetch<'_>> = files
+        .iter()
+        .map(|(file, path)| FileFetch {
+            key: &file.object,
+            length_bytes: file.length_bytes,
+            path: Some(path),
+        })
+        .collect();
+    let mut found_bad = None;
+    let fetched = fetch_files(store, &wanted, until, &mut |number, came| {
+        let Some((file, _)) = files.get(number) else { return Ok(()) };
+        match judge(file, came).map_err(|error| TransferError::Store { file: number, error })? {
+            Ok(()) => on_durable(file.length_bytes),
+            Err(difference) => {
+                found_bad = Some(BadObject { object: file.object.clone(), file: file.path(), difference });
+                // Ends the call; what is told is the difference.
+                return Err(Stopped::Cancelled.into());
             }
-            _ => DownloadError::Store { file: file.path(), source: e },
-        }),
+        }
+        Ok(())
+    });
+    if let Some(bad) = found_bad {
+        let bad = Box::new(bad);
+        return Err(DownloadError::Bad { pause: manifest.pause, store: store.describe(), bad });
     }
+    fetched.map_err(|error| match error {
+        TransferError::Local(error) => error.into(),
+        TransferError::Stopped(why) => why.into(),
+        TransferError::Store { file, error } => DownloadError::Store {
+            file: files.get(file).map_or_else(String::new, |(file, _)| file.path()),
+            source: error,
+        },
+        other => DownloadError::Thread(other),
+    })
 }
 
 /// The folders that `path` goes through below `staging`, outermost first.

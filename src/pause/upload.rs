@@ -10,12 +10,14 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::manifest::{Manifest, ManifestError, ManifestFile, object_key, objects_folder};
 use super::{AttemptId, Meter, Progress};
 use crate::durable::{AtPath, PathError};
 use crate::objstore::{
-    Body, ContentHash, ObjectKey, ObjectStore, ReadError, StoreCause, StoreError, hash_file,
+    ChunkHash, ContentHash, FileUpload, ObjectKey, ObjectStore, ReadError, StoreCause, StoreError,
+    TransferError, give_up, hash_chunks, upload_files,
 };
 use crate::shard::ShardId;
 use crate::thread::{Stopped, Until};
@@ -46,6 +48,8 @@ pub struct PlannedFile {
     pub file: ManifestFile,
     /// Where it lies now.
     pub path: PathBuf,
+    /// The hashes of its chunks.
+    pub chunks: Vec<ChunkHash>,
     /// Whether its object is uploaded for it. It is not if the archive has it, or if an equal file comes first.
     pub is_new: bool,
 }
@@ -71,6 +75,9 @@ pub enum UploadError {
     /// The store failed.
     #[error(transparent)]
     Store(StoreError),
+    /// The threads that carry the files.
+    #[error("cannot archive all files: {0}")]
+    Thread(TransferError),
     /// The caller's limit ended first.
     #[error("cannot archive all files: {0}")]
     Stopped(#[from] Stopped),
@@ -154,7 +161,8 @@ pub fn plan_upload(
         reusable.iter().map(|file| ((file.hash, file.length_bytes), file.object.clone())).collect();
     let mut planned = Vec::with_capacity(files.len());
     for image in files {
-        let hash = hash_image(image, until)?;
+        let chunks = hash_image(image, until)?;
+        let hash = ContentHash::of_chunks(&chunks);
         let content = (hash, image.length_bytes);
         let known = objects.get(&content).cloned();
         let is_new = known.is_none();
@@ -165,14 +173,18 @@ pub fn plan_upload(
         objects.insert(content, object.clone());
         let (shard, name, length_bytes) = (image.shard, image.name.clone(), image.length_bytes);
         let file = ManifestFile { shard, name, length_bytes, hash, object };
-        planned.push(PlannedFile { file, path: image.path.clone(), is_new });
+        planned.push(PlannedFile { file, path: image.path.clone(), chunks, is_new });
         meter.add(image.length_bytes);
     }
     Ok(UploadPlan { files: planned })
 }
 
+/// How long removing what a failed upload left may take.
+const GIVE_UP_LIMIT: Duration = Duration::from_secs(20);
+
 /// Carries the plan out and gives the files for the manifest, in the plan's order. Bytes count as done when
-/// their object is durable in the store. Carrying out a plan again is fine.
+/// they are durable in the store. Carrying out a plan again is fine. After an error no part of an object is left,
+/// as far as the store lets itself be told so.
 pub fn upload(
     plan: &UploadPlan,
     store: &dyn ObjectStore,
@@ -180,27 +192,47 @@ pub fn upload(
     on_progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<ManifestFile>, UploadError> {
     let mut meter = Meter::new(plan.new_bytes(), on_progress);
-    for PlannedFile { file, path, .. } in plan.only_new() {
-        until.check()?;
-        let content = File::open(path).at("open", path)?;
-        let body = Body::File { file: &content, length_bytes: file.length_bytes, hash: file.hash };
-        store.put(&file.object, body, until).map_err(|e| match e.cause {
-            StoreCause::BodyTooShort { .. } | StoreCause::BodyChanged { .. } => {
-                UploadError::Changed { path: path.clone(), what: e.cause.to_string() }
-            }
-            StoreCause::Body(source) => PathError { doing: "read", path: path.clone(), source }.into(),
-            _ => store_error(e),
-        })?;
-        meter.add(file.length_bytes);
-    }
+    let files: Vec<FileUpload<'_>> = plan
+        .only_new()
+        .map(|PlannedFile { file, path, chunks, .. }| FileUpload {
+            key: &file.object,
+            path,
+            length_bytes: file.length_bytes,
+            chunks,
+        })
+        .collect();
+    upload_files(store, &files, until, &mut |bytes| meter.add(bytes)).map_err(|error| {
+        let in_parts: Vec<&ObjectKey> =
+            files.iter().filter(|file| file.chunks.len() > 1).map(|file| file.key).collect();
+        // The caller's limit may be over. What cannot be removed now is named by no manifest.
+        let _ = give_up(store, &in_parts, &Until::within(GIVE_UP_LIMIT));
+        upload_error(error, &files)
+    })?;
     Ok(plan.files.iter().map(|planned| planned.file.clone()).collect())
 }
 
-fn hash_image(image: &ImageFile, until: &Until) -> Result<ContentHash, UploadError> {
+fn upload_error(error: TransferError, files: &[FileUpload<'_>]) -> UploadError {
+    let (file, error) = match error {
+        TransferError::Local(error) => return error.into(),
+        TransferError::Stopped(why) => return why.into(),
+        TransferError::Store { file, error } => (file, error),
+        other => return UploadError::Thread(other),
+    };
+    let path = files.get(file).map_or_else(PathBuf::new, |file| file.path.to_owned());
+    match error.cause {
+        StoreCause::BodyTooShort { .. } | StoreCause::BodyChanged => {
+            UploadError::Changed { path, what: error.cause.to_string() }
+        }
+        StoreCause::Body(source) => PathError { doing: "read", path, source }.into(),
+        _ => store_error(error),
+    }
+}
+
+fn hash_image(image: &ImageFile, until: &Until) -> Result<Vec<ChunkHash>, UploadError> {
     until.check()?;
     let path = &image.path;
     let file = File::open(path).at("open", path)?;
-    hash_file(&file, image.length_bytes, until).map_err(|e| match e {
+    hash_chunks(&file, image.length_bytes, until).map_err(|e| match e {
         ReadError::Stopped(why) => why.into(),
         ReadError::Io(source) => PathError { doing: "read", path: path.clone(), source }.into(),
         short @ ReadError::TooShort { .. } => {

@@ -7,13 +7,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use super::manifest::{Manifest, ManifestFile};
 use crate::durable::{AtPath, PathError};
 use crate::objstore::{
-    Content, ContentHash, HashingWriter, ObjectKey, ObjectStore, ReadError, StoreCause, StoreError, hash_file,
+    Content, ContentHash, FileFetch, ObjectKey, ObjectStore, ReadError, StoreCause, StoreError,
+    TransferError, fetch_files, hash_file,
 };
 use crate::thread::{Stopped, Until};
 
@@ -64,6 +65,9 @@ pub enum VerifyError {
     /// The store failed in a way that may pass.
     #[error("{0}; verify again")]
     Store(#[from] StoreError),
+    /// The threads that read the objects.
+    #[error("cannot verify to the end: {0}")]
+    Thread(TransferError),
     /// The caller's limit ended first.
     #[error("cannot verify to the end: {0}")]
     Stopped(#[from] Stopped),
@@ -104,18 +108,30 @@ pub fn verify(
     for file in &manifest.files {
         objects.entry((&file.object, file.length_bytes)).or_insert(file);
     }
-    let mut bad = Vec::new();
-    for file in objects.into_values() {
-        let difference = match receive(store, file, io::sink(), until) {
-            Ok(Ok(_)) => continue,
+    let files: Vec<&ManifestFile> = objects.into_values().collect();
+    let wanted: Vec<FileFetch<'_>> = files
+        .iter()
+        .map(|file| FileFetch { key: &file.object, length_bytes: file.length_bytes, path: None })
+        .collect();
+    let mut bad = BTreeMap::new();
+    let fetched = fetch_files(store, &wanted, until, &mut |number, came| {
+        let Some(file) = files.get(number) else { return Ok(()) };
+        let difference = match judge(file, came) {
+            Ok(Ok(())) => return Ok(()),
             Ok(Err(difference)) => difference,
+            Err(error) if error.is_temporary() => return Err(TransferError::Store { file: number, error }),
             Err(StoreError { cause: StoreCause::Stopped(why), .. }) => return Err(why.into()),
-            Err(e) if e.is_temporary() => return Err(e.into()),
-            Err(e) => Difference::Unreadable(e.cause.to_string()),
+            Err(error) => Difference::Unreadable(error.cause.to_string()),
         };
-        bad.push(BadObject { object: file.object.clone(), file: file.path(), difference });
-    }
-    Ok(bad)
+        bad.insert(number, BadObject { object: file.object.clone(), file: file.path(), difference });
+        Ok(())
+    });
+    fetched.map_err(|error| match error {
+        TransferError::Store { error, .. } => VerifyError::Store(error),
+        TransferError::Stopped(why) => why.into(),
+        other => VerifyError::Thread(other),
+    })?;
+    Ok(bad.into_values().collect())
 }
 
 /// Compares the files below `folder`, which holds the shards' folders, with the manifest: each listed file must
@@ -145,19 +161,13 @@ pub fn check_local(manifest: &Manifest, folder: &Path, until: &Until) -> Result<
     Ok(())
 }
 
-/// Gets the object of `file` into `to` and compares what came; `to` takes no more than the expected length.
-pub(super) fn receive<W: Write>(
-    store: &dyn ObjectStore,
+/// What is wrong with an object, by what came of it; an error of the store that says nothing of it comes back.
+pub(super) fn judge(
     file: &ManifestFile,
-    to: W,
-    until: &Until,
-) -> Result<Result<W, Difference>, StoreError> {
-    let mut receiver = HashingWriter::new(Bounded { inner: to, room_bytes: file.length_bytes });
-    match store.get(&file.object, &mut receiver, until) {
-        Ok(_) => {
-            let (content, bounded) = receiver.finish();
-            Ok(compare(file, content).map(|()| bounded.inner))
-        }
+    came: Result<Content, StoreError>,
+) -> Result<Result<(), Difference>, StoreError> {
+    match came {
+        Ok(content) => Ok(compare(file, content)),
         Err(StoreError { cause: StoreCause::NotFound, .. }) => Ok(Err(Difference::Missing)),
         Err(e) => Err(e),
     }
@@ -170,26 +180,5 @@ fn compare(file: &ManifestFile, found: Content) -> Result<(), Difference> {
         Err(Difference::Hash { expected: file.hash, found: found.hash })
     } else {
         Ok(())
-    }
-}
-
-/// Hands on the bytes that are expected and swallows the rest, so that an object that is too long fills no disk
-/// and its length is still known.
-struct Bounded<W> {
-    inner: W,
-    room_bytes: u64,
-}
-
-impl<W: Write> Write for Bounded<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = usize::try_from(self.room_bytes).unwrap_or(usize::MAX);
-        let expected = bytes.get(..room).unwrap_or(bytes);
-        self.inner.write_all(expected)?;
-        self.room_bytes -= expected.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
     }
 }

@@ -1,13 +1,13 @@
-//! The books of one topic: which streams were asked for, which are active or rolled back, how a data path ended;
-//! and the data paths themselves, one for each keyspace.
+//! The keeper of one topic: of its [`Books`], which say what streams were asked for, are active or rolled back, of
+//! how each data path ended, and of the data paths themselves, one for each keyspace.
 //!
 //! What comes back from a data path is a *book*, not a queue: one record for each vbucket, changed under a mutex,
 //! and a wake-up that never blocks the one who gives it. Nobody can therefore be held up by a reader that does
 //! not come, and nothing that was not read yet is lost: a later message about a stream replaces only an earlier
 //! one about the same stream.
 //!
-//! A keyspace has one life at a time, told from the next by its [`Generation`]. The books know only generations
-//! that are alive; what an older one still says is counted and dropped.
+//! A keyspace has one life at a time, told from the next by its [`Generation`], which is higher than any before
+//! it. The books know only generations that are alive; what an older one still says is counted and dropped.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,10 +17,11 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use slog::{Logger, debug, o};
 
-use crate::event::{EventBatch, Generation, Seqno, StreamEndReason, StreamStatus, VbId};
+use crate::event::{EventBatch, Generation, VbId};
 use crate::thread::Until;
-use crate::timestamp::{Position, TsVbuuid};
+use crate::timestamp::TsVbuuid;
 
+use super::books::{Books, Life, StreamState};
 use super::endpoint::Endpoint;
 use super::engine::Engine;
 use super::kvdata::{EndReason, KvData, KvDataConfig, RequestError, StillRunning};
@@ -35,63 +36,11 @@ impl fmt::Display for Keyspace {
     }
 }
 
-/// Where a stream stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StreamState {
-    /// It was asked for, from this position on.
-    Requested(Position),
-    /// It began, at this position.
-    Active(Position),
-    /// The producer wants the consumer to go back.
-    RolledBack {
-        /// What was asked for.
-        from: Position,
-        /// How far to go back.
-        to: Seqno,
-    },
-    /// The producer refused it.
-    Refused(StreamStatus),
-    /// It ended.
-    Ended(StreamEndReason),
-}
-
-/// How often the stream of a vbucket began and ended within one generation. Each begin gets one end; a stream
-/// whose begin was still under way when the data path ended has the end alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct StreamCounts {
-    /// Times that it began.
-    pub begins: u64,
-    /// Times that it ended.
-    pub ends: u64,
-}
-
-/// The streams of a keyspace, by what they stand at.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Books {
-    /// Asked for and not answered.
-    pub requested: TsVbuuid,
-    /// Begun and not ended.
-    pub active: TsVbuuid,
-    /// To be rolled back, to these seqnos.
-    pub rolled_back: TsVbuuid,
-    /// Refused.
-    pub refused: BTreeMap<VbId, StreamStatus>,
-    /// Ended.
-    pub ended: BTreeMap<VbId, StreamEndReason>,
-    /// What was counted for each stream that ever began or ended.
-    pub counts: BTreeMap<VbId, StreamCounts>,
-}
-
-#[derive(Default)]
-struct Life {
-    streams: BTreeMap<VbId, StreamState>,
-    counts: BTreeMap<VbId, StreamCounts>,
-    fin: Option<EndReason>,
-}
-
 #[derive(Default)]
 struct Records {
     lives: BTreeMap<Generation, Life>,
+    /// The highest generation that was ever begun.
+    newest: Option<Generation>,
     late_messages: u64,
 }
 
@@ -115,6 +64,16 @@ pub enum FeedError {
     /// Nothing follows it.
     #[error("keyspace {0} is not followed; start it first")]
     NotRunning(Keyspace),
+    /// The generation does not tell this life from one that was.
+    #[error(
+        "cannot begin generation {generation}: the feed has seen generation {newest}; take one above that"
+    )]
+    StaleGeneration {
+        /// What was asked for.
+        generation: Generation,
+        /// The highest that the feed has seen.
+        newest: Generation,
+    },
     /// Threads could not be started.
     #[error("cannot start keyspace {keyspace}: no thread could be started: {source}")]
     Spawn {
@@ -130,6 +89,19 @@ pub enum FeedError {
         keyspace: Keyspace,
         /// What it said.
         error: RequestError,
+    },
+    /// It was not started as a whole, and what was started did not end in time.
+    #[error(
+        "cannot start keyspace {keyspace}: {error}; these threads are still running: {}; stop it to wait for them",
+        threads.join(", ")
+    )]
+    HalfStarted {
+        /// The keyspace. It counts as running until it is stopped.
+        keyspace: Keyspace,
+        /// What its data path said.
+        error: RequestError,
+        /// The threads' names.
+        threads: Vec<String>,
     },
 }
 
@@ -161,7 +133,8 @@ impl Feed {
     }
 
     /// Starts a life of a keyspace: its data path, its engines, and the positions that its streams are asked for
-    /// from. The source may send as soon as this returns. `generation` must be higher than any before it.
+    /// from. The source may send as soon as this returns. `generation` must be higher than any before it, also
+    /// than those whose start failed. A start that fails half-way ends and joins what it started, within `until`.
     #[expect(clippy::too_many_arguments, reason = "everything that one life is made of")]
     pub fn start(
         &mut self,
@@ -177,35 +150,37 @@ impl Feed {
         if self.running.contains_key(keyspace) {
             return Err(FeedError::AlreadyRuns(keyspace.clone()));
         }
-        let link = self.begin_generation(generation, requested);
+        let link = self.begin_generation(generation, requested)?;
         let logger = self.logger.new(o!("keyspace" => keyspace.to_string()));
-        let started = KvData::start(config, endpoint, upstream, &link, &logger)
-            .map_err(|source| FeedError::Spawn { keyspace: keyspace.clone(), source })
-            .and_then(|kvdata| {
-                let prepared = kvdata
-                    .update_ts(requested.clone(), until)
-                    .and_then(|()| kvdata.add_engines(engines, until).map(drop));
-                // A path that was not prepared ends by itself: dropping the handle closes its requests.
-                prepared.map_err(|error| FeedError::Request { keyspace: keyspace.clone(), error })?;
-                Ok(kvdata)
-            });
-        match started {
-            Ok(kvdata) => {
-                self.running.insert(keyspace.clone(), Running { generation, kvdata });
-                Ok(())
-            }
-            Err(error) => {
-                self.shared.records.lock().lives.remove(&generation);
-                Err(error)
-            }
-        }
+        let kvdata = KvData::start(config, endpoint, upstream, &link, &logger).map_err(|source| {
+            self.shared.records.lock().lives.remove(&generation);
+            FeedError::Spawn { keyspace: keyspace.clone(), source }
+        })?;
+        let prepared =
+            kvdata.update_ts(requested.clone(), until).and_then(|()| kvdata.add_engines(engines, until));
+        self.running.insert(keyspace.clone(), Running { generation, kvdata });
+        let Err(error) = prepared else { return Ok(()) };
+        let keyspace = keyspace.clone();
+        Err(match self.stop(&keyspace, until) {
+            Ok(_) => FeedError::Request { keyspace, error },
+            Err(StillRunning { threads }) => FeedError::HalfStarted { keyspace, error, threads },
+        })
     }
 
-    /// Opens the book of a generation whose data path the caller runs by itself, and gives the link to it.
-    pub fn begin_generation(&self, generation: Generation, requested: &TsVbuuid) -> FeedLink {
-        let streams = requested.iter().map(|(vb, position)| (vb, StreamState::Requested(position))).collect();
-        self.shared.records.lock().lives.insert(generation, Life { streams, ..Life::default() });
-        FeedLink { shared: Arc::clone(&self.shared), generation }
+    /// Opens the book of a generation whose data path the caller runs by itself, and gives the link to it. The
+    /// generation must be higher than any before it.
+    pub fn begin_generation(
+        &self,
+        generation: Generation,
+        requested: &TsVbuuid,
+    ) -> Result<FeedLink, FeedError> {
+        let mut records = self.shared.records.lock();
+        if let Some(newest) = records.newest.filter(|newest| generation <= *newest) {
+            return Err(FeedError::StaleGeneration { generation, newest });
+        }
+        records.newest = Some(generation);
+        records.lives.entry(generation).or_default().request(requested);
+        Ok(FeedLink { shared: Arc::clone(&self.shared), generation })
     }
 
     /// Closes the book of a generation once its data path has ended, and gives back why it did.
@@ -218,8 +193,7 @@ impl Feed {
     /// Where the streams of a generation stand.
     pub fn streams(&self, generation: Generation) -> Vec<(VbId, StreamState)> {
         let records = self.shared.records.lock();
-        let life = records.lives.get(&generation);
-        life.into_iter().flat_map(|life| &life.streams).map(|(vb, state)| (*vb, *state)).collect()
+        records.lives.get(&generation).into_iter().flat_map(Life::states).collect()
     }
 
     /// Notes that streams are asked for again, or more of them, from the given positions.
@@ -235,7 +209,7 @@ impl Feed {
             .update_ts(ts.clone(), until)
             .map_err(|error| FeedError::Request { keyspace: keyspace.clone(), error })?;
         if let Some(life) = self.shared.records.lock().lives.get_mut(&running.generation) {
-            life.streams.extend(ts.iter().map(|(vb, position)| (vb, StreamState::Requested(position))));
+            life.request(ts);
         }
         Ok(())
     }
@@ -270,30 +244,7 @@ impl Feed {
     pub fn books(&self, keyspace: &Keyspace) -> Result<Books, FeedError> {
         let generation = self.find(keyspace)?.generation;
         let records = self.shared.records.lock();
-        let mut books = Books::default();
-        let Some(life) = records.lives.get(&generation) else { return Ok(books) };
-        books.counts.clone_from(&life.counts);
-        for (vb, state) in &life.streams {
-            let vb = *vb;
-            match *state {
-                StreamState::Requested(position) => {
-                    books.requested.insert(vb, position);
-                }
-                StreamState::Active(position) => {
-                    books.active.insert(vb, position);
-                }
-                StreamState::RolledBack { from, to } => {
-                    books.rolled_back.insert(vb, Position::at(from.vbuuid, to));
-                }
-                StreamState::Refused(status) => {
-                    books.refused.insert(vb, status);
-                }
-                StreamState::Ended(reason) => {
-                    books.ended.insert(vb, reason);
-                }
-            }
-        }
-        Ok(books)
+        Ok(records.lives.get(&generation).map(Life::books).unwrap_or_default())
     }
 
     /// Whether the data path of a keyspace has ended by itself; [`Feed::stop`] then tells why.
@@ -326,14 +277,7 @@ impl FeedLink {
     }
 
     pub(super) fn post_stream(&self, vb: VbId, state: StreamState) {
-        self.post(|life| {
-            match state {
-                StreamState::Active(_) => life.counts.entry(vb).or_default().begins += 1,
-                StreamState::Ended(_) => life.counts.entry(vb).or_default().ends += 1,
-                StreamState::Requested(_) | StreamState::RolledBack { .. } | StreamState::Refused(_) => {}
-            }
-            life.streams.insert(vb, state);
-        });
+        self.post(|life| life.note(vb, state));
     }
 
     pub(super) fn post_fin(&self, reason: EndReason, logger: &Logger) {

@@ -2,8 +2,7 @@
 //!
 //! The numbers are those of the specification's list of hazards. A row says what went wrong there, how this
 //! design rules it out, and which test would see it come back. Rows H50 to H64 are about the wire protocol,
-//! which this version does not speak; `not built` stands where a test would. `by type` stands where what
-//! went wrong has no counterpart, or does not compile, so that no test could show it.
+//! which this version does not speak; `not built` stands where a test would.
 //!
 //! | hazard | what went wrong | why it cannot here | test |
 //! |---|---|---|---|
@@ -14,23 +13,23 @@
 //! | H5 | without an engine control messages were lost | notes are made of events, not of engines | `every_answer_to_a_stream_request_reaches_feed_and_endpoint_without_an_engine` |
 //! | H6 | a new index missed the change at its point | the data thread swaps the set and answers itself | `engines_that_are_added_under_load_see_every_later_change_and_no_earlier_one` |
 //! | H7 | the position moved before delivery | positions move in the shard, with the entries | `a_locked_shard_stops_its_own_lane_alone` |
-//! | H8 | queued begins and refusals were lost on close | the feed's book has them; what began gets its end | `it_ends_in_order_when_it_is_closed_while_engines_are_added` |
+//! | H8 | queued begins and refusals were lost on close | the feed is told of all that was taken; what began gets its end | `what_was_taken_and_not_handed_on_is_told_to_the_feed_with_its_end` |
 //! | H9 | asking a dead path for statistics panicked | statistics are shared atomics | `it_ends_in_order_when_it_is_closed_while_statistics_are_read` |
 //! | H10 | one bad document took the keyspace down, again and again | it is quarantined, and the stream goes on | `a_document_that_an_evaluator_cannot_take_loses_its_entry_and_the_stream_goes_on` |
 //! | H11 | a stream that began twice ended the process | the first life ends as superseded | `a_stream_that_begins_again_without_an_end_is_superseded` |
 //! | H12 | a begin without failover log ended the keyspace | a success carries its branch in its type | `every_answer_to_a_stream_request_reaches_feed_and_endpoint_without_an_engine` |
 //! | H13 | ends with a bad status were not passed on | an end has a reason, and all reasons go one way | `the_reason_of_a_stream_s_end_reaches_feed_and_endpoint` |
-//! | H14 | an idle loop did not see the stop | every wait selects over the fin | `it_ends_in_order_when_the_feed_stops_it` |
+//! | H14 | an idle loop did not see the stop | every wait selects over the fin | `the_scattering_thread_looks_at_its_end_before_the_next_batch` |
 //! | H15 | a second close of a channel panicked | a signal is the drop of its only holder | `a_second_close_is_harmless_and_requests_after_it_are_refused` |
 //! | H16 | a request that was carried out reported closed | the answer is looked for once more before `Closed` | `whatever_ends_first_the_data_path_ends_in_order` |
-//! | H17 | threads raced for configuration and counters | atomics, or owned by one thread | by type |
+//! | H17 | threads raced for configuration and counters | atomics, or owned by one thread | `counters_lose_nothing_while_they_are_read_and_engines_and_numbers_change` |
 //! | H18 | tickers, handles and helper threads leaked | no ticker; every thread is on a roster and joined | `it_ends_in_order_when_it_is_closed_twice` |
-//! | H19 | dead endpoints came back with the next engines | a path has one endpoint, apart from its engines | by type |
+//! | H19 | dead endpoints came back with the next engines | a path has one endpoint, apart from its engines; what is deleted leaves the set | `an_engine_that_was_deleted_does_not_come_back_with_the_next_one` |
 //! | H20 | a full endpoint was taken for a dead one | a refusal says whether it is for now or for good | `a_locked_shard_stops_its_own_lane_alone` |
 //! | H21 | a partial configuration panicked later | the configuration is one typed value, replaced as a whole | `a_reset_of_the_configuration_is_carried_out_by_every_worker` |
 //! | H22 | feed, path and workers held different engine sets | `gen_server` owns the set; a request reports what became of it | `one_change_too_many_is_busy` |
 //! | H23 | no workers meant a division by zero | there is at least one; lanes take at least one batch | `data_goes_on_when_no_batch_may_wait` |
-//! | H24 | evaluators changed what others shared | evaluators are `Sync` and see the document by shared reference | by type |
+//! | H24 | evaluators changed what others shared | evaluators see the document by shared reference, and each starts with no keys | `what_an_engine_leaves_behind_is_not_seen_by_the_next` |
 //! | H25 | one full worker stopped every vbucket | a shard that does not take its batch has a lane of its own | `a_locked_shard_stops_its_own_lane_alone` |
 //! | H30 | a request was never answered | a reply channel that is dropped is an answer | `requests_that_race_a_failure_are_answered_or_refused_as_closed` |
 //! | H31 | an unknown keyspace left a nil map behind | an unknown keyspace is an error and changes nothing | `a_keyspace_that_is_not_followed_is_an_error_and_stays_so` |
@@ -38,10 +37,10 @@
 //! | H33 | a stream was active and rolled back at once | one record a stream holds one state | `a_stream_is_in_one_book_at_a_time` |
 //! | H34 | the emergency stop did not work on a busy feed | a stop needs no thread of the feed, and has a deadline | `a_request_is_refused_while_a_close_hangs` |
 //! | H35 | a dead feed removed its successor by name | lives are known by their generation | `a_message_of_a_life_that_is_over_is_counted_and_changes_nothing` |
-//! | H36 | waiting for feedback blocked all requests | nothing waits for the books but their reader | `control_does_not_wait_for_data` |
+//! | H36 | waiting for feedback blocked all requests | nothing waits for the books but their reader | `a_worker_looks_at_its_orders_before_the_data_that_was_queued_before_them` |
 //! | H37 | shutting down closed the source first and hung | the data path stops first, and drops its queue | `it_ends_in_order_when_the_feed_stops_it` |
 //! | H38 | a passing error destroyed a healthy keyspace | a start that fails leaves the other keyspaces alone | `a_keyspace_that_is_followed_is_not_started_again` |
-//! | H39 | an endpoint lived on under a second name | endpoints have no names | by type |
+//! | H39 | an endpoint lived on under a second name | endpoints have no names, and a path that has ended holds none | `a_closed_path_holds_neither_endpoint_nor_engines` |
 //! | H40 | a watcher removed a new endpoint by its address | nothing is looked up by address; late messages are known by generation | `a_message_of_a_life_that_is_over_is_counted_and_changes_nothing` |
 //! | H41 | state changed before the request was checked | checks come first | `a_keyspace_that_is_followed_is_not_started_again` |
 //! | H42 | statistics waited for the data path | they are read from shared counters | `it_ends_in_order_when_it_is_closed_while_statistics_are_read` |
@@ -64,7 +63,7 @@
 //! | H64 | a dead connection was chosen as the least busy | the wire protocol is not spoken yet | not built |
 //! | H70 | a batch mixed two branches of a stream's history | a batch holds one generation; positions carry their branch | `a_write_batch_moves_a_vbucket_once_also_across_a_restart_of_its_stream` |
 //! | H71 | writes had no deadline, half-open connections no end | endpoints are called in-process; one that hangs is named at the close's deadline | `a_close_that_hangs_names_the_thread_and_succeeds_once_it_is_released` |
-//! | H72 | an idle timer could never fire | nothing ends by idleness | by type |
+//! | H72 | an idle timer could never fire | nothing ends by idleness: no loop waits for a time | `nothing_in_the_data_path_wakes_up_by_itself` |
 //! | H73 | an event was counted as another | one exhaustive match counts all kinds | `seqnos_advance_over_what_is_of_no_interest` |
 //! | H74 | what was buffered died with its endpoint | positions have not moved over it, so it comes again | `a_close_does_not_wait_for_a_locked_shard` |
-//! | H75 | one stuck endpoint stopped control of everything | control never waits for data | `control_does_not_wait_for_data` |
+//! | H75 | one stuck endpoint stopped control of everything | control never waits for data | `a_request_waits_for_one_call_of_the_endpoint_at_most` |

@@ -26,6 +26,7 @@
 //! * Everything that crosses from one generation to the next carries its generation.
 //! * No thread here holds a mutex over a channel operation or a call into a shard.
 
+mod books;
 mod endpoint;
 mod engine;
 mod feed;
@@ -33,8 +34,9 @@ pub mod hazards;
 mod kvdata;
 mod worker;
 
+pub use books::{Books, StreamCounts, StreamState};
 pub use endpoint::{Endpoint, EndpointRefused, ShardEndpoint};
 pub use engine::{Engine, EngineSet, Evaluator};
-pub use feed::{Books, Feed, FeedError, FeedLink, Keyspace, StreamCounts, StreamState};
+pub use feed::{Feed, FeedError, FeedLink, Keyspace};
 pub use kvdata::{EndReason, KvData, KvDataConfig, KvStats, RequestError, StillRunning};
 pub use worker::{Tuning, WorkerStats};

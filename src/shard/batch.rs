@@ -153,6 +153,16 @@ impl WriteBatch {
         self.advances.is_empty() && self.notes.is_empty()
     }
 
+    /// The memory that the batch holds, in bytes. One that was filled before holds more than its changes need.
+    pub fn weight_bytes(&self) -> usize {
+        size_of::<Self>()
+            + self.advances.capacity() * size_of::<Advance>()
+            + self.notes.capacity() * size_of::<DcpEvent>()
+            + self.records.capacity() * size_of::<Record>()
+            + self.keys.capacity() * size_of::<Span>()
+            + self.bytes.capacity()
+    }
+
     /// Empties the batch and keeps its memory.
     pub fn clear(&mut self) {
         self.advances.clear();

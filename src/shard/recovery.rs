@@ -214,6 +214,7 @@ impl Shard {
     pub fn check(&self, until: &Until) -> Result<(), ReadError> {
         let shard = self.id();
         let stopped = |why| ReadError::Stopped { shard, why };
+        let _hold = self.hold_merges(until).map_err(stopped)?;
         let _turn = take_turn(&self.0.commit_turn, until).map_err(stopped)?;
         self.0.store.check(until).map_err(|fault| match fault {
             CheckFault::Stopped(why) => stopped(why),

@@ -11,7 +11,7 @@
 //!
 //! * Under the shard's gate, one at a time: `apply`, `add_instance`, `remove_instance`, `sweep`, `cut`, `snapshot`.
 //! * In the commit's turn, one at a time: `flush`, `points`, `forget`, `files`, `pin`, `check`. In the compaction's
-//!   turn: `compact`. A `flush` and a `compact` may meet, and either may meet a call under the gate.
+//!   turn: `compact`. The two turns may meet, but for `files` and `check`, and either may meet a call under the gate.
 //! * With both turns and the gate, so alone: `load`, `roll_back`.
 //!
 //! Snapshots and scans may be read at any time, also beyond a roll-back: they keep the state that they had.
@@ -170,10 +170,11 @@ pub trait ShardStore: Send + Sync {
     /// All instances with their positions, as of the last recovery point.
     fn load(&self) -> Result<Vec<InstancePositions>, StoreFault>;
 
-    /// Replaces, change by change, the entries of a document in an instance. Gives back roughly how many bytes
-    /// that added to what is uncommitted. After an error the store must not be used again before it is reopened:
-    /// a part of the changes may have been made.
-    fn apply(&self, changes: &mut dyn Iterator<Item = Change<'_>>) -> Result<u64, StoreFault>;
+    /// Replaces, change by change, the entries of a document in an instance. The changes are in ascending order of
+    /// instance and document, each document once. Gives back roughly how many bytes that added to what is
+    /// uncommitted. After an error the store must not be used again before it is reopened: a part of the changes
+    /// may have been made.
+    fn apply(&self, changes: &[Change<'_>]) -> Result<u64, StoreFault>;
 
     /// Makes an instance known. It lasts from the next `cut` and `flush` on.
     fn add_instance(&self, inst: InstId) -> Result<(), StoreFault>;

@@ -40,11 +40,31 @@ pub(super) enum Broken {
     No,
     EndsAreNotPosted,
     LedgerAfterHandOff,
+    UntoldIsForgotten,
+    UntoldIsOwedAnEnd,
     FinIsNotGiven,
     SendIgnoresFin,
     ReplyIsNotTriedAgain,
     WorkerEndIsNotSeen,
-    SupersededInAdvance,
+}
+
+/// What the feed is owed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(super) struct Ledger {
+    pub(super) begun: BTreeSet<u8>,
+    pub(super) untold: VecDeque<Message>,
+}
+
+impl Ledger {
+    /// Takes out what the feed is told next.
+    fn next_untold(&mut self) -> Option<Message> {
+        let message = self.untold.pop_front()?;
+        match message {
+            Begin(vb) => self.begun.insert(vb),
+            End(vb) => self.begun.remove(&vb),
+        };
+        Some(message)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,7 +73,8 @@ pub(super) enum Control {
     Stop,
     Fin,
     AwaitLedger,
-    CloseWorker(usize),
+    CloseWorkers,
+    JoinWorkers,
     PostEnds,
     PostFin,
     Done,
@@ -63,9 +84,9 @@ pub(super) enum Control {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Scatter {
     Take,
-    Expect(Batch),
+    Note(Batch),
     HandOff(Batch, usize),
-    Post(Batch, usize),
+    Tell,
     HandOver,
     Leave,
     Ended,
@@ -119,9 +140,8 @@ pub(super) struct State {
     pub(super) done: bool,
     pub(super) control: Control,
     pub(super) scatter: Scatter,
-    /// Streams that are owed an end, with whether the feed knows that they began.
-    pub(super) ledger: BTreeMap<u8, bool>,
-    pub(super) handed_over: Option<BTreeMap<u8, bool>>,
+    pub(super) ledger: Ledger,
+    pub(super) handed_over: Option<Ledger>,
     pub(super) workers: Vec<Worker>,
     pub(super) answers: usize,
     pub(super) upstream: VecDeque<Batch>,
@@ -174,7 +194,7 @@ impl State {
             done: false,
             control: Control::Serve,
             scatter: Scatter::Take,
-            ledger: BTreeMap::new(),
+            ledger: Ledger::default(),
             handed_over: None,
             workers: vec![Worker::default(); scenario.workers],
             answers: 0,
@@ -197,9 +217,14 @@ impl State {
         }
     }
 
+    /// The feed is told. It counts the end of a stream that begins again by itself.
     pub(super) fn post(&mut self, message: Message) {
         match message {
-            Begin(vb) => self.book.entry(vb).or_default().0 += 1,
+            Begin(vb) => {
+                let (begins, ends) = self.book.entry(vb).or_default();
+                *ends += u8::from(begins > ends);
+                *begins += 1;
+            }
             End(vb) => self.book.entry(vb).or_default().1 += 1,
         }
     }
@@ -222,24 +247,29 @@ impl State {
             }
             Control::AwaitLedger => {
                 self.handed_over.as_ref()?;
-                Control::CloseWorker(0)
+                Control::CloseWorkers
             }
-            Control::CloseWorker(number) => match self.workers.get_mut(number) {
-                Some(worker) if worker.ended => Control::CloseWorker(number + 1),
-                Some(worker) if !worker.stop => {
-                    worker.stop = true;
-                    Control::CloseWorker(number)
-                }
-                Some(_) => return None,
-                None => Control::PostEnds,
-            },
+            Control::CloseWorkers => {
+                self.workers.iter_mut().for_each(|worker| worker.stop = true);
+                Control::JoinWorkers
+            }
+            Control::JoinWorkers if self.workers.iter().all(|worker| worker.ended) => Control::PostEnds,
             Control::PostEnds => {
-                for vb in self.handed_over.take().unwrap_or_default().into_keys() {
-                    if broken != Broken::EndsAreNotPosted {
-                        self.post(End(vb));
-                    }
+                let owed = self.handed_over.get_or_insert_default();
+                if broken == Broken::UntoldIsOwedAnEnd {
+                    owed.begun.extend(owed.untold.drain(..).filter_map(Message::begins));
+                } else if broken == Broken::UntoldIsForgotten {
+                    owed.untold.clear();
                 }
-                Control::PostFin
+                let message = owed.next_untold().or_else(|| owed.begun.pop_first().map(End));
+                match message {
+                    Some(End(_)) if broken == Broken::EndsAreNotPosted => Control::PostEnds,
+                    Some(message) => {
+                        self.post(message);
+                        Control::PostEnds
+                    }
+                    None => Control::PostFin,
+                }
             }
             Control::PostFin => {
                 self.fins += 1;
@@ -249,7 +279,7 @@ impl State {
                 self.done = true;
                 Control::Ended
             }
-            Control::Ended => return None,
+            Control::JoinWorkers | Control::Ended => return None,
         };
         Some(())
     }
@@ -280,18 +310,23 @@ impl State {
         self.scatter = match self.scatter {
             Scatter::Take if self.run_scatter_fin => Scatter::HandOver,
             Scatter::Take => match self.upstream.pop_front() {
-                Some(batch) => Scatter::Expect(batch),
+                Some(batch) => Scatter::Note(batch),
                 None if self.source_gone => Scatter::HandOver,
                 None => return None,
             },
-            Scatter::Expect(batch) => {
+            Scatter::Note(batch) => {
                 if broken != Broken::LedgerAfterHandOff {
-                    self.expect(batch, broken);
+                    self.ledger.untold.extend(batch);
                 }
                 Scatter::HandOff(batch, 0)
             }
             Scatter::HandOff(batch, number) => match self.workers.get_mut(number) {
-                None => Scatter::Post(batch, 0),
+                None => {
+                    if broken == Broken::LedgerAfterHandOff {
+                        self.ledger.untold.extend(batch);
+                    }
+                    Scatter::Tell
+                }
                 Some(_) if self.run_scatter_fin && broken != Broken::SendIgnoresFin => Scatter::HandOver,
                 Some(worker) if worker.ended => {
                     self.must_end = true;
@@ -304,11 +339,11 @@ impl State {
                 }
                 Some(_) => return None,
             },
-            Scatter::Post(batch, number) => match batch.get(number) {
+            Scatter::Tell => match self.ledger.next_untold() {
                 None => Scatter::Take,
                 Some(message) => {
-                    self.tell(*message, broken);
-                    Scatter::Post(batch, number + 1)
+                    self.post(message);
+                    Scatter::Tell
                 }
             },
             Scatter::HandOver => {
@@ -322,32 +357,6 @@ impl State {
             Scatter::Ended => return None,
         };
         Some(())
-    }
-
-    pub(super) fn expect(&mut self, batch: Batch, broken: Broken) {
-        for message in batch {
-            let Some(vb) = message.begins() else { continue };
-            let was_there = self.ledger.contains_key(&vb);
-            self.ledger.entry(vb).or_insert(false);
-            if was_there && broken == Broken::SupersededInAdvance {
-                self.post(End(vb));
-            }
-        }
-    }
-
-    pub(super) fn tell(&mut self, message: Message, broken: Broken) {
-        match message {
-            Begin(_) if broken == Broken::SupersededInAdvance => {}
-            Begin(vb) => {
-                if self.ledger.insert(vb, true) == Some(true) {
-                    self.post(End(vb));
-                }
-            }
-            End(vb) => {
-                self.ledger.remove(&vb);
-            }
-        }
-        self.post(message);
     }
 
     /// One round of a worker's data thread.

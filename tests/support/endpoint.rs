@@ -34,6 +34,7 @@ struct Recorded {
     reached: BTreeMap<VbId, Seqno>,
     locked: BTreeMap<ShardId, (FinHolder, Fin)>,
     fails: Option<Failure>,
+    heaviest_bytes: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -61,6 +62,11 @@ impl Recorder {
         self.0.lock().fails = Some(failure);
     }
 
+    /// What the heaviest batch that came weighs.
+    pub(crate) fn heaviest_bytes(&self) -> usize {
+        self.0.lock().heaviest_bytes
+    }
+
     /// How far a vbucket was applied.
     pub(crate) fn reached(&self, vb: u16) -> u64 {
         self.0.lock().reached.get(&VbId(vb)).map_or(0, |seqno| seqno.0)
@@ -84,6 +90,7 @@ impl Endpoint for Recorder {
         mut batch: Box<WriteBatch>,
     ) -> Result<Box<WriteBatch>, EndpointRefused> {
         let mut recorded = self.0.lock();
+        recorded.heaviest_bytes = recorded.heaviest_bytes.max(batch.weight_bytes());
         match recorded.fails {
             Some(Failure::Refuses) => {
                 return Err(EndpointRefused::Never(anyhow::anyhow!("the disk is gone")));
@@ -177,7 +184,7 @@ impl Path {
     pub(crate) fn start(node: u16) -> Self {
         let logger = Logger::root(Discard, o!());
         let (feed, generation) = (Feed::new(&logger), 3);
-        let link: FeedLink = feed.begin_generation(Generation(generation), &TsVbuuid::default());
+        let link: FeedLink = feed.begin_generation(Generation(generation), &TsVbuuid::default()).unwrap();
         let recorder = Arc::new(Recorder::default());
         let endpoint: Arc<dyn Endpoint> = Arc::<Recorder>::clone(&recorder);
         let (upstream, batches) = bounded(2);

@@ -8,13 +8,16 @@ pub(crate) mod shards;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::Sender;
 
-use dormouse::objstore::{Body, ObjectKey, ObjectMeta, ObjectStore, Operation, StoreError};
+use dormouse::objstore::{
+    Body, ObjectKey, ObjectStore, Operation, Page, PageMark, Part, PartStore, StoreError, Upload,
+};
 use dormouse::pause::{
     ImageFile, Manifest, ManifestFile, Membership, PauseId, plan_upload, reusable_files, upload,
 };
@@ -204,11 +207,75 @@ impl ObjectStore for FailingStore<'_> {
         self.call(Operation::Head, Some(key), || self.inner.head(key, until))
     }
 
-    fn list(&self, folder: Option<&ObjectKey>, until: &Until) -> Result<Vec<ObjectMeta>, StoreError> {
-        self.call(Operation::List, folder, || self.inner.list(folder, until))
+    fn get_range(
+        &self,
+        key: &ObjectKey,
+        range: Range<u64>,
+        to: &mut dyn Write,
+        until: &Until,
+    ) -> Result<u64, StoreError> {
+        self.call(Operation::Get, Some(key), || self.inner.get_range(key, range, to, until))
     }
 
-    fn delete(&self, key: &ObjectKey, until: &Until) -> Result<(), StoreError> {
-        self.call(Operation::Delete, Some(key), || self.inner.delete(key, until))
+    fn list_page(
+        &self,
+        folder: Option<&ObjectKey>,
+        after: Option<&PageMark>,
+        until: &Until,
+    ) -> Result<Page, StoreError> {
+        self.call(Operation::List, folder, || self.inner.list_page(folder, after, until))
+    }
+
+    fn delete(&self, keys: &[ObjectKey], until: &Until) -> Result<(), StoreError> {
+        self.call(Operation::Delete, keys.first(), || self.inner.delete(keys, until))
+    }
+
+    fn in_parts(&self) -> Option<&dyn PartStore> {
+        self.inner.in_parts().map(|_| self as &dyn PartStore)
+    }
+
+    fn parallel(&self) -> usize {
+        self.inner.parallel()
+    }
+}
+
+impl FailingStore<'_> {
+    fn parts_of_inner(&self) -> &dyn PartStore {
+        self.inner.in_parts().unwrap()
+    }
+}
+
+impl PartStore for FailingStore<'_> {
+    fn begin(&self, key: &ObjectKey, until: &Until) -> Result<Upload, StoreError> {
+        self.call(Operation::Begin, Some(key), || self.parts_of_inner().begin(key, until))
+    }
+
+    fn put_part(
+        &self,
+        upload: &Upload,
+        number: u32,
+        body: Body<'_>,
+        until: &Until,
+    ) -> Result<Part, StoreError> {
+        self.puts.fetch_add(1, Ordering::Relaxed);
+        let put = || self.parts_of_inner().put_part(upload, number, body, until);
+        self.call(Operation::PutPart, Some(&upload.key), put)
+    }
+
+    fn parts(&self, upload: &Upload, until: &Until) -> Result<Vec<Part>, StoreError> {
+        self.call(Operation::Parts, Some(&upload.key), || self.parts_of_inner().parts(upload, until))
+    }
+
+    fn complete(&self, upload: &Upload, parts: &[Part], until: &Until) -> Result<(), StoreError> {
+        let complete = || self.parts_of_inner().complete(upload, parts, until);
+        self.call(Operation::Complete, Some(&upload.key), complete)
+    }
+
+    fn abort(&self, upload: &Upload, until: &Until) -> Result<(), StoreError> {
+        self.call(Operation::Abort, Some(&upload.key), || self.parts_of_inner().abort(upload, until))
+    }
+
+    fn uploads(&self, key: Option<&ObjectKey>, until: &Until) -> Result<Vec<Upload>, StoreError> {
+        self.call(Operation::Uploads, key, || self.parts_of_inner().uploads(key, until))
     }
 }

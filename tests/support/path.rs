@@ -103,6 +103,8 @@ pub(crate) struct Seen {
     /// What is wrong with the batches.
     pub(crate) faults: Vec<String>,
     positions: BTreeMap<VbId, Seqno>,
+    /// Streams that began and did not end.
+    open: BTreeSet<VbId>,
 }
 
 /// Panics past the hook, which would print each of them with a backtrace.
@@ -136,6 +138,16 @@ impl Endpoint for TestEndpoint {
 
 impl Seen {
     fn take(&mut self, batch: &WriteBatch) {
+        for note in &batch.notes {
+            let is_in_turn = match note.kind {
+                EventKind::StreamReq { status: StreamStatus::Success { .. } } => self.open.insert(note.vb),
+                EventKind::StreamEnd { .. } => self.open.remove(&note.vb),
+                _ => true,
+            };
+            if !is_in_turn {
+                self.faults.push(format!("{note:?} is not its stream's turn"));
+            }
+        }
         for change in batch.changes() {
             self.changes.entry((change.inst, change.vb)).or_default().push(change.seqno);
         }
@@ -206,7 +218,7 @@ pub(crate) struct Script {
     dice: Dice,
     generation: Generation,
     streams: Vec<Stream>,
-    /// Times that each stream was told to begin.
+    /// Times that each stream was told to begin, in batches that were sent.
     pub(crate) begins: BTreeMap<VbId, u64>,
     /// Vbuckets that had an out-of-order snapshot.
     pub(crate) out_of_order: BTreeSet<VbId>,
@@ -278,6 +290,8 @@ impl Script {
                 push(batch, vb, from, EventKind::OsoSnapshot { edge: OsoEdge::Start });
             }
             89..92 => self.begin(vb, batch),
+            // Somebody asked for it once more.
+            92..94 => push(batch, vb, stream.seqno, refusal(roll)),
             _ => {
                 stream.is_open = false;
                 let reason = StreamEndReason::StateChanged;
@@ -385,7 +399,7 @@ impl Source {
     }
 }
 
-/// Sends a batch. `false` when the source was stopped or nobody receives.
+/// Sends a batch. `false` when the source was stopped or nobody receives; what the batch began does not count then.
 fn send(
     script: &mut Script,
     budget: &ByteBudget,
@@ -393,15 +407,17 @@ fn send(
     stopped: &Fin,
     is_full: &AtomicBool,
 ) -> bool {
+    let begins_before = script.begins.clone();
     let mut batch = script.batch();
     batch.charge = budget.charge(batch.weight_bytes(), stopped);
-    if batch.charge.is_none() {
-        return false;
-    }
     if to.is_full() {
         is_full.store(true, Ordering::SeqCst);
     }
-    thread::send(to, batch, stopped).is_ok()
+    let is_sent = batch.charge.is_some() && thread::send(to, batch, stopped).is_ok();
+    if !is_sent {
+        script.begins = begins_before;
+    }
+    is_sent
 }
 
 /// Counts what a data path logs about its end.
@@ -423,6 +439,15 @@ impl slog::Drain for EndLines {
             self.second_fins.fetch_add(1, Ordering::SeqCst);
         }
         Ok(())
+    }
+}
+
+/// Gives a token on every way out.
+pub(crate) struct CancelOnDrop<'c>(pub(crate) &'c Cancel);
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }
 

@@ -5,8 +5,8 @@
 //!
 //! 1. requests are refused from now on (`gen_server_stop`);
 //! 2. `run_scatter` is told to end, and its ledger is awaited;
-//! 3. the workers are closed and joined;
-//! 4. each stream that is still owed its end gets it;
+//! 3. the workers are closed, all at once, and joined;
+//! 4. the feed is told what it was not told yet, and each stream that has no end gets it;
 //! 5. one fin is posted;
 //! 6. `done` is given.
 
@@ -17,13 +17,13 @@ use crossbeam::channel::{Receiver, Sender, select_biased};
 use parking_lot::Mutex;
 use slog::{Logger, info, warn};
 
-use crate::event::{Seqno, StreamEndReason, VbId};
+use crate::event::{Seqno, VbId};
 use crate::shard::InstId;
 use crate::thread::{self, Cancel, Fin, FinHolder, RecvError, Until};
 use crate::timestamp::TsVbuuid;
 
 use super::super::engine::{Engine, EngineSet};
-use super::super::feed::{FeedLink, StreamState};
+use super::super::feed::FeedLink;
 use super::super::worker::{Installed, Order, Tuning, Worker, WorkerEnd};
 use super::run_scatter::HandOver;
 use super::{EndReason, RequestError};
@@ -172,15 +172,15 @@ impl GenServer {
         drop(gen_server_stop);
         drop(run_scatter_fin);
         let handed_over = thread::recv(&self.hand_over, &Until::default());
-        let worker_ends: Vec<WorkerEnd> = self.workers.into_iter().filter_map(Worker::close).collect();
-        let (owed, scatter_reason) = match handed_over {
-            Ok(HandOver { ledger, reason }) => (Some(ledger.owed()), reason),
-            Err(RecvError::Closed | RecvError::Stopped(_)) => (None, EndReason::Closed),
+        let worker_ends = Worker::close_all(self.workers);
+        let scatter_reason = match handed_over {
+            Ok(HandOver { ledger, reason }) => {
+                ledger.settle(&self.link, &self.req_ts);
+                reason
+            }
+            Err(RecvError::Closed | RecvError::Stopped(_)) => EndReason::Closed,
         };
         let reason = first_cause(reason, worker_ends, scatter_reason);
-        for vb in owed.into_iter().flatten() {
-            self.link.post_stream(vb, StreamState::Ended(StreamEndReason::DataPathEnded));
-        }
         let (why, is_orderly) =
             (reason.to_string(), matches!(reason, EndReason::Closed | EndReason::UpstreamClosed));
         // A host's logger may fail: the feed learns of the end before it is called.

@@ -1,13 +1,13 @@
 //! The data thread of a `KvData`: splits batches by worker, without copying a payload.
 //!
 //! Every event is looked at once; a worker gets the shared batch and the numbers of its events in one send. The
-//! [`Ledger`] of streams that began and did not end yet lives outside of what can panic and is handed to
-//! `gen_server` as the thread's last message, so that the ends that are owed are known in every ending.
+//! [`Ledger`] of what the feed is still to be told lives outside of what can panic and is handed to `gen_server` as
+//! the thread's last message, so that the begins and ends that are owed are known in every ending.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crossbeam::channel::{Receiver, Sender, select_biased};
+use crossbeam::channel::{Receiver, Sender, TrySendError, select_biased};
 use parking_lot::Mutex;
 use slog::{Logger, info, warn};
 
@@ -15,32 +15,53 @@ use crate::event::{DcpEvent, EventBatch, EventKind, StreamEndReason, StreamStatu
 use crate::thread::{self, Fin, FinHolder};
 use crate::timestamp::{Position, TsVbuuid};
 
-use super::super::feed::{FeedLink, StreamState};
+use super::super::books::StreamState;
+use super::super::feed::FeedLink;
 use super::super::worker::Scattered;
 use super::EndReason;
 use super::stats::{BatchCounts, KvStats};
 
-/// Streams that began and whose end was not passed on, with whether the feed knows that they began.
+/// What the feed is owed.
 #[derive(Debug, Default)]
-pub(super) struct Ledger(BTreeMap<VbId, bool>);
+pub(super) struct Ledger {
+    /// Streams of which it was told that they began, and not that they ended.
+    begun: BTreeSet<VbId>,
+    /// What it was not told yet, in its order.
+    untold: VecDeque<DcpEvent>,
+}
 
 impl Ledger {
-    pub(super) fn owed(self) -> impl Iterator<Item = VbId> {
-        self.0.into_keys()
+    /// Tells the feed everything that it was not told yet.
+    fn tell(&mut self, link: &FeedLink, req_ts: &Mutex<TsVbuuid>) {
+        while let Some(event) = self.untold.pop_front() {
+            let requested = || req_ts.lock().get(event.vb).unwrap_or_default();
+            // No code of a host runs from here to the post: what the ledger says, the feed was told.
+            let state = match event.kind {
+                EventKind::StreamReq { status: StreamStatus::Success { vbuuid } } => {
+                    self.begun.insert(event.vb);
+                    StreamState::Active(Position { vbuuid, ..requested() })
+                }
+                EventKind::StreamReq { status: StreamStatus::Rollback { to } } => {
+                    StreamState::RolledBack { from: requested(), to }
+                }
+                EventKind::StreamReq { status } => StreamState::Refused(status),
+                EventKind::StreamEnd { reason } => {
+                    self.begun.remove(&event.vb);
+                    StreamState::Ended(reason)
+                }
+                _ => continue,
+            };
+            link.post_stream(event.vb, state);
+        }
     }
 
-    /// A stream is about to begin; it may replace one that is there.
-    fn announce(&mut self, vb: VbId) {
-        self.0.entry(vb).or_insert(false);
-    }
-
-    /// A stream began. Gives back whether the feed still waits for the end of the one before it.
-    fn begin(&mut self, vb: VbId) -> bool {
-        self.0.insert(vb, true).unwrap_or(false)
-    }
-
-    fn end(&mut self, vb: VbId) {
-        self.0.remove(&vb);
+    /// Pays what is owed once nothing can come any more: what was on its way, and an end for each stream that has
+    /// none. A begin that a worker may have seen is thus always told before its end.
+    pub(super) fn settle(mut self, link: &FeedLink, req_ts: &Mutex<TsVbuuid>) {
+        self.tell(link, req_ts);
+        for vb in self.begun {
+            link.post_stream(vb, StreamState::Ended(StreamEndReason::DataPathEnded));
+        }
     }
 }
 
@@ -101,7 +122,6 @@ impl RunScatter {
         let expected = batch.events.len() / self.workers.len().max(1);
         let mut shares: Vec<Vec<u32>> =
             self.workers.iter().map(|_| Vec::with_capacity(expected + expected / 4)).collect();
-        let mut control = Vec::new();
         for (index, event) in (0_u32..).zip(&batch.events) {
             let route = self.routes.get(usize::from(event.vb.0));
             let Some(share) = route.and_then(|worker| shares.get_mut(usize::from(*worker))) else {
@@ -114,7 +134,9 @@ impl RunScatter {
                 EventKind::Deletion { .. } => counts.deletions += 1,
                 EventKind::Expiration { .. } => counts.expirations += 1,
                 EventKind::StreamReq { .. } | EventKind::StreamEnd { .. } => {
-                    control.push(*event);
+                    // Before its worker can know of it: what a worker was given, the feed is owed.
+                    ledger.untold.push_back(*event);
+                    self.log_refusal(event);
                     continue;
                 }
                 EventKind::SystemEvent { .. } => counts.system_events += 1,
@@ -125,16 +147,8 @@ impl RunScatter {
             self.stats.note_seqno(event.vb, event.seqno);
         }
         self.stats.add(counts);
-        // A stream is in the ledger before its worker can know of it: what began is owed an end.
-        for event in &control {
-            if let EventKind::StreamReq { status: StreamStatus::Success { .. } } = event.kind {
-                ledger.announce(event.vb);
-            }
-        }
         self.hand_off(batch, shares)?;
-        for event in control {
-            self.post(event, ledger);
-        }
+        ledger.tell(&self.link, &self.req_ts);
         Ok(())
     }
 
@@ -145,7 +159,12 @@ impl RunScatter {
                 continue;
             }
             let scattered = Scattered { batch: Arc::clone(&batch), events };
-            if thread::send(sender, scattered, &self.fin).is_err() {
+            // Most queues have room: only where one has none is there something to wait for, beside the fin.
+            let sent = match sender.try_send(scattered) {
+                Err(TrySendError::Full(scattered)) => thread::send(sender, scattered, &self.fin).is_ok(),
+                sent => sent.is_ok(),
+            };
+            if !sent {
                 return Err(if self.fin.is_given() {
                     EndReason::Closed
                 } else {
@@ -156,30 +175,15 @@ impl RunScatter {
         Ok(())
     }
 
-    /// Tells the feed what became of a stream, after its worker has the event.
-    fn post(&self, event: DcpEvent, ledger: &mut Ledger) {
-        let requested = || self.req_ts.lock().get(event.vb).unwrap_or_default();
-        let state = match event.kind {
-            EventKind::StreamReq { status: StreamStatus::Success { vbuuid } } => {
-                if ledger.begin(event.vb) {
-                    self.link.post_stream(event.vb, StreamState::Ended(StreamEndReason::Superseded));
-                }
-                StreamState::Active(Position { vbuuid, ..requested() })
-            }
+    fn log_refusal(&self, event: &DcpEvent) {
+        match event.kind {
             EventKind::StreamReq { status: StreamStatus::Rollback { to } } => {
                 info!(self.logger, "a stream is to be rolled back"; "vbucket" => event.vb.0, "to" => to.0);
-                StreamState::RolledBack { from: requested(), to }
             }
-            EventKind::StreamReq { status } => {
+            EventKind::StreamReq { status } if !matches!(status, StreamStatus::Success { .. }) => {
                 warn!(self.logger, "a stream was refused: {status}"; "vbucket" => event.vb.0);
-                StreamState::Refused(status)
             }
-            EventKind::StreamEnd { reason } => {
-                ledger.end(event.vb);
-                StreamState::Ended(reason)
-            }
-            _ => return,
-        };
-        self.link.post_stream(event.vb, state);
+            _ => {}
+        }
     }
 }

@@ -11,7 +11,8 @@ use serde_json::Value;
 use slog::{Logger, warn};
 
 use crate::event::{
-    Datatype, DcpEvent, EventKind, Generation, OsoEdge, Seqno, Span, StreamStatus, VbId, VbUuid,
+    Datatype, DcpEvent, EventKind, Generation, OsoEdge, Seqno, Span, StreamEndReason, StreamStatus, VbId,
+    VbUuid,
 };
 use crate::index::KeyList;
 use crate::shard::ShardId;
@@ -73,6 +74,11 @@ impl Stream {
             Self { is_first: true, .. } => Window::First,
             _ => Window::Ordered,
         }
+    }
+
+    /// The highest seqno that was evaluated.
+    fn highest(&self) -> Seqno {
+        self.oso_highest.unwrap_or_default().max(self.evaluated)
     }
 
     /// Takes a change up. `false` when the stream has it already.
@@ -159,8 +165,7 @@ impl Evaluation {
     /// The highest seqno of each stream that was evaluated.
     pub(super) fn evaluated(&self) -> Vec<(VbId, Seqno)> {
         let streams = (0_u16..).zip(&self.streams);
-        let highest = |stream: Stream| stream.oso_highest.unwrap_or_default().max(stream.evaluated);
-        streams.filter_map(|(vb, stream)| stream.map(|stream| (VbId(vb), highest(stream)))).collect()
+        streams.filter_map(|(vb, stream)| stream.map(|stream| (VbId(vb), stream.highest()))).collect()
     }
 
     /// The write batches of this worker's shards, in the order of their lanes; `None` where nothing moved.
@@ -204,8 +209,11 @@ impl Evaluation {
             empty
         });
         if let EventKind::StreamReq { status } = event.kind {
-            if let StreamStatus::Success { vbuuid } = status {
-                *slot = Some(Stream::begin(vbuuid, event.seqno));
+            if let StreamStatus::Success { vbuuid } = status
+                && let Some(before) = slot.replace(Stream::begin(vbuuid, event.seqno))
+            {
+                let kind = EventKind::StreamEnd { reason: StreamEndReason::Superseded };
+                batch.notes.push(DcpEvent { vb: event.vb, seqno: before.highest(), kind });
             }
             batch.notes.push(*event);
             return;

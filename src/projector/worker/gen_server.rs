@@ -13,8 +13,6 @@ pub(super) struct GenServer {
     pub(super) data_orders: Sender<Order>,
     pub(super) stopped: Fin,
     pub(super) data_ended: Fin,
-    pub(super) run_fin: FinHolder,
-    pub(super) data_thread: Thread<WorkerEnd>,
     /// Wakes the control thread of the `KvData`.
     pub(super) ended: Sender<()>,
     /// Keeps how the worker ended for whoever closes it.
@@ -23,10 +21,15 @@ pub(super) struct GenServer {
 }
 
 impl GenServer {
-    pub(super) fn run(self) {
-        let served = thread::catch(&self.name, || self.serve());
-        drop(self.run_fin);
-        let end = match (served, self.data_thread.join(&Until::default())) {
+    /// The thread's body. `run_fin` is given on every way out of the serving, also by a panic.
+    pub(super) fn run(self, run_fin: FinHolder, data_thread: Thread<WorkerEnd>) {
+        let server = &self;
+        let outcome = thread::catch(&self.name, move || {
+            server.serve();
+            drop(run_fin);
+            debug!(server.logger, "the data thread was told to end");
+        });
+        let end = match (outcome, data_thread.join(&Until::default())) {
             (_, Err(JoinError::Panicked(panicked))) | (Err(panicked), _) => WorkerEnd::Panicked(panicked),
             (Ok(()), Ok(end)) => end,
             // Without a deadline the join goes on until the thread has ended.
@@ -44,10 +47,11 @@ impl GenServer {
                 recv(self.data_ended.receiver()) -> _ => return,
                 recv(self.orders) -> order => match order {
                     Ok(order) => {
-                        debug!(self.logger, "an order is passed to the data thread"; "order" => order.name());
+                        let name = order.name();
                         if thread::send(&self.data_orders, order, &self.data_ended).is_err() {
                             return;
                         }
+                        debug!(self.logger, "an order was passed to the data thread"; "order" => name);
                     }
                     Err(_) => return,
                 },

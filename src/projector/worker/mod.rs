@@ -50,16 +50,25 @@ impl Order {
 /// What may be changed while the workers run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
-    /// Write batches that may wait for one shard before its worker takes no more data. What waits is bounded by
-    /// the source's byte budget as well. Zero counts as one.
+    /// Write batches that may wait for one shard before its worker takes no more data. Zero counts as one.
     pub lane_batches_max: usize,
+    /// Bytes of evaluated batches that may wait for the shards of a worker before it takes no more data. The
+    /// events that they come from weigh on the source's byte budget meanwhile; this bounds what was made of them,
+    /// which many indexes can make many times as much. A batch that was evaluated is kept in any case, so that
+    /// at most one for each shard lies beyond the bound. Each worker has a bound of its own: only what it waits
+    /// for itself then stops it, so that it goes on as soon as a shard of its own does.
+    pub lane_bytes_max: usize,
     /// The least time between two log lines about documents that were left out of an index.
     pub quarantine_log_interval: Duration,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { lane_batches_max: 1024, quarantine_log_interval: Duration::from_secs(1) }
+        Self {
+            lane_batches_max: 1024,
+            lane_bytes_max: 8 * 1024 * 1024,
+            quarantine_log_interval: Duration::from_secs(1),
+        }
     }
 }
 
@@ -99,6 +108,7 @@ pub struct WorkerStats {
     without_stream: AtomicU64,
     transactions: AtomicU64,
     out_of_order: AtomicU64,
+    waiting_bytes: AtomicU64,
 }
 
 /// Counts of one batch, added up before they touch the shared counters.
@@ -153,6 +163,11 @@ impl WorkerStats {
     /// dropped: what they say is covered.
     pub fn out_of_order(&self) -> u64 {
         self.out_of_order.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of evaluated batches that wait for their shards now.
+    pub fn waiting_bytes(&self) -> u64 {
+        self.waiting_bytes.load(Ordering::Relaxed)
     }
 
     /// Events of a vbucket whose stream had not begun. They were dropped.
@@ -212,13 +227,12 @@ impl Worker {
             data_orders: orders_tx,
             stopped,
             data_ended,
-            run_fin: run_fin_holder,
-            data_thread,
             ended: reports.ended,
             end: end_tx,
             logger: control_logger,
         };
-        let control = roster.spawn(format!("vbc-{node}-{number}"), move || server.run())?;
+        let control =
+            roster.spawn(format!("vbc-{node}-{number}"), move || server.run(run_fin_holder, data_thread))?;
         Ok((Self { orders, stop, control, end }, data))
     }
 
@@ -227,12 +241,21 @@ impl Worker {
         let _ = self.orders.try_send(order);
     }
 
-    /// Ends the worker and joins it, however long its endpoint or evaluator takes. Gives back how it ended.
-    pub(super) fn close(self) -> Option<WorkerEnd> {
-        drop(self.stop);
-        if let Err(JoinError::Panicked(panicked)) = self.control.join(&Until::default()) {
-            return Some(WorkerEnd::Panicked(panicked));
-        }
-        self.end.try_recv().ok()
+    /// Ends all of them at once and joins them, however long their endpoint or evaluators take. Gives back how they
+    /// ended.
+    pub(super) fn close_all(workers: Vec<Self>) -> Vec<WorkerEnd> {
+        let told: Vec<_> = workers
+            .into_iter()
+            .map(|Self { stop, control, end, .. }| {
+                drop(stop);
+                (control, end)
+            })
+            .collect();
+        told.into_iter()
+            .filter_map(|(control, end)| match control.join(&Until::default()) {
+                Err(JoinError::Panicked(panicked)) => Some(WorkerEnd::Panicked(panicked)),
+                Ok(()) | Err(JoinError::StillRunning(_)) => end.try_recv().ok(),
+            })
+            .collect()
     }
 }

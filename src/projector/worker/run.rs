@@ -1,15 +1,17 @@
 //! The data thread of a worker: evaluates each batch and hands its endpoint one write batch per shard.
 //!
-//! It looks at control before each batch and while it waits for anything. A shard that does not take a batch now
-//! gets a [`Lane`] of pending ones, in order, while the other shards go on; when a lane is full, no more data is
-//! taken until it moves again, and the queue before this thread holds up the source. Pending batches keep the
-//! charge of their events: what waits here weighs on the source's budget.
+//! It looks at its end and at control before each batch, before each call of its endpoint, and while it waits for
+//! anything: a call is all that it can be held up by. A shard that does not take a batch now gets a [`Lane`] of
+//! waiting ones, in order, while the other shards go on; when too many or too heavy ones wait, no more data is taken
+//! until they move again, and the queue before this thread holds up the source. What waits keeps the charge of its
+//! events: it weighs on the source's budget as well.
 //!
-//! On the way out pending batches are dropped unapplied. Their positions have not moved, so the stream delivers
+//! On the way out waiting batches are dropped unapplied. Their positions have not moved, so the stream delivers
 //! them again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crossbeam::channel::{Receiver, Select, Sender, TryRecvError};
 use slog::{Logger, warn};
@@ -23,18 +25,23 @@ use super::super::endpoint::{Endpoint, EndpointRefused};
 use super::evaluate::Evaluation;
 use super::{Installed, Order, Scattered, Spare, Tuning, WorkerConfig, WorkerEnd, WorkerStats};
 
-/// What waits for one shard.
+/// What is to be applied to one shard.
 struct Lane {
     shard: ShardId,
     pending: VecDeque<Pending>,
-    /// Given when the first of them may be tried again.
+    /// Given when the first of them may be tried again; without it, it was not tried yet.
     ready: Option<Fin>,
+    /// What those that wait weigh.
+    waiting_bytes: usize,
+    stats: Arc<WorkerStats>,
 }
 
 struct Pending {
     batch: Box<WriteBatch>,
     /// Held for its charge.
     events: Arc<EventBatch>,
+    /// What it weighs; zero as long as it does not wait.
+    waiting_bytes: usize,
 }
 
 pub(super) struct Run {
@@ -54,8 +61,9 @@ pub(super) struct Run {
 enum Next {
     End,
     Order(Order),
+    /// The number of a lane that moves.
+    Apply(usize),
     Data(Scattered),
-    Again,
 }
 
 impl Run {
@@ -75,7 +83,7 @@ impl Run {
     ) -> Self {
         let lanes = (config.number..config.shards)
             .step_by(usize::from(config.workers.max(1)))
-            .map(|shard| Lane { shard: ShardId(shard), pending: VecDeque::new(), ready: None })
+            .map(|shard| Lane::new(ShardId(shard), &stats))
             .collect();
         let evaluation = Evaluation::new(config, stats, logger.clone());
         Self {
@@ -101,8 +109,11 @@ impl Run {
                     self.carry_out(order);
                     Ok(())
                 }
-                Next::Data(scattered) => self.process(&scattered),
-                Next::Again => self.retry(),
+                Next::Apply(lane) => self.apply(lane),
+                Next::Data(scattered) => {
+                    self.evaluate(&scattered);
+                    Ok(())
+                }
             };
             if let Err(error) = step {
                 return WorkerEnd::Endpoint(error);
@@ -111,14 +122,17 @@ impl Run {
     }
 
     fn end(self) -> WorkerEnd {
-        let dropped: usize = self.lanes.iter().map(|lane| lane.pending.len()).sum();
+        // One that was not tried yet is as much in order as those in the queue before this thread.
+        let waiting =
+            self.lanes.iter().flat_map(|lane| &lane.pending).filter(|batch| batch.waiting_bytes > 0);
+        let dropped = waiting.count();
         if dropped > 0 {
             warn!(self.logger, "closed with batches that were not applied; they come again"; "batches" => dropped);
         }
         WorkerEnd::Closed
     }
 
-    /// Waits for something to do: the end first, then control, then shards that move again, then data.
+    /// Waits for something to do: the end first, then control, then shards that move, then data.
     fn next(&self) -> Next {
         loop {
             if self.fin.is_given() {
@@ -129,11 +143,10 @@ impl Run {
                 Err(TryRecvError::Disconnected) => return Next::End,
                 Err(TryRecvError::Empty) => {}
             }
-            if self.lanes.iter().any(|lane| lane.ready.as_ref().is_some_and(Fin::is_given)) {
-                return Next::Again;
+            if let Some(lane) = self.lanes.iter().position(Lane::moves) {
+                return Next::Apply(lane);
             }
-            let takes_data =
-                self.lanes.iter().all(|lane| lane.pending.len() < self.tuning.lane_batches_max.max(1));
+            let takes_data = self.has_room();
             if takes_data {
                 match self.events.try_recv() {
                     Ok(scattered) => return Next::Data(scattered),
@@ -155,6 +168,14 @@ impl Run {
         }
     }
 
+    fn has_room(&self) -> bool {
+        let waiting_bytes: usize = self.lanes.iter().map(|lane| lane.waiting_bytes).sum();
+        let batches_max = self.tuning.lane_batches_max.max(1);
+        // What waits is never nothing, so that without a waiting batch there is room under any bound.
+        (waiting_bytes == 0 || waiting_bytes < self.tuning.lane_bytes_max)
+            && self.lanes.iter().all(|lane| lane.pending.len() < batches_max)
+    }
+
     fn carry_out(&mut self, order: Order) {
         match order {
             Order::Swap(engines) => self.evaluation.set_engines(engines),
@@ -169,50 +190,86 @@ impl Run {
         let _ = thread::send(&self.installed, answer, &self.fin);
     }
 
-    fn process(&mut self, scattered: &Scattered) -> anyhow::Result<()> {
+    fn evaluate(&mut self, scattered: &Scattered) {
         let batches = self.evaluation.evaluate(scattered, &mut self.spare);
         for (lane, batch) in self.lanes.iter_mut().zip(batches) {
-            let Some(batch) = batch else { continue };
-            lane.pending.push_back(Pending { batch, events: Arc::clone(&scattered.batch) });
-            if lane.ready.is_none() {
-                lane.push_on(self.endpoint.as_ref(), &mut self.spare)?;
+            if let Some(batch) = batch {
+                lane.push(batch, &scattered.batch);
             }
         }
-        self.trim_spare();
-        Ok(())
     }
 
-    /// One spare for each lane is what steady work needs; a lane that waited may have left many.
-    fn trim_spare(&mut self) {
-        self.spare.truncate(self.lanes.len());
-    }
-
-    fn retry(&mut self) -> anyhow::Result<()> {
-        for lane in &mut self.lanes {
-            if lane.ready.as_ref().is_some_and(Fin::is_given) {
-                lane.push_on(self.endpoint.as_ref(), &mut self.spare)?;
-            }
+    fn apply(&mut self, lane: usize) -> anyhow::Result<()> {
+        // One spare for each lane is what steady work needs; a lane that waited may leave many.
+        let spares_max = self.lanes.len();
+        let Some(lane) = self.lanes.get_mut(lane) else { return Ok(()) };
+        if let Some(empty) = lane.apply_first(self.endpoint.as_ref())?
+            && self.spare.len() < spares_max
+        {
+            self.spare.push(empty);
         }
-        self.trim_spare();
         Ok(())
     }
 }
 
 impl Lane {
-    /// Applies what is pending, in order, until the shard refuses.
-    fn push_on(&mut self, endpoint: &dyn Endpoint, spare: &mut Spare) -> anyhow::Result<()> {
-        self.ready = None;
-        while let Some(Pending { batch, events }) = self.pending.pop_front() {
-            match endpoint.try_apply(self.shard, batch) {
-                Ok(empty) => spare.push(empty),
-                Err(EndpointRefused::Later { batch, ready }) => {
-                    self.pending.push_front(Pending { batch, events });
-                    self.ready = Some(ready);
-                    return Ok(());
-                }
-                Err(EndpointRefused::Never(error)) => return Err(error),
-            }
+    fn new(shard: ShardId, stats: &Arc<WorkerStats>) -> Self {
+        Self { shard, pending: VecDeque::new(), ready: None, waiting_bytes: 0, stats: Arc::clone(stats) }
+    }
+
+    /// Whether there is something that may be tried.
+    fn moves(&self) -> bool {
+        !self.pending.is_empty() && self.ready.as_ref().is_none_or(Fin::is_given)
+    }
+
+    fn push(&mut self, batch: Box<WriteBatch>, events: &Arc<EventBatch>) {
+        let mut pending = Pending { batch, events: Arc::clone(events), waiting_bytes: 0 };
+        if self.ready.is_some() {
+            self.note_waiting(&mut pending);
         }
-        Ok(())
+        self.pending.push_back(pending);
+    }
+
+    fn note_waiting(&mut self, pending: &mut Pending) {
+        if pending.waiting_bytes == 0 {
+            pending.waiting_bytes = pending.batch.weight_bytes();
+            self.waiting_bytes += pending.waiting_bytes;
+            self.stats.waiting_bytes.fetch_add(pending.waiting_bytes as u64, Ordering::Relaxed);
+        }
+    }
+
+    fn note_moved(&mut self, waiting_bytes: usize) {
+        self.waiting_bytes -= waiting_bytes;
+        self.stats.waiting_bytes.fetch_sub(waiting_bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Tries the first one. Gives it back empty where it was applied; where it was refused for now, it waits.
+    fn apply_first(&mut self, endpoint: &dyn Endpoint) -> anyhow::Result<Option<Box<WriteBatch>>> {
+        self.ready = None;
+        let Some(Pending { batch, events, waiting_bytes }) = self.pending.pop_front() else {
+            return Ok(None);
+        };
+        match endpoint.try_apply(self.shard, batch) {
+            Ok(empty) => {
+                if waiting_bytes > 0 {
+                    self.note_moved(waiting_bytes);
+                }
+                Ok(Some(empty))
+            }
+            Err(EndpointRefused::Later { batch, ready }) => {
+                let mut pending = Pending { batch, events, waiting_bytes };
+                self.note_waiting(&mut pending);
+                self.pending.push_front(pending);
+                self.ready = Some(ready);
+                Ok(None)
+            }
+            Err(EndpointRefused::Never(error)) => Err(error),
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.note_moved(self.waiting_bytes);
     }
 }

@@ -62,7 +62,7 @@ use super::store::{
     ShardStore, StoreFault, StoreSize, StoreSnapshot, folder_bytes,
 };
 use live::{FILE, Live};
-use tables::{Facts, Writer};
+use tables::Facts;
 
 mod file;
 mod live;
@@ -249,13 +249,9 @@ impl ShardStore for CowStore {
         Ok(live)
     }
 
-    fn apply(&self, changes: &mut dyn Iterator<Item = Change<'_>>) -> Result<u64, StoreFault> {
+    fn apply(&self, changes: &[Change<'_>]) -> Result<u64, StoreFault> {
         self.fill("apply a batch", |txn, filling| {
-            let mut writer = Writer::new(txn)?;
-            for change in changes {
-                writer.apply(&change)?;
-            }
-            let moved = writer.moved;
+            let moved = tables::apply(txn, changes)?;
             let held = &mut filling.facts.held_bytes;
             *held = (*held + moved.inserted).saturating_sub(moved.removed);
             filling.written += moved.of_all();

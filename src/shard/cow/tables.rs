@@ -1,8 +1,8 @@
 //! The tables of the database, and what is done to them.
 
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 
-use redb::{Error, ReadOnlyTable, ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
+use redb::{Error, ReadOnlyTable, ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
 use crate::event::VbId;
 use crate::timestamp::Position;
@@ -41,17 +41,16 @@ fn record_bytes(key: &[u8], value: &[u8]) -> u64 {
     (key.len() + value.len()) as u64 + RECORD_BYTES
 }
 
-fn write_key(key: &mut Vec<u8>, inst: InstId, rest: &[&[u8]]) {
-    key.clear();
-    key.extend_from_slice(&inst.0.to_be_bytes());
+fn append_key(keys: &mut Vec<u8>, inst: InstId, rest: &[&[u8]]) {
+    keys.extend_from_slice(&inst.0.to_be_bytes());
     for part in rest {
-        key.extend_from_slice(part);
+        keys.extend_from_slice(part);
     }
 }
 
 fn key(inst: InstId, rest: &[u8]) -> Vec<u8> {
     let mut key = Vec::with_capacity(INSTANCE_BYTES + rest.len());
-    write_key(&mut key, inst, &[rest]);
+    append_key(&mut key, inst, &[rest]);
     key
 }
 
@@ -194,67 +193,76 @@ impl Moved {
     }
 }
 
-/// The tables that changes go to.
-pub(super) struct Writer<'txn> {
-    entries: Table<'txn, &'static [u8], ()>,
-    back: Table<'txn, &'static [u8], &'static [u8]>,
-    back_key: Vec<u8>,
-    old_value: Vec<u8>,
-    back_value: Vec<u8>,
-    entry_key: Vec<u8>,
-    pub(super) moved: Moved,
+/// What becomes of the entries of a batch: noted first and written in the order of their keys, so that those of one
+/// page follow each other.
+#[derive(Default)]
+struct EntryEdits {
+    keys: Vec<u8>,
+    /// Where each key lies, and whether it is to be there.
+    edits: Vec<(Range<usize>, bool)>,
 }
 
-impl<'txn> Writer<'txn> {
-    pub(super) fn new(txn: &'txn WriteTransaction) -> Result<Self, Error> {
-        Ok(Self {
-            entries: txn.open_table(ENTRIES)?,
-            back: txn.open_table(BACK)?,
-            back_key: Vec::new(),
-            old_value: Vec::new(),
-            back_value: Vec::new(),
-            entry_key: Vec::new(),
-            moved: Moved::default(),
-        })
+impl EntryEdits {
+    fn note(&mut self, change: &Change<'_>, edit: Edit<'_>) {
+        let (entry, is_there) = match edit {
+            Edit::Remove(entry) => (entry, false),
+            Edit::Insert(entry) => (entry, true),
+        };
+        let start = self.keys.len();
+        append_key(&mut self.keys, change.inst, &[entry, change.doc_id]);
+        self.edits.push((start..self.keys.len(), is_there));
     }
 
-    pub(super) fn apply(&mut self, change: &Change<'_>) -> Result<(), Error> {
-        write_key(&mut self.back_key, change.inst, &[change.doc_id]);
-        self.old_value.clear();
-        if !change.once
-            && let Some(old) = self.back.get(self.back_key.as_slice())?
-        {
-            self.old_value.extend_from_slice(old.value());
-        }
-        write_back_value(&mut self.back_value, change.keys());
-        if self.old_value == self.back_value {
-            return Ok(());
-        }
-        for edit in edits(&self.old_value, change) {
-            let (Edit::Remove(entry) | Edit::Insert(entry)) = edit;
-            write_key(&mut self.entry_key, change.inst, &[entry, change.doc_id]);
-            match edit {
-                Edit::Remove(_) => {
-                    self.entries.remove(self.entry_key.as_slice())?;
-                    self.moved.removed += record_bytes(&self.entry_key, &[]);
-                }
-                Edit::Insert(_) => {
-                    self.entries.insert(self.entry_key.as_slice(), ())?;
-                    self.moved.inserted += record_bytes(&self.entry_key, &[]);
-                }
+    fn write(&mut self, txn: &WriteTransaction, moved: &mut Moved) -> Result<(), Error> {
+        let Self { keys, edits } = self;
+        let key = |(at, _): &(Range<usize>, bool)| keys.get(at.clone()).unwrap_or_default();
+        edits.sort_unstable_by(|a, b| key(a).cmp(key(b)));
+        let mut entries = txn.open_table(ENTRIES)?;
+        for edit in edits.iter() {
+            if edit.1 {
+                entries.insert(key(edit), ())?;
+                moved.inserted += record_bytes(key(edit), &[]);
+            } else {
+                entries.remove(key(edit))?;
+                moved.removed += record_bytes(key(edit), &[]);
             }
-        }
-        if !self.old_value.is_empty() {
-            self.moved.removed += record_bytes(&self.back_key, &self.old_value);
-        }
-        if self.back_value.is_empty() {
-            self.back.remove(self.back_key.as_slice())?;
-        } else {
-            self.back.insert(self.back_key.as_slice(), self.back_value.as_slice())?;
-            self.moved.inserted += record_bytes(&self.back_key, &self.back_value);
         }
         Ok(())
     }
+}
+
+/// Replaces the entries of documents, each of which comes once.
+pub(super) fn apply(txn: &WriteTransaction, changes: &[Change<'_>]) -> Result<Moved, Error> {
+    let mut back = txn.open_table(BACK)?;
+    let (mut back_key, mut old_value, mut back_value) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut entries, mut moved) = (EntryEdits::default(), Moved::default());
+    for change in changes {
+        back_key.clear();
+        append_key(&mut back_key, change.inst, &[change.doc_id]);
+        old_value.clear();
+        if !change.once
+            && let Some(old) = back.get(back_key.as_slice())?
+        {
+            old_value.extend_from_slice(old.value());
+        }
+        write_back_value(&mut back_value, change.keys());
+        if old_value == back_value {
+            continue;
+        }
+        edits(&old_value, change).for_each(|edit| entries.note(change, edit));
+        if !old_value.is_empty() {
+            moved.removed += record_bytes(&back_key, &old_value);
+        }
+        if back_value.is_empty() {
+            back.remove(back_key.as_slice())?;
+        } else {
+            back.insert(back_key.as_slice(), back_value.as_slice())?;
+            moved.inserted += record_bytes(&back_key, &back_value);
+        }
+    }
+    drop(back);
+    entries.write(txn, &mut moved)?;
+    Ok(moved)
 }
 
 /// Removes a part of what a dropped instance left. Gives back the bytes, and whether nothing is left.

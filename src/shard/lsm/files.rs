@@ -59,11 +59,15 @@ pub(super) fn check_version_file(folder: &Path) -> Result<(), StoreFault> {
 fn read_version(folder: &Path, current: &Current) -> Result<Vec<u8>, StoreFault> {
     let doing = "read the tree's version";
     let path = folder.join(current.version_name());
-    let version = fs::read(&path).map_err(|e| StoreFault::at(doing, &path, &e))?;
+    let version = fs::read(&path).map_err(|e| {
+        let cause = format!("it names {}, which cannot be read: {e}", current.version_name());
+        StoreFault::at(doing, &folder.join(CURRENT), &cause)
+    })?;
     if xxh3_128(&version) == current.checksum {
         return Ok(version);
     }
-    Err(StoreFault::at(doing, &path, &"it is damaged: its checksum does not match"))
+    let cause = format!("it does not have the checksum that {CURRENT} names: one of the two is damaged");
+    Err(StoreFault::at(doing, &path, &cause))
 }
 
 /// The files of the newest version, by the names that they have in a tree that was never rolled back.
@@ -148,21 +152,51 @@ pub(super) fn link_again(from: &Path, to: &Path) -> Result<(), StoreFault> {
         .map_err(|e| StoreFault::new(doing, &e))
 }
 
-/// Compares every file of the newest version with its checksum.
-pub(super) fn check(tree: &AnyTree, folder: &Path, until: &Until) -> Result<(), CheckFault> {
+/// Compares every file of the newest version on disk with its checksum.
+pub(super) fn check(folder: &Path, until: &Until) -> Result<(), CheckFault> {
     let doing = "check the tree";
-    check_version_file(folder)?;
-    // While the version is held none of its tables is removed.
-    let version = tree.current_version();
-    for table in version.iter_tables() {
-        let path = folder.join(TABLES).join(table.id().to_string());
+    let current = Current::read(folder)?;
+    let version = read_version(folder, &current)?;
+    let tables = tables_of(&version)
+        .ok_or_else(|| StoreFault::at(doing, &folder.join(current.version_name()), &"it lists no tables"))?;
+    for (id, expected) in tables {
+        let path = folder.join(TABLES).join(id.to_string());
         let found = checksum(&path, until)?.map_err(|e| StoreFault::at(doing, &path, &e))?;
-        if found != table.checksum().into_u128() {
+        if found != expected {
             let cause = "it is damaged: its checksum does not match";
             return Err(StoreFault::at(doing, &path, &cause).into());
         }
     }
     Ok(())
+}
+
+/// Numbers and checksums of the tables that a version file lists. Its section `tables` holds, in little-endian
+/// order: the number of levels (`u8`); for each the number of runs (`u8`); for each the number of tables (`u32`);
+/// for each its number (`u64`), the kind of its checksum (`u8`), its xxh3-128 (`u128`) and a sequence number (`u64`).
+fn tables_of(version: &[u8]) -> Option<Vec<(u64, u128)>> {
+    let reader = sfa::Reader::from_reader(&mut io::Cursor::new(version)).ok()?;
+    let section = reader.toc().section(b"tables")?;
+    let (start, length) = (usize::try_from(section.pos()).ok()?, usize::try_from(section.len()).ok()?);
+    let mut rest = version.get(start..start.checked_add(length)?)?;
+    let mut tables = Vec::new();
+    for _level in 0..take::<1>(&mut rest)?[0] {
+        for _run in 0..take::<1>(&mut rest)?[0] {
+            for _table in 0..u32::from_le_bytes(take(&mut rest)?) {
+                let id = u64::from_le_bytes(take(&mut rest)?);
+                let [kind] = take(&mut rest)?;
+                let checksum = u128::from_le_bytes(take(&mut rest)?);
+                let _seqno = take::<8>(&mut rest)?;
+                (kind == CHECKSUM_XXH3).then(|| tables.push((id, checksum)))?;
+            }
+        }
+    }
+    Some(tables)
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, left) = rest.split_first_chunk::<N>()?;
+    *rest = left;
+    Some(*taken)
 }
 
 fn checksum(path: &Path, until: &Until) -> Result<io::Result<u128>, CheckFault> {

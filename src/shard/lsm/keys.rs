@@ -25,10 +25,14 @@ pub(super) fn registry_key(list: u8, inst: InstId) -> Vec<u8> {
 
 pub(super) fn write_key(key: &mut Vec<u8>, inst: InstId, kind: u8, rest: &[&[u8]]) {
     key.clear();
-    key.extend_from_slice(&inst.0.to_be_bytes());
-    key.push(kind);
+    append_key(key, inst, kind, rest);
+}
+
+pub(super) fn append_key(keys: &mut Vec<u8>, inst: InstId, kind: u8, rest: &[&[u8]]) {
+    keys.extend_from_slice(&inst.0.to_be_bytes());
+    keys.push(kind);
     for part in rest {
-        key.extend_from_slice(part);
+        keys.extend_from_slice(part);
     }
 }
 

@@ -1,0 +1,176 @@
+//! What a server's answers mean.
+//!
+//! Invariant: nothing that a server sends is handed on unless it can be read without a panic: `rusoto` takes
+//! numbers out of headers and documents as if they were always well formed, so those are looked at first.
+
+use std::time::{Duration, SystemTime};
+
+use serde::Deserialize;
+
+use super::http::Answer;
+use crate::objstore::error::StoreCause;
+
+/// The longest document that is read: 1,000 keys of 1,024 bytes, each three times as long when encoded, and more.
+pub(super) const DOCUMENT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The longest wait that a server may ask for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
+
+/// The document of an error.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct ErrorDocument {
+    code: String,
+    message: String,
+}
+
+/// What the server says with a document of an error; `None` where the document is another.
+pub(super) fn error_in(document: &[u8]) -> Option<(String, String)> {
+    let text = std::str::from_utf8(document).ok()?;
+    // An error is the whole document; the word may also be that of an element within another.
+    let root = text.trim_start_matches('\u{feff}').trim_start();
+    let root = match root.strip_prefix("<?xml") {
+        Some(rest) => rest.split_once("?>")?.1.trim_start(),
+        None => root,
+    };
+    if !root.starts_with("<Error>") && !root.starts_with("<Error ") {
+        return None;
+    }
+    let ErrorDocument { code, message } = quick_xml::de::from_str(root).ok()?;
+    Some((code, one_line(&message)))
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Makes an error of an answer whose status says that it is one.
+pub(super) fn refusal(answer: Answer) -> StoreCause {
+    let status = answer.status;
+    let retry_after = answer.header("retry-after").and_then(retry_after);
+    let date = answer.header("date").map(str::to_owned);
+    let document = match answer.read_all(DOCUMENT_BYTES_MAX) {
+        Ok(document) => document,
+        Err(stopped @ StoreCause::Stopped(_)) => return stopped,
+        // The status says enough.
+        Err(_) => Vec::new(),
+    };
+    let (code, message) = error_in(&document).unwrap_or_default();
+    refused(status, code, with_date(message, date), retry_after)
+}
+
+/// A clock that is off shows only in the server's own time.
+fn with_date(message: String, date: Option<String>) -> String {
+    match date {
+        Some(date) if message.contains("request time") || message.contains("too large") => {
+            format!("{message} (the server's clock says {date})")
+        }
+        _ => message,
+    }
+}
+
+/// The error that a status and a code stand for.
+pub(super) fn refused(
+    status: u16,
+    code: String,
+    message: String,
+    retry_after: Option<Duration>,
+) -> StoreCause {
+    match (status, code.as_str()) {
+        (404, "NoSuchKey" | "NoSuchUpload" | "NotFound" | "") => return StoreCause::NotFound,
+        (412, _) => return StoreCause::Exists,
+        _ => {}
+    }
+    let is_temporary = match code.as_str() {
+        "SlowDown"
+        | "InternalError"
+        | "ServiceUnavailable"
+        | "RequestTimeout"
+        | "OperationAborted"
+        | "ConditionalRequestConflict"
+        | "Throttling"
+        | "ThrottlingException"
+        | "TooManyRequests"
+        | "IncompleteBody"
+        | "Busy" => true,
+        _ => matches!(status, 408 | 429 | 500 | 502 | 503 | 504 | 509),
+    };
+    let code = if code.is_empty() { named(status).to_owned() } else { code };
+    StoreCause::Refused { status, code, message, is_temporary, retry_after }
+}
+
+/// A word for a status that came without a document, as it does for every look at an object.
+fn named(status: u16) -> &'static str {
+    match status {
+        301 => "PermanentRedirect",
+        307 => "TemporaryRedirect",
+        400 => "BadRequest",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        408 => "RequestTimeout",
+        416 => "InvalidRange",
+        429 => "TooManyRequests",
+        500 => "InternalError",
+        503 => "ServiceUnavailable",
+        _ => "an error without a code",
+    }
+}
+
+/// Whether the server says that the bytes it got are not those that were signed.
+pub(super) fn says_payload_differs(cause: &StoreCause) -> bool {
+    let codes = ["XAmzContentSHA256Mismatch", "InvalidDigest", "BadDigest"];
+    matches!(cause, StoreCause::Refused { code, .. } if codes.contains(&code.as_str()))
+}
+
+/// Whether the server says that the credentials are too old.
+pub(super) fn says_token_expired(cause: &StoreCause) -> bool {
+    let codes = ["ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"];
+    matches!(cause, StoreCause::Refused { code, .. } if codes.contains(&code.as_str()))
+}
+
+/// Seconds, or a date.
+fn retry_after(text: &str) -> Option<Duration> {
+    let wait = match text.trim().parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).ok()?,
+    };
+    Some(wait.min(RETRY_AFTER_MAX))
+}
+
+/// Elements of the documents that are read as numbers, and as truth values.
+const NUMBERS: [&str; 10] = [
+    "Size",
+    "KeyCount",
+    "MaxKeys",
+    "PartNumber",
+    "PartNumberMarker",
+    "NextPartNumberMarker",
+    "MaxParts",
+    "MaxUploads",
+    "PartsCount",
+    "TotalPartsCount",
+];
+const TRUTHS: [&str; 2] = ["IsTruncated", "DeleteMarker"];
+
+/// Whether the document can be read without a panic.
+pub(super) fn check_document(document: &[u8]) -> Result<(), StoreCause> {
+    let text = std::str::from_utf8(document)
+        .map_err(|_| StoreCause::Answer("its document is no text".to_owned()))?;
+    let wrong = |what: &str| StoreCause::Answer(format!("its document holds a wrong {what}"));
+    for (before, after) in text.match_indices('<').filter_map(|(at, _)| text.get(at + 1..)?.split_once('>')) {
+        // An element may have attributes, and be empty.
+        let is_empty = before.ends_with('/');
+        let name = before.trim_end_matches('/').split_whitespace().next().unwrap_or_default();
+        let name = name.rsplit(':').next().unwrap_or_default();
+        let value = if is_empty { "" } else { after.split('<').next().unwrap_or_default() };
+        if before.starts_with('/') {
+            continue;
+        }
+        if NUMBERS.contains(&name) && value.parse::<i64>().is_err() {
+            return Err(wrong(name));
+        }
+        if TRUTHS.contains(&name) && value.parse::<bool>().is_err() {
+            return Err(wrong(name));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,196 @@
+//! Objects to files, or only through the hash.
+//!
+//! An object of one chunk is got whole. A larger one is got chunk by chunk, and each is written to its place in the
+//! file; the file's hash is that of its chunks, so their order does not matter.
+//!
+//! Invariant: what is told of an object is computed from the bytes that came, all of them, and a file never grows
+//! beyond the length that is expected.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+
+use super::{TransferError, run_jobs};
+use crate::durable::{PathError, create_new};
+use crate::objstore::error::{Operation, StoreCause, StoreError};
+use crate::objstore::hash::{CHUNK_BYTES, ChunkHash, Content, ContentHash};
+use crate::objstore::key::ObjectKey;
+use crate::objstore::store::ObjectStore;
+use crate::thread::Until;
+
+/// An object that is wanted.
+#[derive(Debug, Clone, Copy)]
+pub struct FileFetch<'a> {
+    /// The object.
+    pub key: &'a ObjectKey,
+    /// The length that it is expected to have.
+    pub length_bytes: u64,
+    /// The file that is to be made of it; `None` where only its content is to be known.
+    pub path: Option<&'a Path>,
+}
+
+struct Fetching<'a> {
+    number: usize,
+    wanted: FileFetch<'a>,
+    state: Mutex<State>,
+}
+
+struct State {
+    file: Option<Arc<File>>,
+    chunks: Vec<Option<ChunkHash>>,
+    /// Nothing more of it is wanted, for it was told to be bad.
+    is_over: bool,
+}
+
+/// What a job found: the content of an object that is there to its end, or why it is not to be had.
+type Found = Option<(usize, Result<Content, StoreError>)>;
+
+/// Fetches the objects and tells of each once: its number in `files`, and what came or why nothing came. An object
+/// of another length is told as such and not fetched to its end. A file is made new, and it was flushed to the disk
+/// when it is told of. The call ends early with the first error of `on_object`.
+pub fn fetch_files(
+    store: &dyn ObjectStore,
+    files: &[FileFetch<'_>],
+    until: &Until,
+    on_object: &mut dyn FnMut(usize, Result<Content, StoreError>) -> Result<(), TransferError>,
+) -> Result<(), TransferError> {
+    let fetching: Vec<Fetching<'_>> =
+        files.iter().enumerate().map(|(number, wanted)| Fetching::new(number, *wanted)).collect();
+    let jobs: Vec<(&Fetching<'_>, u64)> = fetching
+        .iter()
+        .flat_map(|fetching| (0..fetching.pieces()).map(move |piece| (fetching, piece)))
+        .collect();
+    let work = |&(fetching, piece): &(&Fetching<'_>, u64)| fetching.fetch(store, piece, until);
+    run_jobs(store.parallel(), &jobs, until, work, &mut |found| match found {
+        Some((number, result)) => on_object(number, result),
+        None => Ok(()),
+    })
+}
+
+impl<'a> Fetching<'a> {
+    fn new(number: usize, wanted: FileFetch<'a>) -> Self {
+        let state = State { file: None, chunks: Vec::new(), is_over: false };
+        Self { number, wanted, state: Mutex::new(state) }
+    }
+
+    fn pieces(&self) -> u64 {
+        self.wanted.length_bytes.div_ceil(CHUNK_BYTES).max(1)
+    }
+
+    fn fetch(&self, store: &dyn ObjectStore, piece: u64, until: &Until) -> Result<Found, TransferError> {
+        if self.state.lock().is_over {
+            return Ok(None);
+        }
+        let file = self.file()?;
+        let start = piece.saturating_mul(CHUNK_BYTES);
+        let end = start.saturating_add(CHUNK_BYTES).min(self.wanted.length_bytes);
+        let mut receiver = Receiver { file: file.as_deref(), position: start, end, hash: Sha256::new() };
+        let got = if self.pieces() == 1 {
+            store.get(self.wanted.key, &mut receiver, until)
+        } else {
+            store.get_range(self.wanted.key, start..end, &mut receiver, until)
+        };
+        match got {
+            Ok(length_bytes) if length_bytes == self.wanted.length_bytes => {
+                let chunk = ChunkHash(receiver.hash.finalize().into());
+                self.keep(piece, chunk, file.as_deref())
+            }
+            Ok(length_bytes) => Ok(self.is_other(length_bytes)),
+            Err(StoreError { cause: StoreCause::Stopped(why), .. }) => Err(why.into()),
+            Err(StoreError { cause: StoreCause::Receiver(source), .. }) => Err(self.local("write", source)),
+            Err(StoreError { cause: StoreCause::OutOfRange { .. }, .. }) => {
+                match store.head(self.wanted.key, until) {
+                    Ok(Some(length_bytes)) => Ok(self.is_other(length_bytes)),
+                    Ok(None) => Ok(self.over(Err(self.missing(store)))),
+                    Err(error) => Ok(self.over(Err(error))),
+                }
+            }
+            Err(error) => Ok(self.over(Err(error))),
+        }
+    }
+
+    fn missing(&self, store: &dyn ObjectStore) -> StoreError {
+        StoreError::new(Operation::Get, Some(self.wanted.key), store.describe(), StoreCause::NotFound)
+    }
+
+    /// The file to write to, if one is wanted.
+    fn file(&self) -> Result<Option<Arc<File>>, TransferError> {
+        let mut state = self.state.lock();
+        if let (None, Some(path)) = (&state.file, self.wanted.path) {
+            state.file = Some(Arc::new(create_new(path)?));
+        }
+        Ok(state.file.clone())
+    }
+
+    /// Takes note of a chunk that is whole. With the last one the object is.
+    fn keep(&self, piece: u64, chunk: ChunkHash, file: Option<&File>) -> Result<Found, TransferError> {
+        let mut state = self.state.lock();
+        let pieces = usize::try_from(self.pieces()).unwrap_or(usize::MAX);
+        state.chunks.resize(pieces, None);
+        if let Some(place) = usize::try_from(piece).ok().and_then(|piece| state.chunks.get_mut(piece)) {
+            *place = Some(chunk);
+        }
+        let Some(mut chunks) = state.chunks.iter().copied().collect::<Option<Vec<ChunkHash>>>() else {
+            return Ok(None);
+        };
+        if std::mem::replace(&mut state.is_over, true) {
+            return Ok(None);
+        }
+        state.file = None;
+        drop(state);
+        if self.wanted.length_bytes == 0 {
+            chunks.clear();
+        }
+        file.map_or(Ok(()), File::sync_all).map_err(|source| self.local("sync", source))?;
+        let content =
+            Content { length_bytes: self.wanted.length_bytes, hash: ContentHash::of_chunks(&chunks) };
+        Ok(Some((self.number, Ok(content))))
+    }
+
+    /// The object has another length than it was expected to have, so its hash does not matter.
+    fn is_other(&self, length_bytes: u64) -> Found {
+        self.over(Ok(Content { length_bytes, hash: ContentHash::of_chunks(&[]) }))
+    }
+
+    fn over(&self, result: Result<Content, StoreError>) -> Found {
+        let mut state = self.state.lock();
+        let was_over = std::mem::replace(&mut state.is_over, true);
+        (!was_over).then_some((self.number, result))
+    }
+
+    fn local(&self, doing: &'static str, source: io::Error) -> TransferError {
+        let path = self.wanted.path.unwrap_or(Path::new("")).to_owned();
+        PathError { doing, path, source }.into()
+    }
+}
+
+/// Writes a chunk to its place, and swallows what is beyond its end, so that an object that is too long fills no
+/// disk and its length is still known.
+struct Receiver<'a> {
+    file: Option<&'a File>,
+    position: u64,
+    end: u64,
+    hash: Sha256,
+}
+
+impl Write for Receiver<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = usize::try_from(self.end.saturating_sub(self.position)).unwrap_or(usize::MAX);
+        let expected = bytes.get(..room).unwrap_or(bytes);
+        if let Some(file) = self.file {
+            file.write_all_at(expected, self.position)?;
+        }
+        self.hash.update(expected);
+        self.position += expected.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,98 @@
+//! Many files between a disk and a store, as fast as the store takes them.
+//!
+//! Files go up and come down in pieces of [`CHUNK_BYTES`](super::CHUNK_BYTES), on as many threads as the store says
+//! are worth it; where that is one, on the caller's thread. The threads have ended when a call returns.
+//!
+//! Invariants: memory does not grow with the size of a file, only with the number of threads. Progress and results
+//! are told on the caller's thread.
+
+mod download;
+mod upload;
+
+pub use download::{FileFetch, fetch_files};
+pub use upload::{FileUpload, give_up, upload_files};
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crossbeam::channel::unbounded;
+
+use super::error::StoreError;
+use crate::durable::PathError;
+use crate::thread::{self, Panicked, Stopped, Until};
+
+/// Why not all files were carried over.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// A local file cannot be read or written.
+    #[error(transparent)]
+    Local(#[from] PathError),
+    /// The store failed.
+    #[error("{error}")]
+    Store {
+        /// Which of the call's files it was about.
+        file: usize,
+        /// What failed.
+        error: StoreError,
+    },
+    /// The caller's limit ended first.
+    #[error("cannot carry all files over: {0}")]
+    Stopped(#[from] Stopped),
+    /// No thread could be started.
+    #[error("cannot start a thread to carry files over: {0}")]
+    Thread(io::Error),
+    /// A thread panicked.
+    #[error("cannot carry all files over: {0}")]
+    Panicked(#[from] Panicked),
+}
+
+/// Does `jobs` in about their order and hands each result to `on_done`, on this thread. The first error, of a job
+/// or of `on_done`, keeps the jobs that have not begun from beginning, and is returned when all threads have ended.
+fn run_jobs<J: Sync, D: Send>(
+    parallel: usize,
+    jobs: &[J],
+    until: &Until,
+    work: impl Fn(&J) -> Result<D, TransferError> + Sync,
+    on_done: &mut dyn FnMut(D) -> Result<(), TransferError>,
+) -> Result<(), TransferError> {
+    if parallel.min(jobs.len()) <= 1 {
+        return jobs.iter().try_for_each(|job| {
+            until.check()?;
+            on_done(work(job)?)
+        });
+    }
+    let (next, has_failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let (sender, results) = unbounded();
+    let worker = |sender: crossbeam::channel::Sender<Result<D, TransferError>>| {
+        while !has_failed.load(Ordering::Relaxed) {
+            let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+            let result = until.check().map_err(TransferError::from).and_then(|()| work(job));
+            has_failed.fetch_or(result.is_err(), Ordering::Relaxed);
+            // It has room without end, and its receiver outlives the threads.
+            let _ = sender.try_send(result);
+        }
+    };
+    let workers: Vec<_> = (0..parallel.min(jobs.len()))
+        .map(|_| {
+            let sender = sender.clone();
+            move || worker(sender)
+        })
+        .collect();
+    drop(sender);
+    let mut first_error = None;
+    let collect = || {
+        // Ends with the threads, and those with their calls' limit.
+        while let Ok(result) = thread::recv(&results, &Until::default()) {
+            if let Err(error) = result.and_then(&mut *on_done) {
+                has_failed.store(true, Ordering::Relaxed);
+                first_error.get_or_insert(error);
+            }
+        }
+    };
+    let ended = thread::with_threads("dm-store", workers, collect).map_err(TransferError::Thread)?;
+    match first_error {
+        Some(error) => Err(error),
+        None => Ok(ended.into_iter().collect::<Result<(), Panicked>>()?),
+    }
+}

@@ -1,0 +1,104 @@
+//! What events cost the heap on their way from a source to the workers. It is a binary of its own, with one test,
+//! because what is counted is everything that its process allocates.
+
+#![expect(clippy::unwrap_used, reason = "in a test's helpers a panic is the failure")]
+
+use std::alloc::System;
+use std::sync::Arc;
+
+use crossbeam::channel::{Sender, bounded};
+use dormouse::event::{
+    Datatype, DcpEvent, EventBatch, EventKind, Generation, Seqno, Span, StreamStatus, VbId, VbUuid,
+};
+use dormouse::projector::{Endpoint, EndpointRefused, Feed, KvData, KvDataConfig};
+use dormouse::shard::ShardId;
+use dormouse::shard::batch::WriteBatch;
+use dormouse::thread::{self, Until, fin};
+use dormouse::timestamp::TsVbuuid;
+use slog::{Discard, Logger, o};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[global_allocator]
+static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const VBUCKETS: u16 = 64;
+const GENERATION: Generation = Generation(1);
+
+/// Takes everything and keeps nothing.
+struct Taker;
+
+impl Endpoint for Taker {
+    fn try_apply(&self, _: ShardId, mut batch: Box<WriteBatch>) -> Result<Box<WriteBatch>, EndpointRefused> {
+        batch.clear();
+        Ok(batch)
+    }
+}
+
+/// Makes documents, each vbucket's in the order of its stream.
+fn batch(events: u64, made: &mut u64) -> EventBatch {
+    let event = |_| {
+        let (vb, seqno) = (*made % u64::from(VBUCKETS), *made / u64::from(VBUCKETS) + 1);
+        *made += 1;
+        let (key, value) = (Span::new(0, 1), Span::new(1, 2));
+        DcpEvent {
+            vb: VbId(u16::try_from(vb).unwrap()),
+            seqno: Seqno(seqno),
+            kind: EventKind::Mutation { key, value, datatype: Datatype::JSON },
+        }
+    };
+    let events = (0..events).map(event).collect();
+    EventBatch { generation: GENERATION, events, buffer: b"k{}".to_vec(), charge: None }
+}
+
+fn send(upstream: &Sender<EventBatch>, batch: EventBatch) {
+    let (_holder, never) = fin();
+    assert!(thread::send(upstream, batch, &never).is_ok(), "the data path ended");
+}
+
+/// Sends them and waits until the workers have evaluated everything that was ever sent.
+fn follow(kvdata: &KvData, upstream: &Sender<EventBatch>, batches: Vec<EventBatch>, made: u64) {
+    for batch in batches {
+        send(upstream, batch);
+    }
+    let limit = Until::within(std::time::Duration::from_secs(60));
+    while kvdata.worker_stats().documents() < made {
+        assert!(limit.check().is_ok(), "the events did not come");
+        std::thread::yield_now();
+    }
+}
+
+/// The most allocations for one of `count` batches of `events` each, growing of buffers among them.
+fn allocations(events: u64, count: u64) -> u64 {
+    let (upstream, batches) = bounded(4);
+    let logger = Logger::root(Discard, o!());
+    let feed = Feed::new(&logger);
+    let link = feed.begin_generation(GENERATION, &TsVbuuid::default()).unwrap();
+    let config = KvDataConfig { node: 0, workers: 2, vbuckets: VBUCKETS, shards: 8, worker_queue_batches: 4 };
+    let endpoint: Arc<dyn Endpoint> = Arc::new(Taker);
+    let kvdata = KvData::start(&config, &endpoint, batches, &link, &logger).unwrap();
+    let kind = EventKind::StreamReq { status: StreamStatus::Success { vbuuid: VbUuid(1) } };
+    let begins = (0..VBUCKETS).map(|vb| DcpEvent { vb: VbId(vb), seqno: Seqno(0), kind }).collect();
+    send(&upstream, EventBatch { generation: GENERATION, events: begins, ..EventBatch::default() });
+    let mut sent = 0;
+    let mut make = |count: u64| -> Vec<EventBatch> { (0..count).map(|_| batch(events, &mut sent)).collect() };
+    // What is made once and used again is there afterwards.
+    let (first, counted) = (make(16), make(count));
+    follow(&kvdata, &upstream, first, 16 * events);
+    let region = Region::new(COUNTED);
+    follow(&kvdata, &upstream, counted, sent);
+    let change = region.change();
+    kvdata.close(&Until::default()).unwrap();
+    ((change.allocations + change.reallocations) as u64).div_ceil(count)
+}
+
+#[test]
+fn a_batch_costs_a_few_allocations_however_many_events_it_has() {
+    const COUNT: u64 = 200;
+    // For a batch: its shares and their list, the counter that holds it, the lists of write batches, and those of
+    // the channels that each send and each wait looks at.
+    const MOST: u64 = 24;
+    for events in [64, 512, 4096] {
+        let each = allocations(events, COUNT);
+        assert!(each <= MOST, "{each} allocations for a batch of {events} events");
+    }
+}
