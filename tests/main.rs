@@ -9,6 +9,7 @@ mod cli_pause;
 mod cli_process;
 mod cli_refusals;
 mod collate;
+mod cow;
 mod data_path;
 mod definition;
 mod dependencies;

@@ -79,12 +79,15 @@ pub(super) struct IngestArgs {
 enum Store {
     /// A log-structured merge tree
     Lsm,
+    /// A copy-on-write B-tree in one file
+    Cow,
 }
 
 impl From<Store> for StoreKind {
     fn from(store: Store) -> Self {
         match store {
             Store::Lsm => Self::Lsm,
+            Store::Cow => Self::Cow,
         }
     }
 }

@@ -4,7 +4,7 @@
 //! index instances for its vbuckets, with one position per (instance, vbucket). The rooms within:
 //!
 //! * [`batch`]: the unit of writing.
-//! * [`store`]: what a storage engine must do; `lsm` does it.
+//! * [`store`]: what a storage engine must do; `lsm` and `cow` do it.
 //! * [`Shard`]: one writer at a time, fences, commits, snapshots; and recovery points, kept and gone back to.
 //! * [`lock`]: [`ShardLock`], which freezes a shard until it is dropped, and [`lock_all`].
 //! * [`ShardSet`]: all shards of a bucket, with the two threads that flush and compact for them.
@@ -18,8 +18,10 @@
 
 pub mod batch;
 mod codec;
+mod cow;
 mod error;
 mod gate;
+mod kept;
 pub mod lock;
 mod lsm;
 mod recovery;
@@ -84,6 +86,8 @@ impl ShardId {
 pub enum StoreKind {
     /// A log-structured merge tree.
     Lsm,
+    /// A copy-on-write B-tree in one file.
+    Cow,
 }
 
 impl StoreKind {
@@ -100,6 +104,7 @@ impl fmt::Display for StoreKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Lsm => "lsm",
+            Self::Cow => "cow",
         })
     }
 }

@@ -61,7 +61,7 @@ pub struct ShardSet {
 impl ShardSet {
     /// Makes the empty shards of a bucket in `folder`, which must exist.
     pub fn create(folder: &Path, specs: impl Iterator<Item = ShardSpec>) -> Result<(), OpenError> {
-        let shared = StoreShared::new(0, 16);
+        let shared = StoreShared::new(1, 0, 16);
         for spec in specs {
             Shard::create(&folder.join(spec.id.folder()), spec, &shared)?;
         }
@@ -93,6 +93,7 @@ impl ShardSet {
         sealed_by: Option<&str>,
         logger: &Logger,
     ) -> Result<Self, OpenError> {
+        let specs: Vec<ShardSpec> = specs.collect();
         let (flush_wake, flush_woken) = bounded(1);
         let (compact_wake, compact_woken) = bounded(1);
         let shard_config = ShardConfig {
@@ -103,9 +104,10 @@ impl ShardSet {
             compact_wake,
             points_kept: config.points_kept,
             point_interval: config.point_interval,
-            shared: StoreShared::new(config.cache_bytes, config.open_files_max),
+            shared: StoreShared::new(specs.len(), config.cache_bytes, config.open_files_max),
         };
         let shards = specs
+            .into_iter()
             .map(|spec| {
                 Shard::open(&folder.join(spec.id.folder()), spec, shard_config.clone(), sealed_by, logger)
             })

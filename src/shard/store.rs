@@ -30,6 +30,7 @@ use crate::thread::{Stopped, Until};
 use crate::timestamp::Position;
 
 use super::batch::Change;
+use super::cow::CowStore;
 use super::lsm::{LsmShared, LsmStore};
 use super::{InstId, StoreKind};
 
@@ -234,12 +235,18 @@ pub trait ShardStore: Send + Sync {
 #[derive(Clone)]
 pub(super) struct StoreShared {
     pub(super) lsm: LsmShared,
+    /// Part of the cache that is each shard's own, in a store that shares none.
+    pub(super) cache_bytes_per_shard: usize,
 }
 
 impl StoreShared {
-    /// Caches of `cache_bytes` and at most `open_files_max` open files, for all shards together.
-    pub(super) fn new(cache_bytes: u64, open_files_max: usize) -> Self {
-        Self { lsm: LsmShared::new(cache_bytes, open_files_max) }
+    /// Caches of `cache_bytes` and at most `open_files_max` open files, for all `shards` together.
+    pub(super) fn new(shards: usize, cache_bytes: u64, open_files_max: usize) -> Self {
+        let per_shard = cache_bytes / u64::try_from(shards.max(1)).unwrap_or(u64::MAX);
+        Self {
+            lsm: LsmShared::new(cache_bytes, open_files_max),
+            cache_bytes_per_shard: usize::try_from(per_shard).unwrap_or(usize::MAX),
+        }
     }
 }
 
@@ -247,6 +254,7 @@ impl StoreShared {
 pub(super) fn create(kind: StoreKind, folder: &Path, shared: &StoreShared) -> Result<(), StoreFault> {
     match kind {
         StoreKind::Lsm => LsmStore::create(folder, &shared.lsm),
+        StoreKind::Cow => CowStore::create(folder),
     }
 }
 
@@ -258,10 +266,15 @@ pub(super) fn open(
 ) -> Result<Box<dyn ShardStore>, StoreFault> {
     Ok(match kind {
         StoreKind::Lsm => Box::new(LsmStore::open(folder, &shared.lsm)?),
+        StoreKind::Cow => Box::new(CowStore::open(folder, shared.cache_bytes_per_shard)?),
     })
 }
 
-/// Bytes of all files below a folder; one that has several names there counts once.
+/// The unit in which the system counts what a file takes up.
+const BLOCK_BYTES: u64 = 512;
+
+/// Bytes that all files below a folder take up on disk; one that has several names there counts once, and what was
+/// never written of a file does not count.
 pub(super) fn folder_bytes(folder: &Path) -> u64 {
     let mut seen = std::collections::HashSet::new();
     let mut folders = vec![folder.to_owned()];
@@ -271,7 +284,7 @@ pub(super) fn folder_bytes(folder: &Path) -> u64 {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             match entry.metadata() {
                 Ok(meta) if meta.is_dir() => folders.push(entry.path()),
-                Ok(meta) if seen.insert(meta.ino()) => bytes += meta.len(),
+                Ok(meta) if seen.insert(meta.ino()) => bytes += meta.blocks() * BLOCK_BYTES,
                 _ => {}
             }
         }

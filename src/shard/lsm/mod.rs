@@ -14,7 +14,7 @@
 //!
 //! with all numbers in big-endian order. Instance ids are never used again, and none is zero.
 //!
-//! The folder beside the tree, with kept recovery points and pinned files, is told in `points`.
+//! The folders beside the tree are told in `life` and in [`kept`].
 //!
 //! Invariants:
 //! * Positions enter the tree only in [`ShardStore::cut`], right before the memtable is rotated. A table on disk
@@ -26,11 +26,9 @@
 //!   compare them, and may abort the process over a damaged one.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use lsm_tree::compaction::Leveled;
 use lsm_tree::{AbstractTree, AnyTree, Cache, Config, DescriptorTable, Guard, SeqNo, SequenceNumberCounter};
@@ -43,6 +41,7 @@ use crate::timestamp::Position;
 use super::InstId;
 use super::batch::Change;
 use super::codec::{Edit, decode_position, edits, encode_position, write_back_value};
+use super::kept::{self, Pins};
 use super::store::{
     CheckFault, Entries, EntryBounds, InstancePositions, PinnedFiles, PointId, RecoveryPoint, ShardFile,
     ShardStore, StoreFault, StoreSize, StoreSnapshot, folder_bytes,
@@ -51,11 +50,11 @@ use keys::{
     BACK, ENTRY, POSITION, PREFIX_BYTES, REGISTRY, REGISTRY_DROPPED, REGISTRY_LIVE, append_key, entry_range,
     key, registry_key, write_key,
 };
-use points::Life;
+use life::Life;
 
 mod files;
 mod keys;
-mod points;
+mod life;
 
 /// Folder of the tree within the shard's folder.
 const FOLDER: &str = "lsm";
@@ -94,9 +93,7 @@ pub(super) struct LsmStore {
     replaced: Mutex<Vec<Arc<Tree>>>,
     /// The recovery point that the next flush makes, where it is to be kept.
     to_keep: Mutex<Option<RecoveryPoint>>,
-    /// Folders of pinned files, each with what tells whether they still are.
-    pins: Mutex<Vec<(Weak<()>, PathBuf)>>,
-    next_pin: AtomicU64,
+    pins: Pins,
 }
 
 /// One tree that is open.
@@ -289,7 +286,7 @@ impl LsmStore {
         let life = Life::read(shard_folder)?;
         let folder = life.folder(shard_folder);
         files::check_version_file(&folder)?;
-        points::remove_leftovers(shard_folder, life)?;
+        life::remove_leftovers(shard_folder, life)?;
         let tree = Tree::open(folder.clone(), life, shared, "open the tree").map_err(|fault| {
             // The crate does not say which file it cannot take.
             match files::check(&folder, &Until::default()) {
@@ -303,8 +300,7 @@ impl LsmStore {
             tree: Mutex::new(Arc::new(tree)),
             replaced: Mutex::default(),
             to_keep: Mutex::default(),
-            pins: Mutex::default(),
-            next_pin: AtomicU64::new(1),
+            pins: Pins::of(shard_folder),
         })
     }
 
@@ -321,9 +317,9 @@ impl LsmStore {
         let doing = "open the rolled-back tree";
         let life = Life(self.tree().life.0 + 1);
         let folder = life.folder(&self.folder);
-        points::remove(&folder, doing)?;
+        kept::remove(&folder, doing)?;
         if let Some(point) = to {
-            files::link_again(&points::point_folder(&self.folder, point), &folder)?;
+            files::link_again(&kept::point_folder(&self.folder, point), &folder)?;
         }
         let tree = Tree::open(folder, life, &self.shared, doing)?;
         let found = tree.load()?;
@@ -348,19 +344,10 @@ impl LsmStore {
             place.map(|place| replaced.remove(place))
         };
         if let Some(tree) = unused {
-            points::remove(&tree.folder, doing)?;
+            kept::remove(&tree.folder, doing)?;
             return Ok(true);
         }
-        let unused = {
-            let mut pins = self.pins.lock();
-            let place = pins.iter().position(|(hold, _)| hold.strong_count() == 0);
-            place.map(|place| pins.remove(place).1)
-        };
-        if let Some(folder) = unused {
-            points::remove(&folder, doing)?;
-            return Ok(true);
-        }
-        Ok(false)
+        self.pins.remove_unused(doing)
     }
 }
 
@@ -404,7 +391,7 @@ impl ShardStore for LsmStore {
         tree.flush()?;
         let kept = self.to_keep.lock().clone();
         if let Some(point) = kept {
-            points::keep(&self.folder, &point, |folder| {
+            kept::keep(&self.folder, &point, |folder| {
                 files::link(&tree.engine, &tree.folder, folder).map(drop)
             })?;
             *self.to_keep.lock() = None;
@@ -413,11 +400,11 @@ impl ShardStore for LsmStore {
     }
 
     fn points(&self) -> Result<Vec<RecoveryPoint>, StoreFault> {
-        points::list(&self.folder)
+        kept::list(&self.folder)
     }
 
     fn forget(&self, point: PointId) -> Result<(), StoreFault> {
-        points::remove(&points::point_folder(&self.folder, point), "forget a recovery point")
+        kept::forget(&self.folder, point)
     }
 
     fn roll_back(
@@ -465,12 +452,7 @@ impl ShardStore for LsmStore {
 
     fn pin(&self) -> Result<PinnedFiles, StoreFault> {
         let tree = self.tree();
-        let folder = points::pin_folder(&self.folder, self.next_pin.fetch_add(1, Ordering::Relaxed));
-        let doing = "pin the files of a recovery point";
-        fs::create_dir_all(&folder).map_err(|e| StoreFault::at(doing, &folder, &e))?;
-        let hold = Arc::new(());
-        // Known before it is filled: what a failure leaves there is removed like the rest.
-        self.pins.lock().push((Arc::downgrade(&hold), folder.clone()));
+        let (folder, hold) = self.pins.add("pin the files of a recovery point")?;
         let files = files::link(&tree.engine, &tree.folder, &folder)?;
         Ok(PinnedFiles::new(files, hold))
     }
