@@ -79,12 +79,15 @@ pub(super) struct IngestArgs {
 enum Store {
     /// A log-structured merge tree
     Lsm,
+    /// Everything in memory, with recovery points on disk
+    Memdb,
 }
 
 impl From<Store> for StoreKind {
     fn from(store: Store) -> Self {
         match store {
             Store::Lsm => Self::Lsm,
+            Store::Memdb => Self::Memdb,
         }
     }
 }

@@ -22,6 +22,7 @@ mod error;
 mod gate;
 pub mod lock;
 mod lsm;
+mod memdb;
 mod recovery;
 mod set;
 #[expect(clippy::module_inception, reason = "the room's main type lives in the file of its name")]
@@ -84,12 +85,15 @@ impl ShardId {
 pub enum StoreKind {
     /// A log-structured merge tree.
     Lsm,
+    /// Everything in memory, with recovery points on disk.
+    Memdb,
 }
 
 impl fmt::Display for StoreKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Lsm => "lsm",
+            Self::Memdb => "memdb",
         })
     }
 }

@@ -1,0 +1,247 @@
+//! What a shard holds at one moment, and the operations that lead from one moment to the next.
+//!
+//! The log on disk holds operations, not states: a document comes with all of its keys in an instance, so that an
+//! operation that is done once more changes nothing. Numbers are big-endian.
+//!
+//! | operation | bytes |
+//! |---|---|
+//! | an instance is added | `01` `inst u32` |
+//! | an instance is removed, with all that it has | `02` `inst u32` |
+//! | a document's keys | `03` `inst u32` `id length u16` `value length u32` id value |
+//! | a position | `04` `inst u32` `vb u16` vbuuid, seqno, snapshot start and end (four `u64`) |
+//!
+//! A value is one of the back index; an empty one means that the document has no keys.
+
+use std::collections::BTreeMap;
+
+use imbl::OrdMap;
+
+use crate::event::VbId;
+use crate::timestamp::Position;
+
+use super::super::InstId;
+use super::super::codec::{Edit, back_keys, decode_position, edits_between, encode_position};
+use super::super::store::InstancePositions;
+use super::packed::PackedMap;
+
+/// A block of operations is closed when it has this many bytes.
+pub(super) const BLOCK_BYTES: usize = 256 * 1024;
+
+const ADD_INSTANCE: u8 = 1;
+const REMOVE_INSTANCE: u8 = 2;
+const DOCUMENT: u8 = 3;
+const POSITION: u8 = 4;
+
+/// Something that was done.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Operation<'a> {
+    AddInstance(InstId),
+    RemoveInstance(InstId),
+    Document { inst: InstId, doc_id: &'a [u8], value: &'a [u8] },
+    Position { inst: InstId, vb: VbId, position: Position },
+}
+
+impl<'a> Operation<'a> {
+    pub(super) fn inst(&self) -> InstId {
+        match self {
+            Self::AddInstance(inst)
+            | Self::RemoveInstance(inst)
+            | Self::Document { inst, .. }
+            | Self::Position { inst, .. } => *inst,
+        }
+    }
+
+    fn encode(&self, to: &mut Vec<u8>) {
+        let mut head = |kind: u8| {
+            to.push(kind);
+            to.extend_from_slice(&self.inst().0.to_be_bytes());
+        };
+        match self {
+            Self::AddInstance(_) => head(ADD_INSTANCE),
+            Self::RemoveInstance(_) => head(REMOVE_INSTANCE),
+            Self::Document { doc_id, value, .. } => {
+                head(DOCUMENT);
+                // A shard takes neither ids nor keys that are longer.
+                to.extend_from_slice(&u16::try_from(doc_id.len()).unwrap_or(u16::MAX).to_be_bytes());
+                to.extend_from_slice(&u32::try_from(value.len()).unwrap_or(u32::MAX).to_be_bytes());
+                to.extend_from_slice(doc_id);
+                to.extend_from_slice(value);
+            }
+            Self::Position { vb, position, .. } => {
+                head(POSITION);
+                to.extend_from_slice(&vb.0.to_be_bytes());
+                to.extend_from_slice(&encode_position(position));
+            }
+        }
+    }
+
+    /// Takes the next operation off `from`; `None` where there is none that makes sense.
+    pub(super) fn decode(from: &mut &'a [u8]) -> Option<Self> {
+        let kind = take::<1>(from)?;
+        let inst = InstId(u32::from_be_bytes(take(from)?));
+        Some(match kind {
+            [ADD_INSTANCE] => Self::AddInstance(inst),
+            [REMOVE_INSTANCE] => Self::RemoveInstance(inst),
+            [DOCUMENT] => {
+                let id_length = usize::from(u16::from_be_bytes(take(from)?));
+                let value_length = u32::from_be_bytes(take(from)?) as usize;
+                let (doc_id, rest) = from.split_at_checked(id_length)?;
+                let (value, rest) = rest.split_at_checked(value_length)?;
+                *from = rest;
+                is_sound(doc_id, value).then_some(Self::Document { inst, doc_id, value })?
+            }
+            [POSITION] => {
+                let vb = VbId(u16::from_be_bytes(take(from)?));
+                let position = decode_position(&take::<32>(from)?)?;
+                Self::Position { inst, vb, position }
+            }
+            _ => return None,
+        })
+    }
+}
+
+fn take<const N: usize>(from: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, rest) = from.split_first_chunk::<N>()?;
+    *from = rest;
+    Some(*taken)
+}
+
+/// Whether the value is one whole number of ascending keys, each of which makes an entry that a map takes.
+fn is_sound(doc_id: &[u8], value: &[u8]) -> bool {
+    let keys = || back_keys(value);
+    keys().map(|key| key.len() + 2).sum::<usize>() == value.len()
+        && keys().all(|key| key.len() + doc_id.len() <= usize::from(u16::MAX))
+        && keys().is_sorted_by(|a, b| a < b)
+}
+
+/// Operations in the order in which they were done, in blocks as they go to the disk.
+#[derive(Debug, Default)]
+pub(super) struct Operations {
+    blocks: Vec<Vec<u8>>,
+    bytes: u64,
+}
+
+impl Operations {
+    /// Gives back how many bytes the operation takes.
+    pub(super) fn push(&mut self, operation: Operation<'_>) -> u64 {
+        if self.blocks.last().is_none_or(|block| block.len() >= BLOCK_BYTES) {
+            // Most of a shard's recovery points are a fraction of one block; the last operation may be a long one.
+            let room = if self.blocks.is_empty() { 0 } else { BLOCK_BYTES + BLOCK_BYTES / 16 };
+            self.blocks.push(Vec::with_capacity(room));
+        }
+        let Some(block) = self.blocks.last_mut() else { return 0 };
+        let before = block.len();
+        operation.encode(block);
+        let added = (block.len() - before) as u64;
+        self.bytes += added;
+        added
+    }
+
+    pub(super) fn blocks(&self) -> &[Vec<u8>] {
+        &self.blocks
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// The entries of an instance, and the back index that finds a document's.
+#[derive(Clone, Default)]
+pub(super) struct Instance {
+    /// Each key is an entry.
+    pub(super) entries: PackedMap,
+    /// The back-index value of each document.
+    pub(super) back: PackedMap,
+}
+
+/// See the module. A clone costs as much as there are instances, whatever these have.
+#[derive(Clone, Default)]
+pub(super) struct State {
+    pub(super) instances: BTreeMap<InstId, Instance>,
+    pub(super) positions: OrdMap<(InstId, VbId), Position>,
+}
+
+/// An operation names an instance that does not exist.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no index {0}")]
+pub(super) struct UnknownInstance(InstId);
+
+/// Memory that is used again from one operation to the next.
+#[derive(Default)]
+pub(super) struct Scratch {
+    old_value: Vec<u8>,
+    entry: Vec<u8>,
+    none: Vec<u8>,
+}
+
+impl State {
+    /// Does an operation. `false` where it changed nothing.
+    pub(super) fn apply(
+        &mut self,
+        operation: Operation<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<bool, UnknownInstance> {
+        match operation {
+            Operation::AddInstance(inst) => {
+                self.instances.entry(inst).or_default();
+            }
+            Operation::RemoveInstance(inst) => drop(self.remove_instance(inst)),
+            Operation::Document { inst, doc_id, value } => {
+                let instance = self.instances.get_mut(&inst).ok_or(UnknownInstance(inst))?;
+                return Ok(instance.set(doc_id, value, scratch));
+            }
+            Operation::Position { inst, vb, position } => {
+                self.positions.insert((inst, vb), position);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Gives back what the instance had, for a place where freeing it holds nobody up.
+    pub(super) fn remove_instance(&mut self, inst: InstId) -> Option<Instance> {
+        let of_inst = self.positions.range((inst, VbId(0))..=(inst, VbId(u16::MAX)));
+        let vbs: Vec<_> = of_inst.map(|(place, _)| *place).collect();
+        for place in vbs {
+            self.positions.remove(&place);
+        }
+        self.instances.remove(&inst)
+    }
+
+    /// The instances with their positions.
+    pub(super) fn positions(&self) -> Vec<InstancePositions> {
+        let of = |inst: InstId| {
+            let of_inst = self.positions.range((inst, VbId(0))..=(inst, VbId(u16::MAX)));
+            of_inst.map(|((_, vb), position)| (*vb, *position)).collect()
+        };
+        self.instances.keys().map(|inst| (*inst, of(*inst))).collect()
+    }
+
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.instances.values().map(|of| of.entries.memory_bytes() + of.back.memory_bytes()).sum()
+    }
+}
+
+impl Instance {
+    fn set(&mut self, doc_id: &[u8], value: &[u8], scratch: &mut Scratch) -> bool {
+        let changed = if value.is_empty() {
+            self.back.remove(doc_id, &mut scratch.old_value)
+        } else {
+            self.back.insert(doc_id, value, &mut scratch.old_value)
+        };
+        if !changed {
+            return false;
+        }
+        for edit in edits_between(&scratch.old_value, back_keys(value)) {
+            let (Edit::Remove(key) | Edit::Insert(key)) = edit;
+            scratch.entry.clear();
+            scratch.entry.extend_from_slice(key);
+            scratch.entry.extend_from_slice(doc_id);
+            match edit {
+                Edit::Remove(_) => self.entries.remove(&scratch.entry, &mut scratch.none),
+                Edit::Insert(_) => self.entries.insert(&scratch.entry, &[], &mut scratch.none),
+            };
+        }
+        true
+    }
+}
