@@ -20,7 +20,7 @@ use super::file::{FileRef, Kind, Reader};
 use super::leaf::Leaf;
 use super::manifest::{Image, MapKind, Part};
 use super::packed::PackedMap;
-use super::state::{Operation, Scratch, State};
+use super::state::{Edits, Operation, State};
 
 /// Less than this is read before a thread has started.
 const PARALLEL_BYTES: u64 = 2 * 1024 * 1024;
@@ -110,18 +110,20 @@ fn replay(
     state: &mut State,
     is_own: impl Fn(InstId) -> bool,
 ) -> Result<(), StoreFault> {
-    let mut scratch = Scratch::default();
+    let mut edits = Edits::default();
     logs.iter().try_for_each(|log| {
         each_block(folder, Kind::Log, log, |mut block| {
             while !block.is_empty() {
                 let operation = Operation::decode(&mut block)?;
                 if is_own(operation.inst()) {
-                    state.apply(operation, &mut scratch).ok()?;
+                    state.apply(operation, &mut edits).ok()?;
                 }
             }
             Some(())
         })
-    })
+    })?;
+    state.settle(&mut edits);
+    Ok(())
 }
 
 /// Gives every block of a file to `take`, which gives `None` where it does not understand one.

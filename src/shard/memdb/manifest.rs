@@ -29,9 +29,9 @@ use super::FOLDER;
 use super::file::{self, FileName, FileRef, Kind};
 
 const MANIFEST: &str = "manifest";
-const MANIFEST_KIND: &str = "memdb manifest";
+const MANIFEST_KIND: &str = "memdb-manifest";
 const POINT_PREFIX: &str = "point-";
-const POINT_KIND: &str = "memdb recovery point";
+const POINT_KIND: &str = "memdb-point";
 const PIN_PREFIX: &str = "pin-";
 const VERSION: u32 = 1;
 
@@ -92,7 +92,7 @@ pub(super) struct KeptPoint {
 struct Pin {
     hold: Weak<()>,
     names: BTreeSet<FileName>,
-    link: Option<PathBuf>,
+    link: PathBuf,
 }
 
 /// See the module.
@@ -279,14 +279,6 @@ impl Files {
         self.shard_files(self.folder.join(MANIFEST))
     }
 
-    /// Holds the files that `image` names for as long as the result lives.
-    fn hold(&mut self, link: Option<PathBuf>) -> Arc<()> {
-        let hold = Arc::new(());
-        let names = self.image.names().collect();
-        self.pins.push(Pin { hold: Arc::downgrade(&hold), names, link });
-        hold
-    }
-
     /// The files of the newest recovery point, which stay for as long as the result lives.
     pub(super) fn pin(&mut self) -> Result<PinnedFiles, StoreFault> {
         self.settle()?;
@@ -294,8 +286,21 @@ impl Files {
         self.next_pin += 1;
         fs::hard_link(self.folder.join(MANIFEST), &link)
             .map_err(|e| StoreFault::at("pin the store's files", &link, &e))?;
-        let hold = self.hold(Some(link.clone()));
+        let hold = Arc::new(());
+        let names = self.image.names().collect();
+        self.pins.push(Pin { hold: Arc::downgrade(&hold), names, link: link.clone() });
         Ok(PinnedFiles::new(self.shard_files(link)?, hold))
+    }
+
+    /// Compares the manifest and every file of the newest recovery point with their checksums.
+    pub(super) fn check(&self, until: &Until) -> Result<(), CheckFault> {
+        let doing = "check the store";
+        let path = self.folder.join(MANIFEST);
+        let found: Manifest = read(&path, MANIFEST_KIND, doing)?;
+        if self.is_settled && found.image != self.image {
+            return Err(StoreFault::at(doing, &path, &"it names other files than the store has").into());
+        }
+        self.image.files().try_for_each(|(kind, of)| file::check(&self.folder, kind, of, until))
     }
 
     /// Takes out of the books what nothing needs any more, for removal.
@@ -303,7 +308,7 @@ impl Files {
         let mut unused = Vec::new();
         self.pins.retain(|pin| {
             let is_held = pin.hold.strong_count() > 0;
-            unused.extend(pin.link.clone().filter(|_| !is_held));
+            unused.extend((!is_held).then(|| pin.link.clone()));
             is_held
         });
         let named = self.named();
@@ -313,22 +318,6 @@ impl Files {
         self.present.retain(|name| named.contains(name));
         unused
     }
-}
-
-/// Compares the manifest and every file of the newest recovery point with their checksums. Files are only held
-/// meanwhile: flushes and merges go on.
-pub(super) fn check(files: &parking_lot::Mutex<Files>, until: &Until) -> Result<(), CheckFault> {
-    let doing = "check the store";
-    let (image, folder, _hold) = {
-        let mut files = files.lock();
-        let path = files.folder.join(MANIFEST);
-        let found: Manifest = read(&path, MANIFEST_KIND, doing)?;
-        if files.is_settled && found.image != files.image {
-            return Err(StoreFault::at(doing, &path, &"it names other files than the store has").into());
-        }
-        (files.image.clone(), files.folder.clone(), files.hold(None))
-    };
-    image.files().try_for_each(|(kind, of)| file::check(&folder, kind, of, until))
 }
 
 fn number_after(name: &str, prefix: &str) -> Option<u64> {

@@ -46,7 +46,7 @@ use super::store::{
 };
 use manifest::{Files, Image};
 use merge::Unfinished;
-use state::{Operation, Operations, Scratch, State};
+use state::{Edits, Operation, Operations, State};
 
 mod file;
 mod leaf;
@@ -92,8 +92,8 @@ struct Due {
 
 impl Live {
     /// Does an operation and notes it. Gives back roughly the bytes that this added.
-    fn apply(&mut self, operation: Operation<'_>, scratch: &mut Scratch) -> Result<u64, StoreFault> {
-        let changed = self.state.apply(operation, scratch);
+    fn apply(&mut self, operation: Operation<'_>, edits: &mut Edits) -> Result<u64, StoreFault> {
+        let changed = self.state.apply(operation, edits);
         let changed = changed.map_err(|e| StoreFault::new("apply a change", &e))?;
         Ok(if changed { self.operations.push(operation) } else { 0 })
     }
@@ -206,9 +206,8 @@ impl MemdbStore {
         let gone = found.iter().filter(|inst| !instances.contains(inst)).copied();
         let new = instances.iter().filter(|inst| !found.contains(inst)).copied();
         let changes = gone.map(Operation::RemoveInstance).chain(new.map(Operation::AddInstance));
-        let mut scratch = Scratch::default();
         for change in changes {
-            live.apply(change, &mut scratch)?;
+            live.apply(change, &mut Edits::default())?;
         }
         if live.operations.bytes() > 0 {
             image.logs.push(self.write(|files| files.log(&live.operations))?);
@@ -227,20 +226,21 @@ impl ShardStore for MemdbStore {
         Ok(self.live.lock().state.positions())
     }
 
-    fn apply(&self, changes: &mut dyn Iterator<Item = Change<'_>>) -> Result<u64, StoreFault> {
+    fn apply(&self, changes: &[Change<'_>]) -> Result<u64, StoreFault> {
         let mut live = self.live.lock();
-        let (mut scratch, mut value) = (Scratch::default(), Vec::new());
+        let (mut edits, mut value) = (Edits::default(), Vec::new());
         let mut bytes = 0;
         for change in changes {
             write_back_value(&mut value, change.keys());
             let document = Operation::Document { inst: change.inst, doc_id: change.doc_id, value: &value };
-            bytes += live.apply(document, &mut scratch)?;
+            bytes += live.apply(document, &mut edits)?;
         }
+        live.state.settle(&mut edits);
         Ok(bytes)
     }
 
     fn add_instance(&self, inst: InstId) -> Result<(), StoreFault> {
-        self.live.lock().apply(Operation::AddInstance(inst), &mut Scratch::default()).map(drop)
+        self.live.lock().apply(Operation::AddInstance(inst), &mut Edits::default()).map(drop)
     }
 
     fn remove_instance(&self, inst: InstId) -> Result<(), StoreFault> {
@@ -261,10 +261,9 @@ impl ShardStore for MemdbStore {
 
     fn cut(&self, moved: &[(InstId, VbId, Position)], kept: Option<RecoveryPoint>) -> Result<(), StoreFault> {
         let mut live = self.live.lock();
-        let mut scratch = Scratch::default();
         for (inst, vb, position) in moved {
             let moved = Operation::Position { inst: *inst, vb: *vb, position: *position };
-            live.apply(moved, &mut scratch)?;
+            live.apply(moved, &mut Edits::default())?;
         }
         let operations = std::mem::take(&mut live.operations);
         let frozen = Frozen { operations, state: live.state.clone(), kept };
@@ -342,7 +341,7 @@ impl ShardStore for MemdbStore {
     }
 
     fn check(&self, until: &Until) -> Result<(), CheckFault> {
-        manifest::check(&self.files, until)
+        self.files.lock().check(until)
     }
 
     fn size(&self) -> StoreSize {

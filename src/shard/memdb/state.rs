@@ -27,6 +27,9 @@ use super::packed::PackedMap;
 /// A block of operations is closed when it has this many bytes.
 pub(super) const BLOCK_BYTES: usize = 256 * 1024;
 
+/// Edits of entries that are gathered at most, so that their memory is bounded.
+const EDITS_BYTES: usize = 4 * 1024 * 1024;
+
 const ADD_INSTANCE: u8 = 1;
 const REMOVE_INSTANCE: u8 = 2;
 const DOCUMENT: u8 = 3;
@@ -167,35 +170,96 @@ pub(super) struct State {
 #[error("there is no index {0}")]
 pub(super) struct UnknownInstance(InstId);
 
-/// Memory that is used again from one operation to the next.
+/// What is to become of entries: noted first and done in the order of their keys, which spares the maps most of
+/// their cache misses.
 #[derive(Default)]
-pub(super) struct Scratch {
+pub(super) struct Edits {
+    bytes: Vec<u8>,
+    /// In the order in which they were noted.
+    noted: Vec<Noted>,
     old_value: Vec<u8>,
-    entry: Vec<u8>,
-    none: Vec<u8>,
+}
+
+struct Noted {
+    inst: InstId,
+    /// Where the entry stands.
+    start: usize,
+    end: usize,
+    is_there: bool,
+}
+
+impl Edits {
+    fn note(&mut self, inst: InstId, doc_id: &[u8], value: &[u8]) {
+        for edit in edits_between(&self.old_value, back_keys(value)) {
+            let (key, is_there) = match edit {
+                Edit::Remove(key) => (key, false),
+                Edit::Insert(key) => (key, true),
+            };
+            let start = self.bytes.len();
+            self.bytes.extend_from_slice(key);
+            self.bytes.extend_from_slice(doc_id);
+            self.noted.push(Noted { inst, start, end: self.bytes.len(), is_there });
+        }
+    }
 }
 
 impl State {
-    /// Does an operation. `false` where it changed nothing.
+    /// Does an operation, but for the entries: what becomes of them is in `edits` until [`State::settle`]. `false`
+    /// where it changed nothing.
     pub(super) fn apply(
         &mut self,
         operation: Operation<'_>,
-        scratch: &mut Scratch,
+        edits: &mut Edits,
     ) -> Result<bool, UnknownInstance> {
         match operation {
+            Operation::Document { inst, doc_id, value } => {
+                let back = &mut self.instances.get_mut(&inst).ok_or(UnknownInstance(inst))?.back;
+                let changed = if value.is_empty() {
+                    back.remove(doc_id, &mut edits.old_value)
+                } else {
+                    back.insert(doc_id, value, &mut edits.old_value)
+                };
+                if changed {
+                    edits.note(inst, doc_id, value);
+                }
+                if edits.bytes.len() > EDITS_BYTES {
+                    self.settle(edits);
+                }
+                return Ok(changed);
+            }
             Operation::AddInstance(inst) => {
                 self.instances.entry(inst).or_default();
             }
-            Operation::RemoveInstance(inst) => drop(self.remove_instance(inst)),
-            Operation::Document { inst, doc_id, value } => {
-                let instance = self.instances.get_mut(&inst).ok_or(UnknownInstance(inst))?;
-                return Ok(instance.set(doc_id, value, scratch));
+            Operation::RemoveInstance(inst) => {
+                self.settle(edits);
+                drop(self.remove_instance(inst));
             }
             Operation::Position { inst, vb, position } => {
                 self.positions.insert((inst, vb), position);
             }
         }
         Ok(true)
+    }
+
+    /// Does what was noted for entries.
+    pub(super) fn settle(&mut self, edits: &mut Edits) {
+        let Edits { bytes, noted, old_value } = edits;
+        let entry = |edit: &Noted| bytes.get(edit.start..edit.end).unwrap_or_default();
+        // Stable: what was noted last for an entry is done last.
+        noted.sort_by(|a, b| (a.inst, entry(a)).cmp(&(b.inst, entry(b))));
+        for of_inst in noted.chunk_by(|a, b| a.inst == b.inst) {
+            let inst = of_inst.first().map(|edit| edit.inst).unwrap_or_default();
+            let Some(instance) = self.instances.get_mut(&inst) else { continue };
+            for edit in of_inst {
+                if edit.is_there {
+                    instance.entries.insert(entry(edit), &[], old_value);
+                } else {
+                    instance.entries.remove(entry(edit), old_value);
+                }
+            }
+        }
+        noted.clear();
+        bytes.clear();
     }
 
     /// Gives back what the instance had, for a place where freeing it holds nobody up.
@@ -219,29 +283,5 @@ impl State {
 
     pub(super) fn memory_bytes(&self) -> u64 {
         self.instances.values().map(|of| of.entries.memory_bytes() + of.back.memory_bytes()).sum()
-    }
-}
-
-impl Instance {
-    fn set(&mut self, doc_id: &[u8], value: &[u8], scratch: &mut Scratch) -> bool {
-        let changed = if value.is_empty() {
-            self.back.remove(doc_id, &mut scratch.old_value)
-        } else {
-            self.back.insert(doc_id, value, &mut scratch.old_value)
-        };
-        if !changed {
-            return false;
-        }
-        for edit in edits_between(&scratch.old_value, back_keys(value)) {
-            let (Edit::Remove(key) | Edit::Insert(key)) = edit;
-            scratch.entry.clear();
-            scratch.entry.extend_from_slice(key);
-            scratch.entry.extend_from_slice(doc_id);
-            match edit {
-                Edit::Remove(_) => self.entries.remove(&scratch.entry, &mut scratch.none),
-                Edit::Insert(_) => self.entries.insert(&scratch.entry, &[], &mut scratch.none),
-            };
-        }
-        true
     }
 }
