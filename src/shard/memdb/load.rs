@@ -18,9 +18,9 @@ use super::super::InstId;
 use super::super::store::StoreFault;
 use super::file::{FileRef, Kind, Reader};
 use super::leaf::Leaf;
-use super::manifest::{Image, MapKind, Part};
-use super::packed::PackedMap;
-use super::state::{Edits, Operation, State};
+use super::manifest::{Image, Part};
+use super::packed::Builder;
+use super::state::{Edits, Instance, Operation, State};
 
 /// Less than this is read before a thread has started.
 const PARALLEL_BYTES: u64 = 2 * 1024 * 1024;
@@ -43,6 +43,7 @@ pub(super) fn load(folder: &Path, image: &Image) -> Result<State, StoreFault> {
     for part in grouped {
         state.instances.extend(part.instances);
         state.positions.extend(part.positions);
+        state.has_dead |= part.has_dead;
     }
     Ok(state)
 }
@@ -67,26 +68,20 @@ fn load_parts(folder: &Arc<Path>, parts: &[Part]) -> Result<State, StoreFault> {
     let threads = threads(parts.iter().map(|part| part.file.length_bytes).sum());
     let own_folder = Arc::clone(folder);
     let loaded = in_parallel(threads, parts.to_vec(), move |part: Part| read_part(&own_folder, &part))?;
-    let mut maps: BTreeMap<(InstId, MapKind), Vec<Leaf>> = BTreeMap::new();
-    for (part, leaves) in parts.iter().zip(loaded) {
-        maps.entry((part.inst, part.map)).or_default().extend(leaves);
+    let mut leaves: BTreeMap<InstId, Vec<Leaf>> = BTreeMap::new();
+    for (part, own) in parts.iter().zip(loaded) {
+        leaves.entry(part.inst).or_default().extend(own);
     }
-    let mut state = State::default();
-    for ((inst, kind), leaves) in maps {
-        let map = PackedMap::from_leaves(leaves.into_iter()).ok_or_else(|| {
-            StoreFault::at(
-                "open the store",
-                folder,
-                &format!("parts of index {inst} do not follow each other"),
-            )
+    let own_folder = Arc::clone(folder);
+    let instances = in_parallel(threads, leaves.into_iter().collect(), move |(inst, leaves)| {
+        let mut entries = Builder::default();
+        leaves.into_iter().for_each(|leaf| entries.push_leaf(leaf));
+        let instance = entries.finish().and_then(Instance::from_entries).ok_or_else(|| {
+            StoreFault::at("open the store", &own_folder, &format!("the parts of index {inst} make no map"))
         })?;
-        let instance = state.instances.entry(inst).or_default();
-        match kind {
-            MapKind::Entries => instance.entries = map,
-            MapKind::Back => instance.back = map,
-        }
-    }
-    Ok(state)
+        Ok((inst, instance))
+    })?;
+    Ok(State { instances: instances.into_iter().collect(), ..State::default() })
 }
 
 fn read_part(folder: &Path, part: &Part) -> Result<Vec<Leaf>, StoreFault> {

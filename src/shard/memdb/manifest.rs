@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! memdb/manifest   the newest recovery point: names of its files, replaced in one step
-//! memdb/part-3     leaves of one map, in the order of their keys
+//! memdb/part-3     entries of one instance, in their order
 //! memdb/log-4      operations since the parts were written, or since the log before
 //! memdb/point-7    a kept recovery point: its description, and names of its files
 //! memdb/pin-1      a second name of a manifest whose files are pinned
@@ -35,19 +35,10 @@ const POINT_KIND: &str = "memdb-point";
 const PIN_PREFIX: &str = "pin-";
 const VERSION: u32 = 1;
 
-/// Which map of an instance a part belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum MapKind {
-    Entries,
-    Back,
-}
-
-/// Neighbouring leaves of one map.
+/// Neighbouring leaves of an instance's entries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Part {
     pub(super) inst: InstId,
-    pub(super) map: MapKind,
     pub(super) leaves: usize,
     pub(super) file: FileRef,
 }

@@ -16,7 +16,7 @@ use super::super::InstId;
 use super::super::store::StoreFault;
 use super::file::{FileName, FileRef, Kind, Reader, Writer};
 use super::leaf::Leaf;
-use super::manifest::{Image, MapKind, Part, remove};
+use super::manifest::{Image, Part, remove};
 use super::state::{BLOCK_BYTES, Operation, Operations, State};
 
 /// A part is closed when it has this many bytes. The next archive of the shard copies a part as a whole.
@@ -28,13 +28,11 @@ const LOGS_UNITED: usize = 8;
 /// Logs up to this length are all of one size.
 const SMALL_LOG_BYTES: u64 = 64 * 1024;
 
-/// Whether `state` should be written as parts instead of what `image` has.
+/// Whether `state` should be written as parts instead of what `image` has: what the files have for nothing is then
+/// too much, or it is the rest of a dropped instance, which may be as large as it likes.
 pub(super) fn is_due(image: &Image, state: &State) -> bool {
-    let bytes = |live: bool| {
-        let parts = image.parts.iter().filter(|part| state.instances.contains_key(&part.inst) == live);
-        parts.map(|part| part.file.length_bytes).sum::<u64>()
-    };
-    image.log_bytes() + bytes(false) > bytes(true) / 2 + LOG_BYTES_MIN
+    let part_bytes: u64 = image.parts.iter().map(|part| part.file.length_bytes).sum();
+    state.has_dead || image.log_bytes() > part_bytes / 2 + LOG_BYTES_MIN
 }
 
 /// Files that are being made; whatever of them is not taken is removed.
@@ -96,10 +94,8 @@ pub(super) fn write_state(
     let mut head = Operations::default();
     for (inst, instance) in &state.instances {
         head.push(Operation::AddInstance(*inst));
-        for (map, leaves) in [(MapKind::Entries, &instance.entries), (MapKind::Back, &instance.back)] {
-            let leaves: Vec<_> = leaves.leaves().collect();
-            write_map(files, (*inst, map), &leaves, &known, &mut parts)?;
-        }
+        let leaves: Vec<_> = instance.entries.leaves().collect();
+        write_entries(files, *inst, &leaves, &known, &mut parts)?;
     }
     for ((inst, vb), position) in &state.positions {
         head.push(Operation::Position { inst: *inst, vb: *vb, position: *position });
@@ -108,9 +104,9 @@ pub(super) fn write_state(
     Ok(Image { parts, logs })
 }
 
-fn write_map(
+fn write_entries(
     files: &mut Unfinished<'_>,
-    of: (InstId, MapKind),
+    inst: InstId,
     leaves: &[&Arc<Leaf>],
     known: &HashMap<u64, &Part>,
     parts: &mut Vec<Part>,
@@ -126,20 +122,20 @@ fn write_map(
             part.leaves == run.len() && (waiting.is_empty() || part.file.length_bytes >= PART_BYTES / 2)
         };
         if let Some(part) = part.filter(|part| stays(part)) {
-            write_leaves(files, of, waiting, parts)?;
+            write_leaves(files, inst, waiting, parts)?;
             parts.push((*part).clone());
             waiting = &[];
         } else {
             waiting = leaves.get(place - run.len() - waiting.len()..place).unwrap_or_default();
         }
     }
-    write_leaves(files, of, waiting, parts)
+    write_leaves(files, inst, waiting, parts)
 }
 
 /// Writes leaves as parts of about one size.
 fn write_leaves(
     files: &mut Unfinished<'_>,
-    (inst, map): (InstId, MapKind),
+    inst: InstId,
     mut leaves: &[&Arc<Leaf>],
     parts: &mut Vec<Part>,
 ) -> Result<(), StoreFault> {
@@ -165,7 +161,7 @@ fn write_leaves(
         let file = files.at(writer.finish())?;
         let (written, rest) = leaves.split_at(taken);
         written.iter().for_each(|leaf| leaf.set_part(file.number));
-        parts.push(Part { inst, map, leaves: taken, file });
+        parts.push(Part { inst, leaves: taken, file });
         leaves = rest;
     }
     Ok(())

@@ -267,6 +267,7 @@ impl ShardStore for MemdbStore {
         }
         let operations = std::mem::take(&mut live.operations);
         let frozen = Frozen { operations, state: live.state.clone(), kept };
+        live.state.has_dead = false;
         live.frozen.push_back(Arc::new(frozen));
         Ok(())
     }

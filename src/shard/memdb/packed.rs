@@ -11,7 +11,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use super::super::store::EntryBounds;
-use super::leaf::{LEAF_BYTES, Leaf};
+use super::leaf::{LEAF_BYTES, Leaf, record_bytes};
 
 type Fence = Arc<[u8]>;
 type Leaves = OrdMap<Fence, Arc<Leaf>>;
@@ -32,22 +32,6 @@ pub(super) struct PackedMap {
 }
 
 impl PackedMap {
-    /// A map of leaves that follow each other; `None` where they do not.
-    pub(super) fn from_leaves(leaves: impl Iterator<Item = Leaf>) -> Option<Self> {
-        let mut map = Self::default();
-        let mut last: Option<Vec<u8>> = None;
-        for leaf in leaves {
-            let fence = match &last {
-                None => Fence::default(),
-                Some(last) if last.as_slice() < leaf.first_key() => fence(last, leaf.first_key()),
-                Some(_) => return None,
-            };
-            last = Some(leaf.last_key().to_vec());
-            map.add(fence, leaf);
-        }
-        Some(map)
-    }
-
     /// Roughly the memory that the map takes up.
     pub(super) fn memory_bytes(&self) -> u64 {
         self.memory_bytes + self.leaves.len() as u64 * LEAF_OVERHEAD_BYTES
@@ -172,6 +156,50 @@ fn leaf_after<'l>(leaves: &'l Leaves, fence: &[u8]) -> Option<(&'l Fence, &'l Ar
 
 fn leaf_before<'l>(leaves: &'l Leaves, fence: &[u8]) -> Option<(&'l Fence, &'l Arc<Leaf>)> {
     leaves.range::<_, [u8]>((Bound::Unbounded, Bound::Excluded(fence))).next_back()
+}
+
+/// Makes a map of records or leaves that come in the order of their keys.
+#[derive(Default)]
+pub(super) struct Builder {
+    map: PackedMap,
+    /// The greatest key of the map, once it has one.
+    last: Option<Vec<u8>>,
+    open: Leaf,
+    is_out_of_order: bool,
+}
+
+impl Builder {
+    pub(super) fn push(&mut self, key: &[u8], value: &[u8]) {
+        let end = self.open.len();
+        if end > 0 && self.open.bytes() + record_bytes(key, value) > LEAF_BYTES {
+            let full = std::mem::take(&mut self.open);
+            self.push_leaf(full);
+            self.open.insert(0, key, value);
+        } else {
+            self.open.insert(end, key, value);
+        }
+    }
+
+    pub(super) fn push_leaf(&mut self, leaf: Leaf) {
+        let fence = match &self.last {
+            None => Fence::default(),
+            Some(last) => {
+                self.is_out_of_order |= last.as_slice() >= leaf.first_key();
+                fence(last, leaf.first_key())
+            }
+        };
+        self.last = Some(leaf.last_key().to_vec());
+        self.map.add(fence, leaf);
+    }
+
+    /// The map; `None` where leaves did not follow each other.
+    pub(super) fn finish(mut self) -> Option<PackedMap> {
+        let open = std::mem::take(&mut self.open);
+        if open.len() > 0 {
+            self.push_leaf(open);
+        }
+        (!self.is_out_of_order).then_some(self.map)
+    }
 }
 
 /// Splits a leaf that has become too long, after `place` was inserted. Keys that come in ascending order leave

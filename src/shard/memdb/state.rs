@@ -20,9 +20,11 @@ use crate::event::VbId;
 use crate::timestamp::Position;
 
 use super::super::InstId;
-use super::super::codec::{Edit, back_keys, decode_position, edits_between, encode_position};
+use super::super::codec::{
+    Edit, back_keys, decode_position, edits_between, encode_position, write_back_value,
+};
 use super::super::store::InstancePositions;
-use super::packed::PackedMap;
+use super::packed::{Builder, PackedMap};
 
 /// A block of operations is closed when it has this many bytes.
 pub(super) const BLOCK_BYTES: usize = 256 * 1024;
@@ -152,10 +154,32 @@ impl Operations {
 /// The entries of an instance, and the back index that finds a document's.
 #[derive(Clone, Default)]
 pub(super) struct Instance {
-    /// Each key is an entry.
+    /// Each key is an entry, its value the length of the document id that it ends with (`u16`, big-endian).
     pub(super) entries: PackedMap,
-    /// The back-index value of each document.
-    pub(super) back: PackedMap,
+    /// The back-index value of each document. It says what the entries say.
+    back: PackedMap,
+}
+
+impl Instance {
+    /// The instance with these entries; `None` where one is shorter than the document id that it ends with.
+    pub(super) fn from_entries(entries: PackedMap) -> Option<Self> {
+        let records = entries.leaves().flat_map(|leaf| (0..leaf.len()).map(|place| leaf.record(place)));
+        let split = records.map(|(entry, id_length)| {
+            let id_length = usize::from(u16::from_be_bytes(id_length.try_into().ok()?));
+            let (key, doc_id) = entry.split_at_checked(entry.len().checked_sub(id_length)?)?;
+            Some((doc_id, key))
+        });
+        let mut keys: Vec<(&[u8], &[u8])> = split.collect::<Option<_>>()?;
+        keys.sort_unstable();
+        let mut value = Vec::new();
+        let mut back = Builder::default();
+        for of_document in keys.chunk_by(|a, b| a.0 == b.0) {
+            write_back_value(&mut value, of_document.iter().map(|(_, key)| *key));
+            back.push(of_document.first()?.0, &value);
+        }
+        let back = back.finish()?;
+        Some(Self { entries, back })
+    }
 }
 
 /// See the module. A clone costs as much as there are instances, whatever these have.
@@ -163,6 +187,8 @@ pub(super) struct Instance {
 pub(super) struct State {
     pub(super) instances: BTreeMap<InstId, Instance>,
     pub(super) positions: OrdMap<(InstId, VbId), Position>,
+    /// An instance was removed whose operations may still be in the files.
+    pub(super) has_dead: bool,
 }
 
 /// An operation names an instance that does not exist.
@@ -185,6 +211,7 @@ struct Noted {
     /// Where the entry stands.
     start: usize,
     end: usize,
+    doc_id_bytes: u16,
     is_there: bool,
 }
 
@@ -198,7 +225,9 @@ impl Edits {
             let start = self.bytes.len();
             self.bytes.extend_from_slice(key);
             self.bytes.extend_from_slice(doc_id);
-            self.noted.push(Noted { inst, start, end: self.bytes.len(), is_there });
+            // A shard takes no ids that are longer.
+            let doc_id_bytes = u16::try_from(doc_id.len()).unwrap_or(u16::MAX);
+            self.noted.push(Noted { inst, start, end: self.bytes.len(), doc_id_bytes, is_there });
         }
     }
 }
@@ -252,7 +281,7 @@ impl State {
             let Some(instance) = self.instances.get_mut(&inst) else { continue };
             for edit in of_inst {
                 if edit.is_there {
-                    instance.entries.insert(entry(edit), &[], old_value);
+                    instance.entries.insert(entry(edit), &edit.doc_id_bytes.to_be_bytes(), old_value);
                 } else {
                     instance.entries.remove(entry(edit), old_value);
                 }
@@ -269,6 +298,7 @@ impl State {
         for place in vbs {
             self.positions.remove(&place);
         }
+        self.has_dead = true;
         self.instances.remove(&inst)
     }
 
