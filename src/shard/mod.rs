@@ -24,6 +24,7 @@ mod gate;
 mod kept;
 pub mod lock;
 mod lsm;
+mod memdb;
 mod recovery;
 mod set;
 #[expect(clippy::module_inception, reason = "the room's main type lives in the file of its name")]
@@ -86,6 +87,8 @@ impl ShardId {
 pub enum StoreKind {
     /// A log-structured merge tree.
     Lsm,
+    /// Everything in memory, with recovery points on disk.
+    Memdb,
     /// A copy-on-write B-tree in one file.
     Cow,
 }
@@ -95,7 +98,8 @@ impl StoreKind {
     /// the shard is locked.
     pub fn is_copied_first(self) -> bool {
         match self {
-            Self::Lsm => true,
+            Self::Lsm | Self::Memdb => true,
+            Self::Cow => false,
         }
     }
 }
@@ -104,6 +108,7 @@ impl fmt::Display for StoreKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Lsm => "lsm",
+            Self::Memdb => "memdb",
             Self::Cow => "cow",
         })
     }
