@@ -1,12 +1,16 @@
 //! What an S3 store sends, as a server sees it, and answers that are unusual and right.
 
-use std::io::Write;
+use std::io::{BufReader, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dormouse::objstore::{Body, Encryption, ObjectStore, S3Config, S3Store, StoreCause};
 use dormouse::thread::Until;
 use parking_lot::Mutex;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use sha2::{Digest, Sha256};
 
 use crate::support::stores::gateway::given;
@@ -125,4 +129,47 @@ fn the_bucket_is_in_the_name_of_the_server_unless_it_is_to_be_in_the_path() {
         assert!(matches!(error.cause, StoreCause::Stopped(_)), "{error}");
     }
     assert!(began.elapsed() < Duration::from_secs(25));
+}
+
+/// A certificate for `localhost`, and that of its authority, that are good for a hundred years.
+fn tls_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tls").join(name)
+}
+
+/// A server on TLS where no object is.
+fn tls_server() -> Server {
+    let certificate = CertificateDer::from_pem_file(tls_file("server.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(tls_file("server.key.pem")).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions =
+        ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = Arc::new(versions.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap());
+    Server::of_connections(move |stream| {
+        let connection = ServerConnection::new(Arc::clone(&config)).unwrap();
+        let mut stream = BufReader::new(StreamOwned::new(connection, stream.into_inner()));
+        if read_head(&mut stream)?.is_some() {
+            stream.get_mut().write_all(&answer(404, "", b""))?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_server_on_tls_is_trusted_by_its_authority_and_its_name_alone() {
+    let server = tls_server();
+    let by_address = server.url().replace("http:", "https:");
+    let by_name = by_address.replace("127.0.0.1", "localhost");
+    let authority = Some(std::fs::read(tls_file("authority.pem")).unwrap());
+    let look = |endpoint: &str, authorities_pem: Option<Vec<u8>>| {
+        let config = S3Config { endpoint: Some(endpoint.to_owned()), authorities_pem, ..config(&server) };
+        S3Store::open(config).unwrap().head(&key("x"), &forever())
+    };
+    assert_eq!(look(&by_name, authority.clone()).unwrap(), None);
+    for error in [look(&by_name, None).unwrap_err(), look(&by_address, authority).unwrap_err()] {
+        assert!(matches!(error.cause, StoreCause::Endpoint(_)) && !error.is_temporary(), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(": cannot trust ") && text.ends_with("; name its authority"), "{text}");
+    }
+    let plain = look(&server.url(), None).unwrap_err();
+    assert!(plain.is_temporary(), "{plain}");
 }
