@@ -25,6 +25,7 @@ mod objstore;
 mod objstore_contract;
 mod objstore_credentials;
 mod objstore_faults;
+mod objstore_requests;
 mod objstore_server;
 mod path;
 mod projector;

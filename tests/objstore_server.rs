@@ -184,6 +184,8 @@ fn archive(world: &World, endpoint: &str, words: &[&str]) -> std::process::Comma
     let all = [words, &["--s3-endpoint", endpoint, "--s3-path-style"]].concat();
     let mut command = world.command(&all);
     command.env_remove("AWS_PROFILE").env("HOME", world.path("home")).envs(Gateway::variables());
+    // Proxies of the environment are none of ours.
+    command.envs(["HTTP_PROXY", "http_proxy", "ALL_PROXY"].map(|name| (name, "http://127.0.0.1:1")));
     command
 }
 

@@ -284,5 +284,6 @@ fn blame(body: Body<'_>, cause: StoreCause, until: &Until) -> StoreCause {
 
 /// The entity tag that an answer has to have.
 fn tag(tag: Option<String>) -> Result<String, StoreCause> {
-    tag.filter(|tag| !tag.is_empty()).ok_or_else(|| StoreCause::Answer("it has no entity tag".to_owned()))
+    tag.filter(|tag| !tag.trim_matches('"').is_empty())
+        .ok_or_else(|| StoreCause::Answer("it has no entity tag".to_owned()))
 }
