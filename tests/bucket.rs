@@ -300,20 +300,62 @@ fn an_ingest_is_held_up_by_a_pause_and_not_lost_when_it_is_cancelled() {
         eventually("the first lines are applied", || applied(&bucket) == 30);
         let cancel = Cancel::new();
         let until = Until::new(None, cancel.clone());
-        let mut sender = Some(sender);
-        // The callback comes while the shards are locked.
+        let (mut sender, mut was_locked) = (Some(sender), false);
         let cancelled = bucket.pause(&world.store, false, &until, &mut |_| {
-            if let Some(sender) = sender.take() {
-                assert!(is_locked(&bucket));
-                push(&sender, lines(30..60));
+            if is_locked(&bucket) {
+                was_locked = true;
+                sender.take().into_iter().for_each(|sender| push(&sender, lines(60..90)));
+                cancel.cancel();
+            } else if applied(&bucket) == 30 {
+                // What comes while files are copied without a lock is left for the cut.
+                sender.iter().for_each(|sender| push(sender, lines(30..60)));
+                eventually("more lines are applied", || applied(&bucket) == 60);
             }
-            cancel.cancel();
         });
-        assert!(cancelled.is_err() && !is_locked(&bucket));
+        assert!(cancelled.is_err() && was_locked && !is_locked(&bucket));
     });
-    assert_eq!(ingested.unwrap().documents, 60);
-    assert_eq!(scan(&bucket), ids(0..60));
+    assert_eq!(ingested.unwrap().documents, 90);
+    assert_eq!(scan(&bucket), ids(0..90));
     assert_eq!(world.pauses("b"), 0);
+}
+
+#[test]
+fn an_idle_bucket_is_copied_before_it_is_locked() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    ingest(&bucket, lines(0..30)).unwrap();
+    let mut calls = 0;
+    let paused = bucket.pause(&world.store, false, &watchdog(), &mut |_| {
+        calls += 1;
+        assert!(!is_locked(&bucket), "something was uploaded under the lock");
+    });
+    assert!(paused.unwrap().uploaded_files > 0 && calls > 0);
+}
+
+#[test]
+fn an_interrupted_pause_goes_on_where_it_was_also_after_a_restart() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    ingest(&bucket, lines(0..30)).unwrap();
+    let counting = FailingStore::new(&world.store, 0, Fails::Before);
+    let puts = || counting.puts();
+    let cancel = Cancel::new();
+    let until = Until::new(None, cancel.clone());
+    let interrupted = bucket.pause(&counting, false, &until, &mut |at| {
+        if at.done_bytes == at.total_bytes {
+            cancel.cancel();
+        }
+    });
+    assert!(interrupted.is_err() && puts() > 4, "{} objects were uploaded", puts());
+    close(bucket);
+    let bucket = world.open("b");
+    let before = puts();
+    let paused = bucket.pause(&counting, false, &watchdog(), &mut |_| {}).unwrap();
+    assert_eq!(puts() - before, 1, "the manifest alone");
+    assert_eq!(paused.uploaded_files, 0);
+    close(bucket);
+    world.resume("b", &watchdog()).unwrap();
+    assert_eq!(scan(&world.open("b")), ids(0..30));
 }
 
 #[test]

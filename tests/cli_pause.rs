@@ -177,3 +177,53 @@ fn all_indexes_are_part_of_a_pause() {
         status["indexes"].as_array().unwrap().iter().map(|index| index["name"].as_str().unwrap()).collect();
     assert_eq!(names, INDEXES.map(|(name, _)| name));
 }
+
+/// The only file below a folder of the archive whose content is longest.
+fn largest_object(world: &World) -> std::path::PathBuf {
+    let folder = world.path("a/travel/objects");
+    let objects = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    objects.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap()
+}
+
+#[test]
+fn an_archive_is_verified_and_each_bad_object_is_listed() {
+    let world = World::with_airports();
+    let paused = world.json(&pause(&[]));
+    let verified = world.json(&["verify", "--archive", "a"]);
+    assert_eq!((&verified["files"], &verified["bytes"]), (&paused["files"], &paused["bytes"]));
+    assert_eq!((&verified["pauses"], &verified["bad"]), (&json!(1), &json!([])));
+    let object = largest_object(&world);
+    let mut content = fs::read(&object).unwrap();
+    content[100] ^= 1;
+    fs::write(&object, content).unwrap();
+    let name = object.file_name().unwrap().to_str().unwrap();
+    let failed = world.run(&["verify", "--archive", "a", "--bucket", "travel"]);
+    assert_eq!(failed.status, Some(1));
+    assert!(failed.stdout.contains(name));
+    world.refused(
+        2,
+        &["verify", "--archive", "a", "--pause", paused["pause"].as_str().unwrap()],
+        &["--bucket"],
+    );
+    world.refused(1, &["verify", "--archive", "a", "--bucket", "other"], &["other", "archive list"]);
+}
+
+#[test]
+fn pauses_are_listed_and_old_ones_are_pruned() {
+    let world = World::with_airports();
+    let first = world.json(&pause(&[]));
+    world.ok(&resume(&[]));
+    let second = world.json(&pause(&[]));
+    let listed = world.json(&["archive", "list", "--archive", "a"]);
+    let ids: Vec<&serde_json::Value> =
+        listed["pauses"].as_array().unwrap().iter().map(|pause| &pause["pause"]).collect();
+    assert_eq!(ids, [&first["pause"], &second["pause"]]);
+    let prune = ["archive", "prune", "--archive", "a", "--keep", "1"];
+    let dry = world.json(&[&prune[..], &["--dry-run"]].concat());
+    let done = world.json(&prune);
+    assert_eq!(dry, done);
+    assert_eq!(done["buckets"][0]["removed_pauses"], json!([first["pause"]]));
+    assert!(world.ok(&["archive", "list", "--archive", "a"]).contains(second["pause"].as_str().unwrap()));
+    world.ok(&["verify", "--archive", "a"]);
+    world.refused(2, &["archive", "prune", "--archive", "a", "--keep", "0"], &["--keep"]);
+}

@@ -29,6 +29,7 @@ mod objstore_requests;
 mod objstore_server;
 mod path;
 mod projector;
+mod prune;
 mod range;
 mod shard;
 mod shard_crash;

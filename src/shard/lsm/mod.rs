@@ -237,6 +237,14 @@ impl Tree {
     }
 }
 
+/// The file that is to blame for a fault, where one is damaged: the crate does not say which one it cannot take.
+fn named_damage(folder: &Path, fault: StoreFault) -> StoreFault {
+    match files::check(folder, &Until::default()) {
+        Err(CheckFault::Fault(damage)) => damage,
+        _ => fault,
+    }
+}
+
 /// Where the sweep of an instance starts: below all of its keys.
 fn sweep_start(inst: InstId) -> (InstId, Vec<u8>) {
     (inst, key(inst, 0, &[]))
@@ -287,13 +295,8 @@ impl LsmStore {
         let folder = life.folder(shard_folder);
         files::check_version_file(&folder)?;
         life::remove_leftovers(shard_folder, life)?;
-        let tree = Tree::open(folder.clone(), life, shared, "open the tree").map_err(|fault| {
-            // The crate does not say which file it cannot take.
-            match files::check(&folder, &Until::default()) {
-                Err(CheckFault::Fault(damage)) => damage,
-                _ => fault,
-            }
-        })?;
+        let tree = Tree::open(folder.clone(), life, shared, "open the tree")
+            .map_err(|fault| named_damage(&folder, fault))?;
         Ok(Self {
             folder: shard_folder.to_owned(),
             shared: shared.clone(),
@@ -353,7 +356,8 @@ impl LsmStore {
 
 impl ShardStore for LsmStore {
     fn load(&self) -> Result<Vec<InstancePositions>, StoreFault> {
-        self.tree().load()
+        let tree = self.tree();
+        tree.load().map_err(|fault| named_damage(&tree.folder, fault))
     }
 
     fn apply(&self, changes: &[Change<'_>]) -> Result<u64, StoreFault> {

@@ -1,0 +1,175 @@
+//! Pruning an archive: what a pause names stays, what none names goes, and never at once.
+
+use std::time::{Duration, SystemTime};
+
+use dormouse::objstore::{FileStore, ObjectStore};
+use dormouse::pause::{
+    GRACE_DEFAULT, ImageFile, Manifest, PauseId, PruneError, PruneOptions, PruneReport, list_pauses, prune,
+    verify,
+};
+use tempfile::TempDir;
+
+use crate::support::{BUCKET, FailingStore, Fails, archive, forever, image, tree, watchdog};
+
+struct Scene {
+    folder: TempDir,
+    store: FileStore,
+    now: SystemTime,
+}
+
+fn pause_id(generation: u32) -> PauseId {
+    format!("{generation:010}-00000000000000aa").parse().unwrap()
+}
+
+impl Scene {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = FileStore::open(&folder.path().join("archive")).unwrap();
+        Self { folder, store, now: SystemTime::now() }
+    }
+
+    /// A pause of one file that all pauses have and one that it has alone.
+    fn pause(&self, generation: u32, parent: Option<&Manifest>) -> Manifest {
+        let own = format!("content of {generation} alone");
+        let files: Vec<ImageFile> = vec![
+            image(self.folder.path(), 0, "shared", b"what they share"),
+            image(self.folder.path(), 1, &format!("own-{generation}"), own.as_bytes()),
+        ];
+        archive(&self.store, pause_id(generation), &files, parent, &forever()).unwrap()
+    }
+
+    fn options(&self, keep: Option<usize>, later: Duration) -> PruneOptions {
+        PruneOptions { keep, grace: GRACE_DEFAULT, now: self.now + later, dry_run: false }
+    }
+
+    fn prune(&self, keep: Option<usize>, later: Duration) -> PruneReport {
+        prune(&self.store, BUCKET, &self.options(keep, later), &watchdog()).unwrap()
+    }
+
+    fn files(&self) -> Vec<String> {
+        tree(&self.folder.path().join("archive")).into_keys().collect()
+    }
+
+    fn objects(&self) -> usize {
+        self.files().iter().filter(|name| name.contains("/objects/")).count()
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+const NOW: Duration = Duration::ZERO;
+
+#[test]
+fn what_a_pause_names_is_never_pruned() {
+    let scene = Scene::new();
+    let first = scene.pause(1, None);
+    scene.pause(2, Some(&first));
+    let before = scene.files();
+    for later in [NOW, HOUR * 25, HOUR * 1000] {
+        assert_eq!(scene.prune(None, later), PruneReport::default());
+    }
+    assert_eq!(scene.files(), before);
+}
+
+#[test]
+fn what_only_removed_pauses_named_is_deleted_after_the_grace_time_and_not_before() {
+    let scene = Scene::new();
+    let first = scene.pause(1, None);
+    let second = scene.pause(2, Some(&first));
+    let report = scene.prune(Some(1), NOW);
+    assert_eq!(report.removed_pauses, [pause_id(1)]);
+    assert_eq!((report.condemned_objects, report.deleted_objects), (1, 0));
+    assert_eq!(scene.objects(), 3);
+    assert_eq!(scene.prune(Some(1), HOUR * 23), PruneReport::default(), "it is condemned already");
+    let report = scene.prune(Some(1), HOUR * 24);
+    assert_eq!((report.deleted_objects, report.condemned_objects), (1, 0));
+    assert_eq!(scene.objects(), 2);
+    assert!(verify(&second, &scene.store, &forever()).unwrap().is_empty());
+    assert_eq!(scene.files().len(), 3, "two objects and a manifest: no record is left");
+}
+
+#[test]
+fn a_pause_that_names_a_condemned_object_saves_it() {
+    let scene = Scene::new();
+    let first = scene.pause(1, None);
+    let second = scene.pause(2, Some(&first));
+    scene.prune(Some(1), NOW);
+    // It began before the first pause was removed, and reuses what that one had.
+    let files: Vec<ImageFile> = vec![image(scene.folder.path(), 1, "own-1", b"content of 1 alone")];
+    let mut third = second.clone();
+    third.pause = pause_id(3);
+    third.files.clone_from(&first.files);
+    third.publish(&scene.store, &forever()).unwrap();
+    let report = scene.prune(Some(1), HOUR * 25);
+    assert_eq!(report.deleted_objects, 0);
+    assert!(verify(&third, &scene.store, &forever()).unwrap().is_empty());
+    drop(files);
+}
+
+#[test]
+fn what_an_unfinished_pause_left_goes_too() {
+    let scene = Scene::new();
+    scene.pause(1, None);
+    let key = format!("{BUCKET}/objects/{}-00000000000000cc", "ab".repeat(32)).parse().unwrap();
+    scene.store.put(&key, dormouse::objstore::Body::Bytes(b"left"), &forever()).unwrap();
+    assert_eq!(scene.prune(None, NOW).condemned_objects, 1);
+    assert_eq!(scene.prune(None, HOUR * 25).deleted_bytes, 4);
+    assert_eq!(scene.objects(), 2);
+}
+
+#[test]
+fn the_newest_pause_stays_whatever_is_asked() {
+    let scene = Scene::new();
+    scene.pause(1, None);
+    assert!(scene.prune(Some(0), NOW).removed_pauses.is_empty());
+    assert_eq!(list_pauses(&scene.store, BUCKET, &forever()).unwrap(), [pause_id(1)]);
+}
+
+#[test]
+fn a_dry_run_tells_what_would_be_done_and_changes_nothing() {
+    let scene = Scene::new();
+    let first = scene.pause(1, None);
+    scene.pause(2, Some(&first));
+    let before = scene.files();
+    let dry = PruneOptions { dry_run: true, ..scene.options(Some(1), NOW) };
+    let told = prune(&scene.store, BUCKET, &dry, &watchdog()).unwrap();
+    assert_eq!(scene.files(), before);
+    assert_eq!(told, scene.prune(Some(1), NOW));
+}
+
+#[test]
+fn an_archive_with_a_damaged_manifest_is_not_pruned() {
+    let scene = Scene::new();
+    scene.pause(1, None);
+    let manifest = scene.folder.path().join(format!("archive/{BUCKET}/manifests/{}.manifest", pause_id(1)));
+    std::fs::write(&manifest, b"nothing of ours").unwrap();
+    let before = scene.files();
+    let refused = prune(&scene.store, BUCKET, &scene.options(None, HOUR * 25), &watchdog());
+    assert!(matches!(refused, Err(PruneError::Manifest(_))), "{refused:?}");
+    assert_eq!(scene.files(), before);
+}
+
+#[test]
+fn a_prune_that_fails_at_any_call_is_finished_by_the_next_ones() {
+    for fails in [Fails::Before, Fails::After] {
+        let mut fail_at = 1;
+        loop {
+            let scene = Scene::new();
+            let first = scene.pause(1, None);
+            let second = scene.pause(2, Some(&first));
+            let failing = FailingStore::new(&scene.store, fail_at, fails);
+            let outcome = [NOW, HOUR * 25]
+                .map(|later| prune(&failing, BUCKET, &scene.options(Some(1), later), &watchdog()));
+            if !failing.has_failed() {
+                assert!(outcome.iter().all(Result::is_ok));
+                break;
+            }
+            for later in [HOUR * 50, HOUR * 75] {
+                scene.prune(Some(1), later);
+            }
+            assert_eq!(scene.files().len(), 3, "call {fail_at}: {:?}", scene.files());
+            assert!(verify(&second, &scene.store, &forever()).unwrap().is_empty());
+            fail_at += 1;
+        }
+        assert!(fail_at > 6, "a prune has more calls than that");
+    }
+}
