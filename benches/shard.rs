@@ -184,7 +184,7 @@ impl Engine for Fjall {
     }
 }
 
-const SUBJECTS: [&str; 2] = ["lsm", "fjall"];
+const SUBJECTS: [&str; 3] = ["lsm", "memdb", "fjall"];
 
 fn kind(subject: &str) -> Option<StoreKind> {
     serde_json::from_str(&format!("{subject:?}")).ok()

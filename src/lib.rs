@@ -74,6 +74,7 @@
 //! |---|---|---|
 //! | `dm-flush` | makes recovery points of a bucket's shards | the bucket is closed |
 //! | `dm-compact` | merges tables, removes what a lock had kept | the bucket is closed |
+//! | `dm-load-N` | reads files of a shard that is in memory, beside the caller | the call that asked for them ends |
 //! | `dm-source` | reads the inputs of an ingest | they are read, or the ingest ends |
 //! | `kv-ctl-N` | control of a data path: serves requests, ends everything in order | the ingest ends |
 //! | `kv-data-N` | scatters batches to workers | its control ends it, or the source is gone |

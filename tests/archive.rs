@@ -5,8 +5,8 @@ use std::path::Path;
 
 use dormouse::objstore::{Body, FileStore, ObjectStore};
 use dormouse::pause::{
-    CheckError, Difference, DownloadError, ImageFile, Manifest, PauseId, Progress, UploadError, VerifyError,
-    check_local, download, list_pauses, plan_upload, reusable_files, upload, verify,
+    CheckError, Difference, DownloadError, ImageFile, KnownHashes, Manifest, PauseId, Progress, Reusable,
+    UploadError, VerifyError, check_local, download, list_pauses, plan_upload, upload, verify,
 };
 use dormouse::thread::{Cancel, Stopped, Until};
 use tempfile::TempDir;
@@ -51,7 +51,16 @@ impl Scene {
     }
 
     fn plan(&self) -> dormouse::pause::UploadPlan {
-        plan_upload(BUCKET, attempt(), &self.files, &[], &forever(), &mut |_| {}).unwrap()
+        plan_upload(
+            BUCKET,
+            attempt(),
+            &self.files,
+            &Reusable::default(),
+            &mut KnownHashes::default(),
+            &forever(),
+            &mut |_| {},
+        )
+        .unwrap()
     }
 
     fn download(&self, manifest: &Manifest, store: &dyn ObjectStore) -> Result<(), DownloadError> {
@@ -144,8 +153,47 @@ fn an_object_of_the_parent_that_is_gone_or_cut_is_not_named_again() {
     let archive = scene.path("archive");
     fs::remove_file(archive.join(parent.files[0].object.as_str())).unwrap();
     cut(&archive.join(parent.files[1].object.as_str()), 2);
-    let reusable = reusable_files(&parent, &scene.store, &forever()).unwrap();
-    assert_eq!(reusable, parent.files[3..]);
+    let other = "00000000000000cc".parse().unwrap();
+    let reusable = Reusable::find(BUCKET, Some(&parent), other, &scene.store, &forever()).unwrap();
+    let mut expected = Reusable::default();
+    expected.add(&parent.files[3..]);
+    assert_eq!(reusable, expected);
+}
+
+#[test]
+fn what_an_attempt_uploaded_before_it_was_interrupted_is_not_uploaded_again() {
+    let scene = Scene::new();
+    upload(&scene.plan(), &scene.store, &forever(), &mut |_| {}).unwrap();
+    let plan = |attempt| {
+        let reusable = Reusable::find(BUCKET, None, attempt, &scene.store, &forever()).unwrap();
+        let known = &mut KnownHashes::default();
+        plan_upload(BUCKET, attempt, &scene.files, &reusable, known, &forever(), &mut |_| {}).unwrap()
+    };
+    assert_eq!(plan(attempt()).new_files(), 0);
+    let other = plan("00000000000000cc".parse().unwrap());
+    assert!(other.new_files() > 0, "what another attempt uploaded may be removed at any time");
+}
+
+#[test]
+fn a_file_that_was_read_under_another_name_is_not_read_again() {
+    let scene = Scene::new();
+    let known = &mut KnownHashes::default();
+    let none = Reusable::default();
+    let first = plan_upload(BUCKET, attempt(), &scene.files, &none, known, &forever(), &mut |_| {}).unwrap();
+    let mut linked = scene.files.clone();
+    for image in &mut linked {
+        let other = image.path.with_extension("again");
+        fs::hard_link(&image.path, &other).unwrap();
+        // Whoever read it now would find something else.
+        let length = usize::try_from(image.length_bytes).unwrap();
+        fs::write(&image.path, vec![7; length]).unwrap();
+        image.path = other;
+    }
+    let second = plan_upload(BUCKET, attempt(), &linked, &none, known, &forever(), &mut |_| {}).unwrap();
+    let files = |plan: &dormouse::pause::UploadPlan| -> Vec<_> {
+        plan.planned().iter().map(|planned| planned.file.clone()).collect()
+    };
+    assert_eq!(files(&first), files(&second));
 }
 
 #[test]
@@ -168,7 +216,16 @@ fn a_file_that_changes_between_plan_and_upload_is_refused() {
 fn a_file_that_is_shorter_than_its_image_is_refused_by_the_plan() {
     let scene = Scene::new();
     cut(&scene.files[0].path, 10);
-    let error = plan_upload(BUCKET, attempt(), &scene.files, &[], &forever(), &mut |_| {}).unwrap_err();
+    let error = plan_upload(
+        BUCKET,
+        attempt(),
+        &scene.files,
+        &Reusable::default(),
+        &mut KnownHashes::default(),
+        &forever(),
+        &mut |_| {},
+    )
+    .unwrap_err();
     assert!(matches!(error, UploadError::Changed { .. }), "{error}");
 }
 
@@ -316,9 +373,17 @@ fn progress_only_grows_and_ends_at_the_total() {
     let scene = Scene::new();
     let mut seen: Vec<Vec<Progress>> = vec![Vec::new(); 3];
     let [planning, uploading, downloading] = &mut seen[..] else { unreachable!() };
-    let plan = plan_upload(BUCKET, attempt(), &scene.files, &[], &forever(), &mut |progress| {
-        planning.push(progress);
-    });
+    let plan = plan_upload(
+        BUCKET,
+        attempt(),
+        &scene.files,
+        &Reusable::default(),
+        &mut KnownHashes::default(),
+        &forever(),
+        &mut |progress| {
+            planning.push(progress);
+        },
+    );
     upload(&plan.unwrap(), &scene.store, &forever(), &mut |progress| uploading.push(progress)).unwrap();
     let manifest = scene.archived();
     let staging = scene.path("staging");
@@ -347,9 +412,18 @@ fn a_cancel_stops_every_walk() {
     let scene = Scene::new();
     let manifest = scene.archived();
     let until = cancelled();
-    let planned = plan_upload(BUCKET, attempt(), &scene.files, &[], &until, &mut |_| {});
+    let planned = plan_upload(
+        BUCKET,
+        attempt(),
+        &scene.files,
+        &Reusable::default(),
+        &mut KnownHashes::default(),
+        &until,
+        &mut |_| {},
+    );
     assert!(matches!(planned, Err(UploadError::Stopped(_))));
-    assert!(matches!(reusable_files(&manifest, &scene.store, &until), Err(UploadError::Stopped(_))));
+    let found = Reusable::find(BUCKET, Some(&manifest), attempt(), &scene.store, &until);
+    assert!(matches!(found, Err(UploadError::Stopped(_))));
     let downloaded = download(&manifest, &scene.store, &scene.path("staging"), &until, &mut |_| {});
     assert!(matches!(downloaded, Err(DownloadError::Stopped(_))));
     scene.download(&manifest, &scene.store).unwrap();

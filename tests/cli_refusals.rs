@@ -142,7 +142,11 @@ fn durations_numbers_and_archives_that_are_not_understood() {
     );
     assert_refused(2, &[&ingest[..], &["--deadline", "5"]].concat(), &["--deadline"]);
     assert_refused(2, &[&ingest[..], &["--shards", "0"]].concat(), &["0 shards"]);
-    assert_refused(2, &["pause", "--bucket", "travel", "--archive", "s3://x/y"], &["s3://x/y", "folder"]);
+    assert_refused(
+        2,
+        &["pause", "--bucket", "travel", "--archive", "s3:///y"],
+        &["s3:///y", "s3://bucket/prefix"],
+    );
     assert_refused(2, &["resume", "--bucket", "travel", "--archive", "a", "--pause", "1"], &["--pause"]);
 }
 

@@ -1,13 +1,12 @@
 //! The contract of an object store, over a folder, and what belongs to it: keys, hashes, URLs.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use dormouse::objstore::{
-    ArchiveUrl, ArchiveUrlError, Body, CHUNK_BYTES, ChunkHash, ContentHash, FileStore, HashingWriter,
+    ArchiveOptions, ArchiveUrl, ArchiveUrlError, Body, CHUNK_BYTES, ContentHash, FileStore, HashingWriter,
     ObjectKey, ObjectStore, ReadError, StoreCause, StoreError, hash_file, parse_archive,
 };
 use dormouse::thread::{Cancel, Stopped, Until, fin, spawn};
@@ -15,7 +14,8 @@ use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::support::{cancelled, forever, key, tree};
+use crate::support::stores::{chunks_of, file_with, get, put};
+use crate::support::{forever, key, tree};
 
 fn store() -> (TempDir, FileStore) {
     let folder = tempfile::tempdir().unwrap();
@@ -27,85 +27,10 @@ fn root(folder: &TempDir) -> std::path::PathBuf {
     folder.path().join("archive")
 }
 
-fn put(store: &FileStore, name: &str, content: &[u8]) {
-    store.put(&key(name), Body::Bytes(content), &forever()).unwrap();
-}
-
-fn get(store: &FileStore, name: &str) -> Result<Vec<u8>, StoreError> {
-    let mut content = Vec::new();
-    let length_bytes = store.get(&key(name), &mut content, &forever())?;
-    assert_eq!(length_bytes, content.len() as u64);
-    Ok(content)
-}
-
-fn file_with(folder: &Path, content: &[u8]) -> File {
-    let path = folder.join("content");
-    fs::write(&path, content).unwrap();
-    File::open(path).unwrap()
-}
-
-fn chunks_of(content: &[u8]) -> Vec<ChunkHash> {
-    let chunk_bytes = usize::try_from(CHUNK_BYTES).unwrap();
-    content.chunks(chunk_bytes).map(|chunk| ChunkHash(Sha256::digest(chunk).into())).collect()
-}
-
 fn hash_of(content: &[u8]) -> ContentHash {
     let mut hashing = HashingWriter::new(io::sink());
     hashing.write_all(content).unwrap();
     hashing.finish().0.hash
-}
-
-#[test]
-fn an_object_comes_back_as_it_was_put() {
-    let (_folder, store) = store();
-    put(&store, "b/objects/x", b"content");
-    put(&store, "empty", b"");
-    assert_eq!(get(&store, "b/objects/x").unwrap(), b"content");
-    assert_eq!(get(&store, "empty").unwrap(), b"");
-    assert_eq!(store.head(&key("b/objects/x"), &forever()).unwrap(), Some(7));
-}
-
-#[test]
-fn a_file_of_several_pieces_comes_back_as_it_was_put() {
-    let (folder, store) = store();
-    let content: Vec<u8> = (0..2_500_000_u32).map(|n| (n % 251) as u8).collect();
-    let file = file_with(folder.path(), &content);
-    let body = Body::File {
-        file: &file,
-        offset_bytes: 0,
-        length_bytes: content.len() as u64,
-        chunks: &chunks_of(&content),
-    };
-    store.put(&key("x"), body, &forever()).unwrap();
-    assert!(get(&store, "x").unwrap() == content);
-}
-
-#[test]
-fn put_replaces_an_object() {
-    let (_folder, store) = store();
-    put(&store, "x", b"the first, longer one");
-    put(&store, "x", b"second");
-    assert_eq!(get(&store, "x").unwrap(), b"second");
-}
-
-#[test]
-fn what_is_not_there_is_said_so() {
-    let (_folder, store) = store();
-    let error = get(&store, "a/b").unwrap_err();
-    assert!(matches!(error.cause, StoreCause::NotFound));
-    assert_eq!(error.to_string(), format!("cannot get a/b in {}: it is not there", store.describe()));
-    assert_eq!(store.head(&key("a/b"), &forever()).unwrap(), None);
-    assert_eq!(store.list(Some(&key("a")), &forever()).unwrap(), []);
-}
-
-#[test]
-fn put_if_absent_leaves_what_is_there() {
-    let (folder, store) = store();
-    store.put_if_absent(&key("a/x"), Body::Bytes(b"first"), &forever()).unwrap();
-    let error = store.put_if_absent(&key("a/x"), Body::Bytes(b"second"), &forever()).unwrap_err();
-    assert!(matches!(error.cause, StoreCause::Exists));
-    assert!(!error.is_temporary());
-    assert_eq!(tree(&root(&folder)), [("a/x".to_owned(), b"first".to_vec())].into());
 }
 
 #[test]
@@ -153,32 +78,6 @@ fn a_reader_sees_the_old_object_or_the_new_one_while_it_is_replaced() {
     }
     writer.join(&forever()).unwrap();
     assert!(get(&store, "x").unwrap() == content(99));
-}
-
-#[test]
-fn a_listing_is_in_ascending_order_and_stays_in_its_folder() {
-    let (_folder, store) = store();
-    for name in ["a/z", "a.b", "a/b/c", "ab/x", "a/a", "b"] {
-        put(&store, name, name.as_bytes());
-    }
-    let names = |folder: Option<&str>| -> Vec<String> {
-        let folder = folder.map(key);
-        let listed = store.list(folder.as_ref(), &forever()).unwrap();
-        listed.into_iter().map(|object| format!("{} {}", object.key, object.length_bytes)).collect()
-    };
-    assert_eq!(names(None), ["a.b 3", "a/a 3", "a/b/c 5", "a/z 3", "ab/x 4", "b 1"]);
-    assert_eq!(names(Some("a")), ["a/a 3", "a/b/c 5", "a/z 3"]);
-}
-
-#[test]
-fn a_deleted_object_is_gone_and_deleting_it_again_is_fine() {
-    let (_folder, store) = store();
-    put(&store, "a/x", b"content");
-    for _ in 0..2 {
-        store.delete(&[key("a/x")], &forever()).unwrap();
-        assert_eq!(store.head(&key("a/x"), &forever()).unwrap(), None);
-    }
-    store.delete(&[key("never/was")], &forever()).unwrap();
 }
 
 #[test]
@@ -237,68 +136,6 @@ fn a_file_with_another_content_than_promised_is_refused_and_what_was_there_stays
     let error = store.put(&key("x"), body, &forever()).unwrap_err();
     assert!(matches!(error.cause, StoreCause::BodyChanged));
     assert_eq!(tree(&root(&folder)), [("x".to_owned(), b"before".to_vec())].into());
-}
-
-#[test]
-fn a_call_whose_limit_has_ended_does_nothing() {
-    let (folder, store) = store();
-    put(&store, "x", b"content");
-    let (x, body, until) = (key("x"), Body::Bytes(b"other"), cancelled());
-    let errors = [
-        store.put(&x, body, &until).unwrap_err(),
-        store.put_if_absent(&key("y"), body, &until).unwrap_err(),
-        store.get(&x, &mut io::sink(), &until).unwrap_err(),
-        store.head(&x, &until).unwrap_err(),
-        store.list(None, &until).unwrap_err(),
-        store.delete(&[key("x")], &until).unwrap_err(),
-    ];
-    assert!(errors.iter().all(|e| matches!(e.cause, StoreCause::Stopped(Stopped::Cancelled))), "{errors:?}");
-    assert_eq!(tree(&root(&folder)), [("x".to_owned(), b"content".to_vec())].into());
-}
-
-/// Cancels a token as soon as it takes something.
-struct CancelsOnWrite(Cancel);
-
-impl Write for CancelsOnWrite {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.cancel();
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[test]
-fn a_cancel_ends_a_copy_that_is_under_way() {
-    let (_folder, store) = store();
-    put(&store, "x", &vec![7; 3_000_000]);
-    let cancel = Cancel::new();
-    let until = Until::new(None, cancel.clone());
-    let error = store.get(&key("x"), &mut CancelsOnWrite(cancel), &until).unwrap_err();
-    assert!(matches!(error.cause, StoreCause::Stopped(Stopped::Cancelled)));
-}
-
-/// A receiver that is full.
-struct Full;
-
-impl Write for Full {
-    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::StorageFull.into())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[test]
-fn a_receiver_that_fails_is_told_from_a_store_that_fails() {
-    let (_folder, store) = store();
-    put(&store, "x", b"content");
-    let error = store.get(&key("x"), &mut Full, &forever()).unwrap_err();
-    assert!(matches!(error.cause, StoreCause::Receiver(e) if e.kind() == io::ErrorKind::StorageFull));
 }
 
 #[test]
@@ -444,13 +281,30 @@ fn an_archive_is_a_folder_given_as_a_path_or_as_a_url() {
 }
 
 #[test]
+fn an_archive_may_be_a_bucket_or_a_prefix_in_one() {
+    for (text, said, prefix) in [
+        ("s3://bucket", "s3://bucket", None),
+        ("S3://bucket/", "s3://bucket", None),
+        ("s3://bucket/a/b", "s3://bucket/a/b", Some("a/b")),
+        ("s3://bucket/a/", "s3://bucket/a", Some("a")),
+    ] {
+        let parsed = parse_archive(text).unwrap();
+        assert_eq!(parsed, ArchiveUrl::S3 { bucket: "bucket".to_owned(), prefix: prefix.map(key) }, "{text}");
+        assert_eq!(parsed.to_string(), said);
+    }
+}
+
+#[test]
 fn other_archives_are_refused_with_what_to_give_instead() {
-    assert!(matches!(parse_archive("s3://bucket/prefix"), Err(ArchiveUrlError::S3(_))));
+    for text in ["s3://", "s3:///prefix", "s3:bucket", "s3://bucket/a//b", "s3://bucket/../b"] {
+        assert!(matches!(parse_archive(text), Err(ArchiveUrlError::S3(_))), "{text}");
+        assert!(parse_archive(text).unwrap_err().to_string().contains("s3://bucket/prefix"), "{text}");
+    }
     for text in ["file://host/path", "file:relative", "file:", "file://"] {
         assert!(matches!(parse_archive(text), Err(ArchiveUrlError::File(_))), "{text}");
     }
     assert!(matches!(parse_archive("https://host/path"), Err(ArchiveUrlError::Scheme(_))));
-    for text in ["s3://bucket", "file://host/path", "https://host/path", ""] {
+    for text in ["file://host/path", "https://host/path", ""] {
         assert!(parse_archive(text).unwrap_err().to_string().contains("file:///var/archive"), "{text}");
     }
 }
@@ -459,7 +313,7 @@ fn other_archives_are_refused_with_what_to_give_instead() {
 fn opening_an_archive_makes_its_folder() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a/b");
-    let store = parse_archive(path.to_str().unwrap()).unwrap().open().unwrap();
+    let store = parse_archive(path.to_str().unwrap()).unwrap().open(&ArchiveOptions::default()).unwrap();
     assert!(path.is_dir());
     assert_eq!(store.describe(), format!("file://{}", fs::canonicalize(path).unwrap().display()));
 }

@@ -3,13 +3,14 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use crate::durable::{self, AtPath, PathError, UnsealError};
 use crate::event::{VBUCKETS_MAX, VbUuid};
 use crate::index::IndexDefinition;
-use crate::pause::PauseId;
+use crate::pause::{AttemptId, PauseId};
 use crate::shard::{InstId, StoreKind};
 
 /// The metadata's file within the bucket's folder.
@@ -176,6 +177,33 @@ pub struct BucketMeta {
     /// What it is doing.
     #[serde(flatten)]
     pub state: BucketState,
+    /// A pause that began and is not known to have ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<PauseAttempt>,
+}
+
+/// A pause that uploads something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseAttempt {
+    /// What its objects are called by.
+    pub attempt: AttemptId,
+    /// URL of the archive.
+    pub archive: String,
+    /// When it began, in milliseconds since 1970, by the clock of the machine.
+    pub began_ms: u64,
+}
+
+impl PauseAttempt {
+    pub(super) fn begin(attempt: AttemptId, archive: String) -> Self {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { attempt, archive, began_ms: u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX) }
+    }
+
+    /// How long ago it began; for ever where the clock says that it is still to come.
+    pub(super) fn age(&self) -> Duration {
+        let began = UNIX_EPOCH + Duration::from_millis(self.began_ms);
+        SystemTime::now().duration_since(began).unwrap_or(Duration::MAX)
+    }
 }
 
 /// Why a bucket's metadata was not read or written.
@@ -220,6 +248,7 @@ impl BucketMeta {
             indexes: Vec::new(),
             next_inst: InstId(1),
             state: BucketState::Online,
+            attempt: None,
         })
     }
 

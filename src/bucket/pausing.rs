@@ -1,10 +1,17 @@
-//! Putting a bucket to sleep: lock, upload, publish, record, unlock.
+//! Putting a bucket to sleep: copy, lock, copy the rest, publish, record, unlock.
+//!
+//! Most of the bytes are copied before anything is locked: recovery points are pinned and uploaded, in rounds, while
+//! changes come in, until a round has little left to do. Merges are held meanwhile, so that what a round uploaded is
+//! what the cut will have. Under the lock only what is new since is read and uploaded.
+//!
+//! What an interrupted pause uploaded is not uploaded again: its attempt is recorded before its first object, and
+//! the next pause into the same archive takes it up.
 //!
 //! The guards of the shards' locks live in this call's frame. They are dropped when it returns, however it
 //! returns; only after `paused` was recorded durably are they told to leave the shards sealed, so no write is
 //! accepted between the cut and the record, and none after it.
 
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 use slog::{info, warn};
@@ -12,14 +19,22 @@ use slog::{info, warn};
 use crate::durable::PathError;
 use crate::objstore::{KeyError, ObjectKey, ObjectStore};
 use crate::pause::{
-    AttemptId, IdError, ImageFile, Manifest, ManifestError, Membership, PauseId, Progress, UploadError,
-    UploadPlan, VerifyError, list_pauses, plan_upload, reusable_files, upload, verify,
+    AttemptId, GRACE_DEFAULT, IdError, ImageFile, KnownHashes, Manifest, ManifestError, Membership, PauseId,
+    Progress, Reusable, UploadError, UploadPlan, VerifyError, list_pauses, plan_upload, upload, verify,
 };
-use crate::shard::{LockError, ShardLock, lock_all};
+use crate::shard::store::{PinnedFiles, ShardFile};
+use crate::shard::{CommitError, LockError, MergeHold, Shard, ShardId, ShardLock, lock_all};
 use crate::thread::{Stopped, Until};
 
 use super::bucket::Bucket;
-use super::meta::{BucketName, BucketState, IndexState, MetaError};
+use super::meta::{BucketMeta, BucketName, BucketState, IndexState, MetaError, PauseAttempt};
+
+/// How often durable files are copied before the shards are locked, at most.
+const ROUNDS_MAX: usize = 4;
+/// A round that had no more than this to upload is the last one before the lock.
+const REST_BYTES: u64 = 1024 * 1024;
+/// How long what an attempt uploaded may be used: half of the time after which unnamed objects are removed.
+const ATTEMPT_AGE_MAX: Duration = Duration::from_secs(GRACE_DEFAULT.as_secs() / 2);
 
 /// What a pause did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -84,6 +99,22 @@ pub enum PauseError {
         /// Why.
         error: LockError,
     },
+    /// A shard's files could not be made durable and pinned.
+    #[error("cannot pause bucket {bucket}, which stays online: {error}")]
+    Pin {
+        /// The bucket.
+        bucket: BucketName,
+        /// Why.
+        error: CommitError,
+    },
+    /// That a pause begins could not be recorded.
+    #[error("cannot pause bucket {bucket}, which stays online: {error}")]
+    Intent {
+        /// The bucket.
+        bucket: BucketName,
+        /// Why.
+        error: MetaError,
+    },
     /// A file's name cannot be archived.
     #[error("cannot pause bucket {bucket}: {error}")]
     Name {
@@ -107,6 +138,19 @@ pub enum PauseError {
         bucket: BucketName,
         /// What failed.
         error: UploadError,
+    },
+    /// It took so long that what it uploaded first may be pruned.
+    #[error(
+        "cannot pause bucket {bucket}, which stays online: it began {} ago, and nothing older than {} is published; \
+         pause it again",
+        humantime::format_duration(Duration::from_secs(took.as_secs())),
+        humantime::format_duration(ATTEMPT_AGE_MAX)
+    )]
+    TooLong {
+        /// The bucket.
+        bucket: BucketName,
+        /// How long ago it began.
+        took: Duration,
     },
     /// The archive's manifests.
     #[error("cannot pause bucket {bucket}, which stays online: {error}")]
@@ -150,17 +194,19 @@ pub enum PauseError {
 }
 
 impl Bucket {
-    /// What a pause into `store` would upload. Nothing is put there, and the bucket stays online. Its shards are
-    /// committed and locked while their files are hashed, as they would be by the pause.
+    /// What a pause into `store` would upload. Nothing is put there, nothing is locked, and the bucket stays
+    /// online.
     pub fn plan_pause(&self, store: &dyn ObjectStore, until: &Until) -> Result<PauseReport, PauseError> {
         let began = Instant::now();
         let busy = || PauseError::Busy { bucket: self.name() };
         let _only_one = self.changing.try_lock().ok_or_else(busy)?;
         self.check_pausable()?;
         let parent = self.newest_pause(store, until)?;
-        let guards = self.lock_for("a dry run of a pause", until)?;
-        let plan = self.plan(store, &guards, parent.as_ref(), until, &mut |_| {})?.1;
-        Ok(PauseReport { locked_ms: 0, ..report(None, &plan, began, began) })
+        let mut carriage = Carriage::load(self, store, parent.as_ref(), self.attempt_for(store)?, until)?;
+        let pins = self.pin_all(until)?;
+        let plan = carriage.plan(&pinned_files(&pins), until)?;
+        carriage.count(&plan);
+        Ok(PauseReport { locked_ms: 0, ..carriage.report(None, &plan, began, began) })
     }
 
     /// Archives the bucket in `store` and leaves it paused. With `evict` the local data is removed after
@@ -182,27 +228,102 @@ impl Bucket {
         let pause = PauseId::following(parent.as_ref().map(|parent| parent.pause))
             .map_err(|error| PauseError::Id { bucket: bucket.clone(), error })?;
         let owner = format!("pause {pause}");
+        let attempt = self.begin_attempt(store)?;
+        let mut carriage = Carriage::load(self, store, parent.as_ref(), attempt, until)?;
+        let _held = self.copy_first(&mut carriage, until, on_progress)?;
+
         let locked = Instant::now();
         let mut guards = self.lock_for(&owner, until)?;
-        let (attempt, plan) = self.plan(store, &guards, parent.as_ref(), until, &mut |_| {})?;
-        let files = upload(&plan, store, until, on_progress)
-            .map_err(|error| PauseError::Upload { bucket: bucket.clone(), error })?;
+        let cut: Vec<(ShardId, &[ShardFile])> =
+            guards.iter().map(|guard| (guard.shard().id(), guard.files())).collect();
+        let plan = carriage.carry(&cut, until, on_progress)?;
         until.check().map_err(|why| PauseError::Stopped { bucket: bucket.clone(), why })?;
-        let manifest = self.describe_pause(pause, attempt, parent.as_ref(), files);
+        self.refuse_if_old()?;
+        let files = plan.planned().iter().map(|planned| planned.file.clone()).collect();
+        let manifest = self.describe_pause(pause, carriage.attempt, parent.as_ref(), files);
         self.publish(&manifest, store, until)?;
         let archive = store.describe();
-        self.change_meta(|meta| meta.state = BucketState::Paused { pause, archive, evicted: false })
-            .map_err(|error| PauseError::Record { bucket: bucket.clone(), pause, error })?;
+        self.change_meta(|meta| {
+            meta.state = BucketState::Paused { pause, archive, evicted: false };
+            meta.attempt = None;
+        })
+        .map_err(|error| PauseError::Record { bucket: bucket.clone(), pause, error })?;
         for guard in &mut guards {
             guard.seal_on_drop(&owner);
         }
         drop(guards);
-        let done = report(Some(pause), &plan, locked, began);
+        let done = carriage.report(Some(pause), &plan, locked, began);
         info!(self.logger, "paused"; "pause" => %pause, "bytes" => done.bytes, "locked_ms" => done.locked_ms);
         if evict {
             self.evict(&manifest, store, until)?;
         }
         Ok(PauseReport { total_ms: millis(began), ..done })
+    }
+
+    /// The attempt that an interrupted pause into `store` left, if what it uploaded may still be used, or a new
+    /// one.
+    fn attempt_for(&self, store: &dyn ObjectStore) -> Result<AttemptId, PauseError> {
+        let left = self.meta().attempt.clone();
+        match left.filter(|left| left.archive == store.describe() && left.age() < ATTEMPT_AGE_MAX) {
+            Some(left) => Ok(left.attempt),
+            None => AttemptId::generate().map_err(|error| PauseError::Id { bucket: self.name(), error }),
+        }
+    }
+
+    /// What took too long may have been condemned by a prune that saw no manifest name it.
+    fn refuse_if_old(&self) -> Result<(), PauseError> {
+        let age = self.meta().attempt.as_ref().map_or(Duration::ZERO, PauseAttempt::age);
+        if age < ATTEMPT_AGE_MAX {
+            return Ok(());
+        }
+        Err(PauseError::TooLong { bucket: self.name(), took: age })
+    }
+
+    /// Records the attempt before its first object.
+    fn begin_attempt(&self, store: &dyn ObjectStore) -> Result<AttemptId, PauseError> {
+        let attempt = self.attempt_for(store)?;
+        let is_recorded = self.meta().attempt.as_ref().is_some_and(|left| left.attempt == attempt);
+        if is_recorded {
+            info!(self.logger, "an interrupted pause is taken up"; "attempt" => %attempt);
+            return Ok(attempt);
+        }
+        let record = PauseAttempt::begin(attempt, store.describe());
+        self.change_meta(|meta| meta.attempt = Some(record))
+            .map_err(|error| PauseError::Intent { bucket: self.name(), error })?;
+        Ok(attempt)
+    }
+
+    /// Uploads what is durable already, in rounds, without a lock. What comes back keeps the uploaded files where
+    /// they are, and merges from replacing them, until it is dropped.
+    fn copy_first(
+        &self,
+        carriage: &mut Carriage<'_>,
+        until: &Until,
+        on_progress: &mut dyn FnMut(Progress),
+    ) -> Result<(Vec<MergeHold>, Vec<Pins>), PauseError> {
+        let (mut holds, mut rounds) = (Vec::new(), Vec::new());
+        if !self.describe().spec.store.is_copied_first() {
+            return Ok((holds, rounds));
+        }
+        for shard in self.set.shards() {
+            let held = shard.hold_merges(until);
+            holds.push(held.map_err(|why| PauseError::Stopped { bucket: self.name(), why })?);
+        }
+        for _ in 0..ROUNDS_MAX {
+            let pins = self.pin_all(until)?;
+            let plan = carriage.carry(&pinned_files(&pins), until, on_progress)?;
+            rounds.push(pins);
+            if plan.new_bytes() <= REST_BYTES {
+                break;
+            }
+        }
+        Ok((holds, rounds))
+    }
+
+    fn pin_all(&self, until: &Until) -> Result<Pins, PauseError> {
+        let failed = |error| PauseError::Pin { bucket: self.name(), error };
+        let pin = |shard: &Shard| Ok((shard.id(), shard.pin(until).map_err(failed)?));
+        self.set.shards().iter().map(pin).collect()
     }
 
     fn check_pausable(&self) -> Result<(), PauseError> {
@@ -232,35 +353,6 @@ impl Bucket {
             .map_err(|error| PauseError::Lock { bucket: self.name(), error })
     }
 
-    fn plan(
-        &self,
-        store: &dyn ObjectStore,
-        guards: &[ShardLock],
-        parent: Option<&Manifest>,
-        until: &Until,
-        on_progress: &mut dyn FnMut(Progress),
-    ) -> Result<(AttemptId, UploadPlan), PauseError> {
-        let bucket = self.name();
-        let failed = |error| PauseError::Upload { bucket: bucket.clone(), error };
-        let attempt =
-            AttemptId::generate().map_err(|error| PauseError::Id { bucket: bucket.clone(), error })?;
-        let mut files = Vec::new();
-        for guard in guards {
-            for file in guard.files() {
-                let name = ObjectKey::new(file.name.as_str())
-                    .map_err(|error| PauseError::Name { bucket: bucket.clone(), error })?;
-                let (shard, path, length_bytes) = (guard.shard().id(), file.path.clone(), file.length_bytes);
-                files.push(ImageFile { shard, name, path, length_bytes });
-            }
-        }
-        let reusable =
-            parent.map(|parent| reusable_files(parent, store, until)).transpose().map_err(failed)?;
-        let reusable = reusable.unwrap_or_default();
-        let plan =
-            plan_upload(bucket.as_str(), attempt, &files, &reusable, until, on_progress).map_err(failed)?;
-        Ok((attempt, plan))
-    }
-
     fn describe_pause(
         &self,
         pause: PauseId,
@@ -268,7 +360,7 @@ impl Bucket {
         parent: Option<&Manifest>,
         files: Vec<crate::pause::ManifestFile>,
     ) -> Manifest {
-        let meta = self.describe();
+        let meta = BucketMeta { attempt: None, ..self.describe() };
         let positions: Vec<_> = meta
             .indexes
             .iter()
@@ -339,15 +431,95 @@ impl Bucket {
     }
 }
 
-fn report(pause: Option<PauseId>, plan: &UploadPlan, locked: Instant, began: Instant) -> PauseReport {
-    PauseReport {
-        pause,
-        files: plan.files(),
-        bytes: plan.bytes(),
-        uploaded_files: plan.new_files(),
-        uploaded_bytes: plan.new_bytes(),
-        locked_ms: millis(locked),
-        total_ms: millis(began),
+/// The pinned files of all shards.
+type Pins = Vec<(ShardId, PinnedFiles)>;
+
+fn pinned_files(pins: &Pins) -> Vec<(ShardId, &[ShardFile])> {
+    pins.iter().map(|(shard, pinned)| (*shard, pinned.files())).collect()
+}
+
+/// What is carried into the archive by one pause, in several rounds.
+struct Carriage<'a> {
+    bucket: BucketName,
+    store: &'a dyn ObjectStore,
+    attempt: AttemptId,
+    reusable: Reusable,
+    /// Of files that are pinned until the pause is over.
+    known: KnownHashes,
+    uploaded_files: usize,
+    uploaded_bytes: u64,
+}
+
+impl<'a> Carriage<'a> {
+    fn load(
+        bucket: &Bucket,
+        store: &'a dyn ObjectStore,
+        parent: Option<&Manifest>,
+        attempt: AttemptId,
+        until: &Until,
+    ) -> Result<Self, PauseError> {
+        let bucket = bucket.name();
+        let reusable = Reusable::find(bucket.as_str(), parent, attempt, store, until)
+            .map_err(|error| PauseError::Upload { bucket: bucket.clone(), error })?;
+        let known = KnownHashes::default();
+        Ok(Self { bucket, store, attempt, reusable, known, uploaded_files: 0, uploaded_bytes: 0 })
+    }
+
+    fn plan(&mut self, shards: &[(ShardId, &[ShardFile])], until: &Until) -> Result<UploadPlan, PauseError> {
+        let bucket = &self.bucket;
+        let mut files = Vec::new();
+        for (shard, file) in
+            shards.iter().flat_map(|(shard, files)| files.iter().map(move |file| (*shard, file)))
+        {
+            let name = ObjectKey::new(file.name.as_str())
+                .map_err(|error| PauseError::Name { bucket: bucket.clone(), error })?;
+            files.push(ImageFile { shard, name, path: file.path.clone(), length_bytes: file.length_bytes });
+        }
+        let (reusable, known) = (&self.reusable, &mut self.known);
+        plan_upload(bucket.as_str(), self.attempt, &files, reusable, known, until, &mut |_| {})
+            .map_err(|error| PauseError::Upload { bucket: bucket.clone(), error })
+    }
+
+    /// Uploads what the archive does not have. Progress goes on from that of earlier rounds.
+    fn carry(
+        &mut self,
+        shards: &[(ShardId, &[ShardFile])],
+        until: &Until,
+        on_progress: &mut dyn FnMut(Progress),
+    ) -> Result<UploadPlan, PauseError> {
+        let plan = self.plan(shards, until)?;
+        let before = self.uploaded_bytes;
+        let mut from_before = |Progress { done_bytes, total_bytes }| {
+            on_progress(Progress { done_bytes: before + done_bytes, total_bytes: before + total_bytes });
+        };
+        let files = upload(&plan, self.store, until, &mut from_before)
+            .map_err(|error| PauseError::Upload { bucket: self.bucket.clone(), error })?;
+        self.reusable.add(&files);
+        self.count(&plan);
+        Ok(plan)
+    }
+
+    fn count(&mut self, plan: &UploadPlan) {
+        self.uploaded_files += plan.new_files();
+        self.uploaded_bytes += plan.new_bytes();
+    }
+
+    fn report(
+        &self,
+        pause: Option<PauseId>,
+        plan: &UploadPlan,
+        locked: Instant,
+        began: Instant,
+    ) -> PauseReport {
+        PauseReport {
+            pause,
+            files: plan.files(),
+            bytes: plan.bytes(),
+            uploaded_files: self.uploaded_files,
+            uploaded_bytes: self.uploaded_bytes,
+            locked_ms: millis(locked),
+            total_ms: millis(began),
+        }
     }
 }
 

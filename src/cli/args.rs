@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context;
+use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use dormouse::bucket::BucketName;
-use dormouse::objstore::{ArchiveUrl, parse_archive};
+use dormouse::objstore::{
+    ArchiveOptions, ArchiveUrl, CredentialSource, ObjectStore, PARALLEL_DEFAULT, S3Config, parse_archive,
+};
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -57,10 +61,77 @@ pub(super) struct BucketArgs {
 /// Which archive a verb is about.
 #[derive(Args)]
 pub(super) struct ArchiveArgs {
-    /// Folder of the archive, as a path or as `file:///abs/path` (required)
+    /// The archive: a folder as a path or as `file:///abs/path`, or `s3://bucket/prefix` (required)
     #[arg(long, value_name = "URL", value_parser = parse_archive)]
     pub(super) archive: ArchiveUrl,
+    #[command(flatten)]
+    how: TransferArgs,
+}
+
+/// Whether something is done at all.
+#[derive(Args)]
+pub(super) struct DryRunArgs {
     /// Say what would be done, and leave the bucket and the archive as they are [default: off]
     #[arg(long)]
     pub(super) dry_run: bool,
+}
+
+/// How an archive is talked to.
+#[derive(Args)]
+#[command(next_help_heading = "Options of every archive")]
+struct TransferArgs {
+    /// Server of `s3://` archives, such as <http://localhost:9000> [default: AWS, or `AWS_ENDPOINT_URL`]
+    #[arg(long, value_name = "URL")]
+    s3_endpoint: Option<String>,
+    /// Region of `s3://` archives [default: `AWS_REGION`, or us-east-1]
+    #[arg(long, value_name = "R")]
+    s3_region: Option<String>,
+    /// Name the bucket in the path, not in the host, as many servers other than AWS want it [default: off]
+    #[arg(long)]
+    s3_path_style: bool,
+    /// Carry at most so many bytes a second, such as 500000 or 20MiB [default: no limit]
+    #[arg(long, value_name = "BYTES/s")]
+    rate_limit: Option<ByteSize>,
+    /// Talk to an `s3://` archive over so many connections at the same time
+    #[arg(long, value_name = "N", default_value_t = PARALLEL_DEFAULT, value_parser = parse_parallel)]
+    parallel: usize,
+}
+
+fn parse_parallel(text: &str) -> Result<usize, String> {
+    let parsed: usize = text.parse().map_err(|e: std::num::ParseIntError| e.to_string())?;
+    if (1..=256).contains(&parsed) { Ok(parsed) } else { Err("it has to be from 1 to 256".to_owned()) }
+}
+
+impl ArchiveArgs {
+    /// The archive, which has to be there.
+    pub(super) fn open_existing(&self) -> anyhow::Result<Box<dyn ObjectStore>> {
+        let archive = &self.archive;
+        archive.open_existing(&self.options()?)?.with_context(|| {
+            format!("there is no archive {archive}; is its disk mounted, or is it in another place?")
+        })
+    }
+
+    /// What the options and the environment say: this program takes credentials from where the AWS tools do.
+    pub(super) fn options(&self) -> anyhow::Result<ArchiveOptions> {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let how = &self.how;
+        let region = how.s3_region.clone().or_else(|| variable("AWS_REGION"));
+        let region =
+            region.or_else(|| variable("AWS_DEFAULT_REGION")).unwrap_or_else(|| "us-east-1".to_owned());
+        let endpoint = how.s3_endpoint.clone().or_else(|| variable("AWS_ENDPOINT_URL_S3"));
+        let mut s3 = S3Config::new("", region);
+        if let ArchiveUrl::S3 { .. } = self.archive {
+            s3.endpoint = endpoint.or_else(|| variable("AWS_ENDPOINT_URL"));
+            s3.path_style = how.s3_path_style;
+            s3.parallel = how.parallel;
+            s3.credentials = CredentialSource::usual(&variable);
+            if let Some(path) = variable("AWS_CA_BUNDLE") {
+                let read = std::fs::read(&path);
+                s3.authorities_pem = Some(
+                    read.with_context(|| format!("cannot read the authorities in {path} (AWS_CA_BUNDLE)"))?,
+                );
+            }
+        }
+        Ok(ArchiveOptions { s3, bytes_per_second_max: how.rate_limit.map(|rate| rate.as_u64()) })
+    }
 }

@@ -79,6 +79,8 @@ pub(super) struct IngestArgs {
 enum Store {
     /// A log-structured merge tree
     Lsm,
+    /// Everything in memory, with recovery points on disk
+    Memdb,
     /// A copy-on-write B-tree in one file
     Cow,
 }
@@ -87,6 +89,7 @@ impl From<Store> for StoreKind {
     fn from(store: Store) -> Self {
         match store {
             Store::Lsm => Self::Lsm,
+            Store::Memdb => Self::Memdb,
             Store::Cow => Self::Cow,
         }
     }

@@ -13,6 +13,7 @@
 //! Invariants: standard output holds results only; an error is one line on standard error; a bucket that was
 //! opened is closed on every way out.
 
+mod archive;
 mod args;
 mod demo;
 mod drop;
@@ -26,6 +27,7 @@ mod scan;
 mod session;
 mod signals;
 mod status;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -61,6 +63,8 @@ enum Verb {
     Drop(drop::DropArgs),
     Pause(pause::PauseArgs),
     Resume(resume::ResumeArgs),
+    Verify(verify::VerifyArgs),
+    Archive(archive::ArchiveVerbArgs),
 }
 
 /// The words are well formed and make no sense together.
@@ -102,6 +106,8 @@ fn run(cli: Cli, cancel: Cancel) -> anyhow::Result<()> {
         Verb::Drop(args) => drop::run(&args, &mut session),
         Verb::Pause(args) => pause::run(&args, &mut session),
         Verb::Resume(args) => resume::run(&args, &mut session),
+        Verb::Verify(args) => verify::run(&args, &mut session),
+        Verb::Archive(args) => archive::run(&args, &mut session),
     };
     // Also after a failure: what was printed before it is a result.
     let flushed = session.out.flush();

@@ -3,9 +3,9 @@
 use anyhow::Context;
 use clap::Args;
 use dormouse::bucket::{Bucket, DataDir, PauseReport};
-use dormouse::objstore::{ArchiveUrl, FileStore, ObjectStore};
+use dormouse::objstore::{FileStore, ObjectStore};
 
-use super::args::{ArchiveArgs, BucketArgs, Format};
+use super::args::{ArchiveArgs, BucketArgs, DryRunArgs, Format};
 use super::output::{files, time};
 use super::progress::Progress;
 use super::session::{Session, close_after};
@@ -17,12 +17,15 @@ use super::session::{Session, close_after};
 #[derive(Args)]
 #[command(after_help = "Examples:
   dormouse pause --data-dir d --bucket travel --archive /var/archive --dry-run
-  dormouse pause --data-dir d --bucket travel --archive file:///var/archive --evict --format json")]
+  dormouse pause --data-dir d --bucket travel --archive file:///var/archive --evict --format json
+  dormouse pause --data-dir d --bucket travel --archive s3://archives/travel --s3-region eu-west-1")]
 pub(super) struct PauseArgs {
     #[command(flatten)]
     target: BucketArgs,
     #[command(flatten)]
     into: ArchiveArgs,
+    #[command(flatten)]
+    only: DryRunArgs,
     /// Remove the local data, once the archive was read back and checked [default: off]
     #[arg(long)]
     evict: bool,
@@ -31,11 +34,8 @@ pub(super) struct PauseArgs {
 pub(super) fn run(args: &PauseArgs, session: &mut Session) -> anyhow::Result<()> {
     let data_dir = DataDir::open(&args.target.data_dir)?;
     let bucket = data_dir.open_bucket(&args.target.bucket, &session.bucket_config())?;
-    let worked = if args.into.dry_run {
-        plan(&bucket, &args.into.archive, session)
-    } else {
-        pause(&bucket, args, session)
-    };
+    let worked =
+        if args.only.dry_run { plan(&bucket, &args.into, session) } else { pause(&bucket, args, session) };
     let report = close_after(bucket, worked)?;
     match session.format {
         Format::Json => session.out.json(&report)?,
@@ -46,7 +46,8 @@ pub(super) fn run(args: &PauseArgs, session: &mut Session) -> anyhow::Result<()>
 
 fn pause(bucket: &Bucket, args: &PauseArgs, session: &Session) -> anyhow::Result<PauseReport> {
     let name = &args.target.bucket;
-    let store = args.into.archive.open().with_context(|| format!("cannot pause bucket {name}"))?;
+    let pausing = || format!("cannot pause bucket {name}");
+    let store = args.into.archive.open(&args.into.options()?).with_context(pausing)?;
     let mut progress = Progress::new(format!("pausing bucket {name}"));
     let mut on_progress = |at: dormouse::pause::Progress| {
         progress.report(at.done_bytes, Some(at.total_bytes), " durable in the archive");
@@ -54,8 +55,8 @@ fn pause(bucket: &Bucket, args: &PauseArgs, session: &Session) -> anyhow::Result
     Ok(bucket.pause(store.as_ref(), args.evict, &session.until, &mut on_progress)?)
 }
 
-fn plan(bucket: &Bucket, archive: &ArchiveUrl, session: &Session) -> anyhow::Result<PauseReport> {
-    if let Some(store) = archive.open_existing()? {
+fn plan(bucket: &Bucket, into: &ArchiveArgs, session: &Session) -> anyhow::Result<PauseReport> {
+    if let Some(store) = into.archive.open_existing(&into.options()?)? {
         return Ok(bucket.plan_pause(store.as_ref(), &session.until)?);
     }
     // An archive that is not there yet is as good as an empty one, and a dry run makes none.

@@ -6,7 +6,7 @@ use dormouse::bucket::{DataDir, ResumeReport};
 use dormouse::objstore::ObjectStore;
 use dormouse::pause::PauseId;
 
-use super::args::{ArchiveArgs, BucketArgs, Format};
+use super::args::{ArchiveArgs, BucketArgs, DryRunArgs, Format};
 use super::output::{files, time};
 use super::progress::Progress;
 use super::session::Session;
@@ -24,21 +24,17 @@ pub(super) struct ResumeArgs {
     target: BucketArgs,
     #[command(flatten)]
     from: ArchiveArgs,
+    #[command(flatten)]
+    only: DryRunArgs,
     /// The pause to wake the bucket up from [default: the newest]
     #[arg(long, value_name = "ID")]
     pause: Option<PauseId>,
 }
 
 pub(super) fn run(args: &ResumeArgs, session: &mut Session) -> anyhow::Result<()> {
-    let (bucket, archive) = (&args.target.bucket, &args.from.archive);
-    let resuming = || format!("cannot resume bucket {bucket}");
-    let store = archive.open_existing().with_context(resuming)?.with_context(|| {
-        format!(
-            "{}: there is no archive {archive}; is its disk mounted, or is it in another place?",
-            resuming()
-        )
-    })?;
-    let report = if args.from.dry_run {
+    let bucket = &args.target.bucket;
+    let store = args.from.open_existing().with_context(|| format!("cannot resume bucket {bucket}"))?;
+    let report = if args.only.dry_run {
         plan(args, store.as_ref(), session)?
     } else {
         resume(args, store.as_ref(), session)?
@@ -76,7 +72,7 @@ fn describe(report: &ResumeReport, args: &ResumeArgs) -> String {
     let (bucket, pause) = (&args.target.bucket, report.pause);
     let all = files(report.files, report.bytes);
     let downloaded = files(report.downloaded_files, report.downloaded_bytes);
-    if args.from.dry_run {
+    if args.only.dry_run {
         return format!(
             "resuming bucket {bucket} from {pause} takes {all}, of which {downloaded} are downloaded"
         );

@@ -28,4 +28,4 @@ pub use layer::{CallInfo, Count, Counts, Floor, Layer, Policy, Rate, Retry, Retr
 pub use s3::{CredentialSource, Credentials, Encryption, PARALLEL_DEFAULT, S3Config, S3Store, Secret};
 pub use store::{Body, ObjectMeta, ObjectStore, PARTS_MAX, Page, PageMark, Part, PartStore, Upload};
 pub use transfer::{FileFetch, FileUpload, TransferError, fetch_files, give_up, upload_files};
-pub use url::{ArchiveUrl, ArchiveUrlError, parse_archive};
+pub use url::{ArchiveOptions, ArchiveUrl, ArchiveUrlError, parse_archive};

@@ -2,9 +2,13 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::error::StoreError;
 use super::file::FileStore;
+use super::key::ObjectKey;
+use super::layer::{Floor, Layer, Rate, Retry, RetryConfig};
+use super::s3::{S3Config, S3Store};
 use super::store::ObjectStore;
 
 /// The place of an archive.
@@ -13,7 +17,34 @@ use super::store::ObjectStore;
 pub enum ArchiveUrl {
     /// A folder of a file system.
     Folder(PathBuf),
+    /// A bucket of an S3 server.
+    S3 {
+        /// The bucket.
+        bucket: String,
+        /// Everything is below this key; `None` is the whole bucket.
+        prefix: Option<ObjectKey>,
+    },
 }
+
+/// How archives are talked to.
+#[derive(Debug, Clone)]
+pub struct ArchiveOptions {
+    /// What a bucket is opened with; the bucket and the prefix are those of the archive.
+    pub s3: S3Config,
+    /// The most bytes a second, both ways together; `None` is no limit.
+    pub bytes_per_second_max: Option<u64>,
+}
+
+impl Default for ArchiveOptions {
+    fn default() -> Self {
+        Self { s3: S3Config::new("", "us-east-1"), bytes_per_second_max: None }
+    }
+}
+
+/// The least rate of a server's connection that is put up with, in bytes a second.
+const FLOOR: u64 = 16 * 1024;
+/// Time that each exchange of content has besides.
+const GRACE: Duration = Duration::from_secs(60);
 
 /// Why a text names no archive.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,19 +58,20 @@ pub enum ArchiveUrlError {
         "cannot use the archive {0}: a file URL has three slashes and an absolute path, as in file:///var/archive"
     )]
     File(String),
-    /// An `s3:` URL.
+    /// An `s3:` URL that names no bucket, or a prefix that no key can have.
     #[error(
-        "cannot use the archive {0}: this build keeps archives in folders only; give one, such as file:///var/archive"
+        "cannot use the archive {0}: an S3 URL names a bucket and perhaps a prefix, as in s3://bucket/prefix"
     )]
     S3(String),
     /// Another scheme.
     #[error(
-        "cannot use the archive {0}: its scheme is not known; give a folder, such as file:///var/archive"
+        "cannot use the archive {0}: its scheme is not known; give a folder, such as file:///var/archive, or \
+         s3://bucket/prefix"
     )]
     Scheme(String),
 }
 
-/// Reads `file:///abs/path` or a plain path, absolute or relative. Percent signs stand for themselves: nothing is
+/// Reads `file:///abs/path`, `s3://bucket/prefix` or a plain path, absolute or relative. Percent signs stand for themselves: nothing is
 /// decoded. A plain path that looks like a URL can be given as `./that`.
 pub fn parse_archive(text: &str) -> Result<ArchiveUrl, ArchiveUrlError> {
     if text.is_empty() {
@@ -53,7 +85,7 @@ pub fn parse_archive(text: &str) -> Result<ArchiveUrl, ArchiveUrlError> {
             Some(path) if path.starts_with('/') => Ok(ArchiveUrl::Folder(PathBuf::from(path))),
             _ => Err(ArchiveUrlError::File(text.to_owned())),
         },
-        "s3" => Err(ArchiveUrlError::S3(text.to_owned())),
+        "s3" => parse_s3(rest).ok_or_else(|| ArchiveUrlError::S3(text.to_owned())),
         _ => Err(ArchiveUrlError::Scheme(text.to_owned())),
     }
 }
@@ -67,21 +99,57 @@ fn is_url(scheme: &str, rest: &str) -> bool {
             || scheme.eq_ignore_ascii_case("s3"))
 }
 
+fn parse_s3(rest: &str) -> Option<ArchiveUrl> {
+    let rest = rest.strip_prefix("//")?;
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    // One slash at the end says the same.
+    let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+    let prefix = if prefix.is_empty() { None } else { Some(ObjectKey::new(prefix).ok()?) };
+    (!bucket.is_empty()).then(|| ArchiveUrl::S3 { bucket: bucket.to_owned(), prefix })
+}
+
 impl ArchiveUrl {
-    /// Opens the store at this place; a folder that is not there is created.
-    pub fn open(&self) -> Result<Box<dyn ObjectStore>, StoreError> {
+    /// Opens the store at this place; a folder that is not there is created, a bucket is not. What a bucket fails
+    /// at for the moment is tried again.
+    pub fn open(&self, options: &ArchiveOptions) -> Result<Box<dyn ObjectStore>, StoreError> {
         match self {
-            Self::Folder(path) => Ok(Box::new(FileStore::open(path)?)),
+            Self::Folder(path) => Ok(limited(Box::new(FileStore::open(path)?), options)),
+            Self::S3 { bucket, prefix } => open_s3(bucket, prefix.as_ref(), options),
         }
     }
 
-    /// Opens the store at this place and creates nothing; `None` where there is none.
-    pub fn open_existing(&self) -> Result<Option<Box<dyn ObjectStore>>, StoreError> {
+    /// Opens the store at this place and creates nothing; `None` where there is no folder. Whether a bucket is
+    /// there is seen by the first call.
+    pub fn open_existing(
+        &self,
+        options: &ArchiveOptions,
+    ) -> Result<Option<Box<dyn ObjectStore>>, StoreError> {
         match self {
             Self::Folder(path) => {
-                Ok(FileStore::open_existing(path)?.map(|store| Box::new(store) as Box<dyn ObjectStore>))
+                Ok(FileStore::open_existing(path)?.map(|store| limited(Box::new(store), options)))
             }
+            Self::S3 { .. } => self.open(options).map(Some),
         }
+    }
+}
+
+fn open_s3(
+    bucket: &str,
+    prefix: Option<&ObjectKey>,
+    options: &ArchiveOptions,
+) -> Result<Box<dyn ObjectStore>, StoreError> {
+    let config = S3Config { bucket: bucket.to_owned(), prefix: prefix.cloned(), ..options.s3.clone() };
+    // Where all connections share a low rate, each of them may be slower still.
+    let share = options.bytes_per_second_max.map(|bytes| bytes / (2 * config.parallel.max(1) as u64));
+    let floor = Floor { bytes_per_second: share.unwrap_or(FLOOR).min(FLOOR), grace: GRACE };
+    let store = Box::new(Layer::new(Box::new(S3Store::open(config)?), floor));
+    Ok(Box::new(Layer::new(limited(store, options), Retry::new(RetryConfig::default()))))
+}
+
+fn limited(store: Box<dyn ObjectStore>, options: &ArchiveOptions) -> Box<dyn ObjectStore> {
+    match options.bytes_per_second_max {
+        Some(bytes_per_second) => Box::new(Layer::new(store, Rate::new(bytes_per_second))),
+        None => store,
     }
 }
 
@@ -89,6 +157,8 @@ impl fmt::Display for ArchiveUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(path) => path.display().fmt(f),
+            Self::S3 { bucket, prefix: None } => write!(f, "s3://{bucket}"),
+            Self::S3 { bucket, prefix: Some(prefix) } => write!(f, "s3://{bucket}/{prefix}"),
         }
     }
 }

@@ -21,6 +21,8 @@ pub const FORMAT_VERSION: u32 = 1;
 
 const KIND: &str = "manifest";
 const KEY_SUFFIX: &str = ".manifest";
+/// Folder of a bucket's manifests.
+pub(super) const MANIFESTS: &str = "manifests";
 
 /// A published pause of a bucket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,8 +185,13 @@ pub(super) fn objects_folder(bucket: &str) -> Result<ObjectKey, ManifestError> {
     folder(bucket, "objects")
 }
 
+/// The folder of the records of a bucket's condemned objects.
+pub(super) fn condemned_folder(bucket: &str) -> Result<ObjectKey, ManifestError> {
+    folder(bucket, "condemned")
+}
+
 fn manifests_folder(bucket: &str) -> Result<ObjectKey, ManifestError> {
-    folder(bucket, "manifests")
+    folder(bucket, MANIFESTS)
 }
 
 fn folder(bucket: &str, name: &str) -> Result<ObjectKey, ManifestError> {
@@ -200,7 +207,8 @@ fn unusable(bucket: &str, source: KeyError) -> ManifestError {
     ManifestError::Bucket { bucket: bucket.to_owned(), source }
 }
 
-fn manifest_key(bucket: &str, pause: PauseId) -> Result<ObjectKey, ManifestError> {
+/// The key of a pause's manifest.
+pub(super) fn manifest_key(bucket: &str, pause: PauseId) -> Result<ObjectKey, ManifestError> {
     manifests_folder(bucket)?.join(&format!("{pause}{KEY_SUFFIX}")).map_err(|e| unusable(bucket, e))
 }
 

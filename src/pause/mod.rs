@@ -9,6 +9,7 @@
 //! ```text
 //! <bucket>/objects/<content hash>-<attempt>        the content of a file; never changed
 //! <bucket>/manifests/<pause>.manifest              one pause; created last, never changed
+//! <bucket>/condemned/<id>.condemned                objects that no pause named when it was made
 //! ```
 //!
 //! `<attempt>` is an [`AttemptId`], `<pause>` a [`PauseId`], `<content hash>` a
@@ -19,18 +20,24 @@
 //! later attempt. A pause exists when its manifest does; what an unfinished attempt left is named by no manifest
 //! and is invisible. Nothing that comes from an archive is believed before its length and hash were checked.
 
+mod catalog;
 mod download;
 mod id;
 mod manifest;
+mod prune;
 mod upload;
 mod verify;
 
+pub use catalog::{PauseSummary, describe_pauses, list_buckets};
 pub use download::{DownloadError, download};
 pub use id::{AttemptId, GENERATION_MAX, IdError, PauseId};
 pub use manifest::{
     FORMAT_VERSION, Manifest, ManifestError, ManifestFile, Membership, list_pauses, object_key,
 };
-pub use upload::{ImageFile, PlannedFile, UploadError, UploadPlan, plan_upload, reusable_files, upload};
+pub use prune::{GRACE_DEFAULT, PruneError, PruneOptions, PruneReport, prune};
+pub use upload::{
+    ImageFile, KnownHashes, PlannedFile, Reusable, UploadError, UploadPlan, plan_upload, upload,
+};
 pub use verify::{BadObject, CheckError, Difference, VerifyError, check_local, verify};
 
 /// How far a call has come. The numbers of one call never fall.

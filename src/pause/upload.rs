@@ -6,9 +6,10 @@
 //! Invariant: an object that was uploaded holds the content that was planned. A file that changes between the
 //! two is an error, never an archive. An upload that fails leaves objects that no manifest names.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -130,43 +131,88 @@ impl fmt::Display for UploadPlan {
     }
 }
 
-/// The files of `parent`, an earlier pause of the same bucket, whose objects are still in the store with their
-/// length: those that a new pause may name again. One listing, no object is read.
-pub fn reusable_files(
-    parent: &Manifest,
-    store: &dyn ObjectStore,
-    until: &Until,
-) -> Result<Vec<ManifestFile>, UploadError> {
-    let folder = objects_folder(&parent.bucket).map_err(UploadError::Bucket)?;
-    let listed = store.list(Some(&folder), until).map_err(store_error)?;
-    let present: HashSet<(&ObjectKey, u64)> =
-        listed.iter().map(|object| (&object.key, object.length_bytes)).collect();
-    let still_there = |file: &&ManifestFile| present.contains(&(&file.object, file.length_bytes));
-    Ok(parent.files.iter().filter(still_there).cloned().collect())
+/// Objects that a pause may name without uploading them, by the hash and the length of what they hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reusable(HashMap<(ContentHash, u64), ObjectKey>);
+
+impl Reusable {
+    /// The objects that are in the store, with the right length, and that `parent` names, an earlier pause of the
+    /// same bucket, or that `attempt` has uploaded before it was interrupted. One listing, no object is read.
+    pub fn find(
+        bucket: &str,
+        parent: Option<&Manifest>,
+        attempt: AttemptId,
+        store: &dyn ObjectStore,
+        until: &Until,
+    ) -> Result<Self, UploadError> {
+        let folder = objects_folder(bucket).map_err(UploadError::Bucket)?;
+        let listed = store.list(Some(&folder), until).map_err(store_error)?;
+        let of_parent: HashMap<&ObjectKey, &ManifestFile> =
+            parent.into_iter().flat_map(|parent| &parent.files).map(|file| (&file.object, file)).collect();
+        let mut reusable = Self::default();
+        for object in listed {
+            let named = of_parent.get(&object.key).filter(|file| file.length_bytes == object.length_bytes);
+            let hash = named.map(|file| file.hash).or_else(|| {
+                let (hash, of) = object.key.below(&folder)?.split_once('-')?;
+                (of.parse().ok() == Some(attempt)).then(|| hash.parse().ok())?
+            });
+            if let Some(hash) = hash {
+                reusable.0.insert((hash, object.length_bytes), object.key);
+            }
+        }
+        Ok(reusable)
+    }
+
+    /// Adds what was uploaded meanwhile.
+    pub fn add(&mut self, files: &[ManifestFile]) {
+        let content = |file: &ManifestFile| ((file.hash, file.length_bytes), file.object.clone());
+        self.0.extend(files.iter().map(content));
+    }
 }
 
-/// Reads every file and plans its upload for `bucket` as part of `attempt`. An object of `reusable` is named
-/// again for a file of equal hash and length. Bytes count as done when they were hashed.
+/// Hashes of files that were read before, so that they need not be read again under another name. Whoever keeps
+/// them sees to it that none of those files changes or gives its place on the disk away.
+#[derive(Debug, Default)]
+pub struct KnownHashes(HashMap<FileIdentity, Vec<ChunkHash>>);
+
+/// Device, number on it, and length.
+type FileIdentity = (u64, u64, u64);
+
+impl KnownHashes {
+    fn of(&mut self, image: &ImageFile, until: &Until) -> Result<Vec<ChunkHash>, UploadError> {
+        let meta = std::fs::metadata(&image.path).at("look at", &image.path)?;
+        let identity = (meta.dev(), meta.ino(), image.length_bytes);
+        if let Some(chunks) = self.0.get(&identity) {
+            return Ok(chunks.clone());
+        }
+        let chunks = hash_image(image, until)?;
+        self.0.insert(identity, chunks.clone());
+        Ok(chunks)
+    }
+}
+
+/// Reads every file that `known` does not know, and plans the upload for `bucket` as part of `attempt`. An object
+/// of `reusable` is named again for a file of equal hash and length. Bytes count as done when they were hashed.
 pub fn plan_upload(
     bucket: &str,
     attempt: AttemptId,
     files: &[ImageFile],
-    reusable: &[ManifestFile],
+    reusable: &Reusable,
+    known: &mut KnownHashes,
     until: &Until,
     on_progress: &mut dyn FnMut(Progress),
 ) -> Result<UploadPlan, UploadError> {
     let total_bytes = files.iter().fold(0, |sum: u64, image| sum.saturating_add(image.length_bytes));
     let mut meter = Meter::new(total_bytes, on_progress);
-    let mut objects: HashMap<(ContentHash, u64), ObjectKey> =
-        reusable.iter().map(|file| ((file.hash, file.length_bytes), file.object.clone())).collect();
+    let mut objects = reusable.0.clone();
     let mut planned = Vec::with_capacity(files.len());
     for image in files {
-        let chunks = hash_image(image, until)?;
+        let chunks = known.of(image, until)?;
         let hash = ContentHash::of_chunks(&chunks);
         let content = (hash, image.length_bytes);
-        let known = objects.get(&content).cloned();
-        let is_new = known.is_none();
-        let object = match known {
+        let present = objects.get(&content).cloned();
+        let is_new = present.is_none();
+        let object = match present {
             Some(object) => object,
             None => object_key(bucket, hash, attempt).map_err(UploadError::Bucket)?,
         };

@@ -63,7 +63,15 @@ pub(super) enum Edit<'a> {
 
 /// What turns the entries that the back index knows into those of `change`. Both are in ascending order.
 pub(super) fn edits<'a>(old_value: &'a [u8], change: &Change<'a>) -> impl Iterator<Item = Edit<'a>> {
-    let (mut old, mut new) = (back_keys(old_value).peekable(), change.keys().peekable());
+    edits_between(old_value, change.keys())
+}
+
+/// The same for new keys from anywhere, in ascending order.
+pub(super) fn edits_between<'a>(
+    old_value: &'a [u8],
+    new: impl Iterator<Item = &'a [u8]>,
+) -> impl Iterator<Item = Edit<'a>> {
+    let (mut old, mut new) = (back_keys(old_value).peekable(), new.peekable());
     std::iter::from_fn(move || {
         loop {
             let order = match (old.peek(), new.peek()) {

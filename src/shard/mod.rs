@@ -24,6 +24,7 @@ mod gate;
 mod kept;
 pub mod lock;
 mod lsm;
+mod memdb;
 mod recovery;
 mod set;
 #[expect(clippy::module_inception, reason = "the room's main type lives in the file of its name")]
@@ -86,14 +87,28 @@ impl ShardId {
 pub enum StoreKind {
     /// A log-structured merge tree.
     Lsm,
+    /// Everything in memory, with recovery points on disk.
+    Memdb,
     /// A copy-on-write B-tree in one file.
     Cow,
+}
+
+impl StoreKind {
+    /// Whether most of a shard's files stay as they are while changes come in, so that it pays to copy them before
+    /// the shard is locked.
+    pub fn is_copied_first(self) -> bool {
+        match self {
+            Self::Lsm | Self::Memdb => true,
+            Self::Cow => false,
+        }
+    }
 }
 
 impl fmt::Display for StoreKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Lsm => "lsm",
+            Self::Memdb => "memdb",
             Self::Cow => "cow",
         })
     }

@@ -32,6 +32,7 @@ use crate::timestamp::Position;
 use super::batch::Change;
 use super::cow::CowStore;
 use super::lsm::{LsmShared, LsmStore};
+use super::memdb::MemdbStore;
 use super::{InstId, StoreKind};
 
 /// An error of a storage engine: what was being done, and what it said.
@@ -254,6 +255,7 @@ impl StoreShared {
 pub(super) fn create(kind: StoreKind, folder: &Path, shared: &StoreShared) -> Result<(), StoreFault> {
     match kind {
         StoreKind::Lsm => LsmStore::create(folder, &shared.lsm),
+        StoreKind::Memdb => MemdbStore::create(folder),
         StoreKind::Cow => CowStore::create(folder),
     }
 }
@@ -266,6 +268,7 @@ pub(super) fn open(
 ) -> Result<Box<dyn ShardStore>, StoreFault> {
     Ok(match kind {
         StoreKind::Lsm => Box::new(LsmStore::open(folder, &shared.lsm)?),
+        StoreKind::Memdb => Box::new(MemdbStore::open(folder)?),
         StoreKind::Cow => Box::new(CowStore::open(folder, shared.cache_bytes_per_shard)?),
     })
 }

@@ -5,6 +5,7 @@ pub(crate) mod endpoint;
 pub(crate) mod json;
 pub(crate) mod path;
 pub(crate) mod shards;
+pub(crate) mod stores;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -19,7 +20,7 @@ use dormouse::objstore::{
     Body, ObjectKey, ObjectStore, Operation, Page, PageMark, Part, PartStore, StoreError, Upload,
 };
 use dormouse::pause::{
-    ImageFile, Manifest, ManifestFile, Membership, PauseId, plan_upload, reusable_files, upload,
+    ImageFile, KnownHashes, Manifest, ManifestFile, Membership, PauseId, Reusable, plan_upload, upload,
 };
 use dormouse::shard::ShardId;
 use dormouse::thread::{self, Cancel, Until, fin};
@@ -99,9 +100,13 @@ pub(crate) fn archive(
     parent: Option<&Manifest>,
     until: &Until,
 ) -> anyhow::Result<Manifest> {
-    let reusable = parent.map(|parent| reusable_files(parent, store, until)).transpose()?.unwrap_or_default();
     let attempt = "00000000000000bb".parse()?;
-    let plan = plan_upload(BUCKET, attempt, files, &reusable, until, &mut |_| {})?;
+    let reusable = match parent {
+        Some(_) => Reusable::find(BUCKET, parent, attempt, store, until)?,
+        None => Reusable::default(),
+    };
+    let plan =
+        plan_upload(BUCKET, attempt, files, &reusable, &mut KnownHashes::default(), until, &mut |_| {})?;
     let files = upload(&plan, store, until, &mut |_| {})?;
     let manifest = manifest(pause, parent.map(|parent| parent.pause), files);
     manifest.publish(store, until)?;
@@ -142,12 +147,21 @@ pub(crate) struct FailingStore<'a> {
     fails: Fails,
     calls: AtomicUsize,
     puts: AtomicUsize,
+    /// Whether callers are to make one call after the other, so that the order of calls is known.
+    pub(crate) one_at_a_time: bool,
 }
 
 impl<'a> FailingStore<'a> {
     /// Fails the call number `fail_at`, counted from 1; 0 fails none.
     pub(crate) fn new(inner: &'a dyn ObjectStore, fail_at: usize, fails: Fails) -> Self {
-        Self { inner, fail_at, fails, calls: AtomicUsize::new(0), puts: AtomicUsize::new(0) }
+        Self {
+            inner,
+            fail_at,
+            fails,
+            calls: AtomicUsize::new(0),
+            puts: AtomicUsize::new(0),
+            one_at_a_time: false,
+        }
     }
 
     /// Calls that were made.
@@ -235,7 +249,7 @@ impl ObjectStore for FailingStore<'_> {
     }
 
     fn parallel(&self) -> usize {
-        self.inner.parallel()
+        if self.one_at_a_time { 1 } else { self.inner.parallel() }
     }
 }
 

@@ -35,6 +35,12 @@ macro_rules! for_each_store {
                 super::$check(dormouse::shard::StoreKind::Lsm);
             })*
         }
+        mod memdb {
+            $(#[test]
+            fn $check() {
+                super::$check(dormouse::shard::StoreKind::Memdb);
+            })*
+        }
         mod cow {
             $(#[test]
             fn $check() {

@@ -3,8 +3,11 @@
 //! Invariant: nothing that a server sends is handed on unless it can be read without a panic: `rusoto` takes
 //! numbers out of headers and documents as if they were always well formed, so those are looked at first.
 
+use std::fmt::Display;
 use std::time::{Duration, SystemTime};
 
+use quick_xml::Reader;
+use quick_xml::events::{BytesStart, Event};
 use serde::Deserialize;
 
 use super::http::Answer;
@@ -26,17 +29,22 @@ struct ErrorDocument {
 /// What the server says with a document of an error; `None` where the document is another.
 pub(super) fn error_in(document: &[u8]) -> Option<(String, String)> {
     let text = std::str::from_utf8(document).ok()?;
-    // An error is the whole document; the word may also be that of an element within another.
-    let root = text.trim_start_matches('\u{feff}').trim_start();
-    let root = match root.strip_prefix("<?xml") {
-        Some(rest) => rest.split_once("?>")?.1.trim_start(),
-        None => root,
-    };
-    if !root.starts_with("<Error>") && !root.starts_with("<Error ") {
+    if root(text) != "Error" {
         return None;
     }
-    let ErrorDocument { code, message } = quick_xml::de::from_str(root).ok()?;
+    let ErrorDocument { code, message } = quick_xml::de::from_str(text.trim_start()).ok()?;
     Some((code, one_line(&message)))
+}
+
+/// The name of the document's outermost element, or nothing.
+fn root(text: &str) -> &str {
+    let text = text.trim_start_matches('\u{feff}').trim_start();
+    let text = match text.strip_prefix("<?xml") {
+        Some(rest) => rest.split_once("?>").map_or("", |(_, rest)| rest.trim_start()),
+        None => text,
+    };
+    let name = text.strip_prefix('<').unwrap_or_default();
+    name.split(['>', '/', ' ', '\t', '\r', '\n']).next().unwrap_or_default()
 }
 
 fn one_line(text: &str) -> String {
@@ -98,12 +106,15 @@ pub(super) fn refused(
     StoreCause::Refused { status, code, message, is_temporary, retry_after }
 }
 
+/// A request that is refused without a reason.
+const BAD_REQUEST: &str = "BadRequest";
+
 /// A word for a status that came without a document, as it does for every look at an object.
 fn named(status: u16) -> &'static str {
     match status {
         301 => "PermanentRedirect",
         307 => "TemporaryRedirect",
-        400 => "BadRequest",
+        400 => BAD_REQUEST,
         401 => "Unauthorized",
         403 => "Forbidden",
         408 => "RequestTimeout",
@@ -121,9 +132,11 @@ pub(super) fn says_payload_differs(cause: &StoreCause) -> bool {
     matches!(cause, StoreCause::Refused { code, .. } if codes.contains(&code.as_str()))
 }
 
-/// Whether the server says that the credentials are too old.
+/// Whether the server says that the credentials are too old, or may say so: a look at an object is answered without
+/// a document, and then this is all that is said.
 pub(super) fn says_token_expired(cause: &StoreCause) -> bool {
-    let codes = ["ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"];
+    let codes =
+        ["ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", BAD_REQUEST];
     matches!(cause, StoreCause::Refused { code, .. } if codes.contains(&code.as_str()))
 }
 
@@ -151,26 +164,46 @@ const NUMBERS: [&str; 10] = [
 ];
 const TRUTHS: [&str; 2] = ["IsTruncated", "DeleteMarker"];
 
-/// Whether the document can be read without a panic.
-pub(super) fn check_document(document: &[u8]) -> Result<(), StoreCause> {
+/// Whether the document is the one that was asked for, whole and well formed, with numbers where numbers belong.
+/// `rusoto` reads another document, or none, as one without content, panics at what should be a number and is not,
+/// and reads one whose elements do not close for ever.
+pub(super) fn check_document(document: &[u8], expected: &str) -> Result<(), StoreCause> {
     let text = std::str::from_utf8(document)
         .map_err(|_| StoreCause::Answer("its document is no text".to_owned()))?;
-    let wrong = |what: &str| StoreCause::Answer(format!("its document holds a wrong {what}"));
-    for (before, after) in text.match_indices('<').filter_map(|(at, _)| text.get(at + 1..)?.split_once('>')) {
-        // An element may have attributes, and be empty.
-        let is_empty = before.ends_with('/');
-        let name = before.trim_end_matches('/').split_whitespace().next().unwrap_or_default();
-        let name = name.rsplit(':').next().unwrap_or_default();
-        let value = if is_empty { "" } else { after.split('<').next().unwrap_or_default() };
-        if before.starts_with('/') {
-            continue;
-        }
-        if NUMBERS.contains(&name) && value.parse::<i64>().is_err() {
-            return Err(wrong(name));
-        }
-        if TRUTHS.contains(&name) && value.parse::<bool>().is_err() {
-            return Err(wrong(name));
+    if root(text) != expected {
+        return Err(StoreCause::Answer(format!("it is no {expected}")));
+    }
+    let broken = |why: &dyn Display| StoreCause::Answer(format!("its document is not well formed: {why}"));
+    let mut reader = Reader::from_str(text.trim());
+    let mut open: Vec<(String, String)> = Vec::new();
+    loop {
+        // The reader compares the names of the ends.
+        match reader.read_event().map_err(|e| broken(&e))? {
+            Event::Start(start) => open.push((name_of(&start), String::new())),
+            Event::Empty(empty) => check_value(&name_of(&empty), "")?,
+            Event::Text(text) => {
+                if let Some((_, value)) = open.last_mut() {
+                    value.push_str(&String::from_utf8_lossy(&text));
+                }
+            }
+            Event::End(_) => {
+                if let Some((name, value)) = open.pop() {
+                    check_value(&name, &value)?;
+                }
+            }
+            Event::Eof if open.is_empty() => return Ok(()),
+            Event::Eof => return Err(broken(&"it ends too early")),
+            _ => {}
         }
     }
-    Ok(())
+}
+
+fn name_of(start: &BytesStart<'_>) -> String {
+    String::from_utf8_lossy(start.local_name().as_ref()).into_owned()
+}
+
+fn check_value(name: &str, value: &str) -> Result<(), StoreCause> {
+    let is_wrong = (NUMBERS.contains(&name) && value.parse::<i64>().is_err())
+        || (TRUTHS.contains(&name) && value.parse::<bool>().is_err());
+    if is_wrong { Err(StoreCause::Answer(format!("its document holds a wrong {name}"))) } else { Ok(()) }
 }

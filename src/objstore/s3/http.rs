@@ -5,7 +5,8 @@
 //! are kept for the next.
 //!
 //! Invariants: no exchange outlasts its [`Until`] by more than a connect that is under way
-//! ([`CONNECT_LIMIT`]); none waits longer than [`SILENCE_LIMIT`] for a peer that says nothing. Neither proxies nor
+//! ([`CONNECT_LIMIT`]); none waits longer than it was told to for a
+//! peer that says nothing. Neither proxies nor
 //! anything else is taken from the environment. Compressed and recoded bodies cannot come: they are not asked for,
 //! and lengths are compared by whoever reads.
 
@@ -32,10 +33,6 @@ use crate::thread::{Stopped, Until};
 
 /// The longest time to a connection, TLS included.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// The longest time in which nothing moves.
-const SILENCE_LIMIT: Duration = Duration::from_secs(30);
-/// The longest time from a request to the head of its answer: some requests are much work for a server.
-const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// The longest wait for a server's word that it wants the body. One that never gives it costs this once.
 const CONTINUE_LIMIT: Duration = Duration::from_millis(500);
 /// How long an idle connection is used again; servers close them after a little more.
@@ -112,7 +109,10 @@ impl Drop for Call {
 
 impl Http {
     /// A client that trusts the usual authorities, or only those whose certificates are given as PEM.
-    pub(super) fn start(authorities: Option<&[u8]>) -> Result<Arc<Self>, StoreCause> {
+    pub(super) fn start(
+        authorities: Option<&[u8]>,
+        silence_limit: Duration,
+    ) -> Result<Arc<Self>, StoreCause> {
         let roots = authorities.map_or(Ok(RootCerts::WebPki), read_authorities)?;
         let config = Agent::config_builder()
             .http_status_as_error(false)
@@ -126,11 +126,11 @@ impl Http {
             .max_idle_connections(1)
             .max_idle_connections_per_host(1)
             .max_idle_age(IDLE_LIMIT)
-            .timeout_connect(Some(CONNECT_LIMIT))
+            .timeout_connect(Some(CONNECT_LIMIT.min(silence_limit)))
             .timeout_await_100(Some(CONTINUE_LIMIT))
-            .timeout_recv_response(Some(ANSWER_LIMIT))
-            .timeout_per_read(Some(SILENCE_LIMIT))
-            .timeout_per_write(Some(SILENCE_LIMIT))
+            .timeout_recv_response(Some(silence_limit))
+            .timeout_per_read(Some(silence_limit))
+            .timeout_per_write(Some(silence_limit))
             .build();
         Ok(Arc::new(Self { config, lanes: Mutex::default(), names: Names::start()?, watch: Watch::start()? }))
     }

@@ -25,6 +25,7 @@ pub use credentials::{CredentialSource, Credentials, Secret};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use ureq::http::Uri;
@@ -41,6 +42,9 @@ use crate::thread::Until;
 
 /// Calls at the same time, unless the host says otherwise.
 pub const PARALLEL_DEFAULT: usize = 8;
+
+/// The longest silence of a server, unless the host says otherwise. Some requests are much work for one.
+const SILENCE_DEFAULT: Duration = Duration::from_secs(60);
 
 /// Where a store lies and how it is talked to.
 #[derive(Debug, Clone)]
@@ -66,6 +70,8 @@ pub struct S3Config {
     pub storage_class: Option<String>,
     /// Calls that are made at the same time for many files, or parts of one.
     pub parallel: usize,
+    /// The longest time in which a server neither takes nor gives a byte, before a call fails for the moment.
+    pub silence_limit: Duration,
 }
 
 /// How a server encrypts what it stores.
@@ -110,6 +116,7 @@ impl S3Config {
             encryption: Encryption::Bucket,
             storage_class: None,
             parallel: PARALLEL_DEFAULT,
+            silence_limit: SILENCE_DEFAULT,
         }
     }
 
@@ -134,7 +141,7 @@ impl S3Store {
             None => ("https".to_owned(), host_of_aws(&config.region)),
         };
         let server = Server {
-            http: Http::start(config.authorities_pem.as_deref())?,
+            http: Http::start(config.authorities_pem.as_deref(), config.silence_limit)?,
             provider: Provider::new(config.credentials),
             scheme,
             host,
@@ -277,5 +284,6 @@ fn blame(body: Body<'_>, cause: StoreCause, until: &Until) -> StoreCause {
 
 /// The entity tag that an answer has to have.
 fn tag(tag: Option<String>) -> Result<String, StoreCause> {
-    tag.filter(|tag| !tag.is_empty()).ok_or_else(|| StoreCause::Answer("it has no entity tag".to_owned()))
+    tag.filter(|tag| !tag.trim_matches('"').is_empty())
+        .ok_or_else(|| StoreCause::Answer("it has no entity tag".to_owned()))
 }

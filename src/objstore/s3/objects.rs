@@ -112,8 +112,8 @@ impl S3Store {
             encoding_type: Some("url".to_owned()),
             ..ListObjectsV2Request::default()
         };
-        let output =
-            self.requests(until).send(|client| async move { client.list_objects_v2(request).await })?;
+        let asked = self.requests(until).for_document("ListBucketResult");
+        let output = asked.send(|client| async move { client.list_objects_v2(request).await })?;
         let is_encoded = output.encoding_type.as_deref() == Some("url");
         let mut objects = Vec::new();
         for object in output.contents.unwrap_or_default() {
@@ -152,6 +152,7 @@ impl S3Store {
         };
         let output = self
             .requests(until)
+            .for_document("DeleteResult")
             .send(|client| async move { client.delete_objects(request).await })
             .map_err(|cause| failed(keys.first(), cause))?;
         let Some(error) = output.errors.unwrap_or_default().into_iter().next() else { return Ok(()) };

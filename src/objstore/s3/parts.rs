@@ -26,7 +26,7 @@ impl S3Store {
             storage_class: self.storage_class.clone(),
             ..CreateMultipartUploadRequest::default()
         };
-        let asked = self.requests(until);
+        let asked = self.requests(until).for_document("InitiateMultipartUploadResult");
         let output = asked.send(|client| async move { client.create_multipart_upload(request).await })?;
         let id = output.upload_id.filter(|id| !id.is_empty());
         let id = id.ok_or_else(|| StoreCause::Answer("it has no upload id".to_owned()))?;
@@ -65,8 +65,8 @@ impl S3Store {
                 part_number_marker: marker,
                 ..ListPartsRequest::default()
             };
-            let output =
-                self.requests(until).send(|client| async move { client.list_parts(request).await })?;
+            let asked = self.requests(until).for_document("ListPartsResult");
+            let output = asked.send(|client| async move { client.list_parts(request).await })?;
             for part in output.parts.unwrap_or_default() {
                 let number = part.part_number.and_then(|number| u32::try_from(number).ok());
                 let number = number.ok_or_else(|| StoreCause::Answer("a part has no number".to_owned()))?;
@@ -96,7 +96,7 @@ impl S3Store {
             multipart_upload: Some(CompletedMultipartUpload { parts: Some(parts) }),
             ..CompleteMultipartUploadRequest::default()
         };
-        let asked = self.requests(until);
+        let asked = self.requests(until).for_document("CompleteMultipartUploadResult");
         let output = asked.send(|client| async move { client.complete_multipart_upload(request).await })?;
         tag(output.e_tag).map(drop)
     }
@@ -131,7 +131,7 @@ impl S3Store {
                 encoding_type: Some("url".to_owned()),
                 ..ListMultipartUploadsRequest::default()
             };
-            let asked = self.requests(until);
+            let asked = self.requests(until).for_document("ListMultipartUploadsResult");
             let output = asked.send(|client| async move { client.list_multipart_uploads(request).await })?;
             let is_encoded = output.encoding_type.as_deref() == Some("url");
             let plain = |text: String| if is_encoded { decode(&text) } else { Ok(text) };

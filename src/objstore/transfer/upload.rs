@@ -198,8 +198,8 @@ impl<'a> Sending<'a> {
         Ok(Some(InParts::new(upload, listed)))
     }
 
-    /// Takes note of a durable part. After the last one it puts the object together, and looks whether that is as
-    /// long as it is to be.
+    /// Takes note of a durable part. After the last one it puts the object together, looks whether that is as long as
+    /// it is to be, and leaves no other upload of it.
     fn complete(
         &self,
         part: Part,
@@ -225,7 +225,8 @@ impl<'a> Sending<'a> {
             Err(StoreError::new(Operation::Complete, Some(key), store.describe(), StoreCause::Answer(what)))
         };
         match store.head(key, until)? {
-            Some(found_bytes) if found_bytes == expected_bytes => Ok(()),
+            // Where the answer to a begin was lost, there is another upload, which nobody knows by its name.
+            Some(found_bytes) if found_bytes == expected_bytes => give_up(store, &[key], until),
             Some(found_bytes) => {
                 wrong(format!("the object has {found_bytes} bytes instead of {expected_bytes}"))
             }
