@@ -7,7 +7,9 @@ use dormouse::event::Generation;
 use dormouse::shard::{InstId, InstanceStart, ShardSetConfig, StoreKind};
 use dormouse::thread::{fin, spawn};
 
-use crate::support::shards::{apply, batch, close, create, entries, manual, open, specs, try_open};
+use crate::support::shards::{
+    apply, batch, batch_for, close, create, entries, manual, open, specs, try_open,
+};
 use crate::support::{cancelled, eventually, tree, watchdog};
 
 const COW: StoreKind = StoreKind::Cow;
@@ -342,7 +344,34 @@ fn a_damaged_recovery_point_is_not_gone_back_to() {
 }
 
 #[test]
-fn the_room_of_a_dropped_index_is_given_back() {
+fn the_room_of_a_dropped_index_is_given_back_while_others_are_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(COW, dir.path(), 1, &manual());
+    let shard = &set.shards()[0];
+    let ids = documents(0..6000);
+    apply(shard, batch(0, 0, &pairs(&ids)));
+    shard.commit(&watchdog()).unwrap();
+    let full = shard.status().disk_bytes;
+    shard.drop_instance(InstId(2)).unwrap();
+    let limit = watchdog();
+    let mut seqno = 0;
+    // No pause in which nothing is uncommitted, but for the commit itself.
+    while shard.status().disk_bytes > full * 2 / 3 {
+        limit.check().unwrap();
+        apply(shard, batch_for(&[InstId(1)], 1, seqno, &[("other", &["k"])]));
+        seqno += 1;
+        if seqno % 10 == 0 {
+            shard.commit(&watchdog()).unwrap();
+            apply(shard, batch_for(&[InstId(1)], 1, seqno, &[("other", &["l"])]));
+            seqno += 1;
+        }
+    }
+    assert_eq!(entries(shard, 1).len(), ids.len() + 1);
+    close(set);
+}
+
+#[test]
+fn the_room_of_dropped_indexes_is_given_back() {
     let dir = tempfile::tempdir().unwrap();
     let set = create(COW, dir.path(), 1, &manual());
     let shard = &set.shards()[0];

@@ -273,11 +273,7 @@ pub(super) fn open(
     })
 }
 
-/// The unit in which the system counts what a file takes up.
-const BLOCK_BYTES: u64 = 512;
-
-/// Bytes that all files below a folder take up on disk; one that has several names there counts once, and what was
-/// never written of a file does not count.
+/// Bytes of all files below a folder; one that has several names there counts once.
 pub(super) fn folder_bytes(folder: &Path) -> u64 {
     let mut seen = std::collections::HashSet::new();
     let mut folders = vec![folder.to_owned()];
@@ -287,7 +283,7 @@ pub(super) fn folder_bytes(folder: &Path) -> u64 {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             match entry.metadata() {
                 Ok(meta) if meta.is_dir() => folders.push(entry.path()),
-                Ok(meta) if seen.insert(meta.ino()) => bytes += meta.blocks() * BLOCK_BYTES,
+                Ok(meta) if seen.insert(meta.ino()) => bytes += meta.len(),
                 _ => {}
             }
         }

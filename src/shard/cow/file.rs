@@ -134,9 +134,13 @@ pub(super) struct Backing {
 }
 
 impl Backing {
-    /// A file that is read while the limit lasts, and longer once it was written.
+    /// A file that is read while the limit lasts, and longer once it was written. One that is shorter than its
+    /// header says was cut: the crate would take what is left for all there is, after a crash.
     pub(super) fn new(file: File, until: &Until) -> io::Result<Arc<Self>> {
         let length = file.metadata()?.len();
+        if length > 0 && described_bytes(&file)? > length {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it was cut short"));
+        }
         Ok(Arc::new(Self {
             file,
             pen: Pen::default(),
@@ -201,6 +205,22 @@ impl Backing {
         }
         Err(io::Error::new(io::ErrorKind::PermissionDenied, "nothing is written between the shard's writes"))
     }
+}
+
+/// The length that the header of a file tells. Its numbers are `u32` in little-endian order: at byte 12 the size of
+/// a page, then the pages of a region's header, those of its data, how many regions are full, and the data pages
+/// of one more, if there are any. A page of its own goes before the regions.
+fn described_bytes(file: &File) -> io::Result<u64> {
+    let mut header = [0; 20];
+    file.read_exact_at(&mut header, 12)?;
+    let mut numbers = [0_u64; 5];
+    for (number, bytes) in numbers.iter_mut().zip(header.as_chunks::<4>().0) {
+        *number = u64::from(u32::from_le_bytes(*bytes));
+    }
+    let [page_bytes, header_pages, data_pages, full, last] = numbers;
+    let last_pages = if last == 0 { 0 } else { header_pages + last };
+    let pages = full.saturating_mul(header_pages + data_pages).saturating_add(last_pages).saturating_add(1);
+    Ok(pages.saturating_mul(page_bytes))
 }
 
 /// The pages that `length` bytes at `offset` touch: for each its number, which of its bytes they are, and where

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, WriteTransaction};
+use redb::{Builder, Database, ReadableDatabase, WriteTransaction};
 
 use crate::durable;
 use crate::thread::{Until, catch};
@@ -163,11 +163,6 @@ impl Live {
         }
     }
 
-    /// The entries as they are now.
-    pub(super) fn entries(&self) -> Result<ReadOnlyTable<&'static [u8], ()>, StoreFault> {
-        self.read("open a snapshot", |txn| Ok(txn.open_table(tables::ENTRIES)?))
-    }
-
     /// Gives a transaction up, whatever state it is in.
     pub(super) fn give_up(&self, txn: WriteTransaction) {
         if self.engine().is_err() {
@@ -195,14 +190,54 @@ impl Live {
     }
 }
 
+/// Something of a database, which stays open for it.
+pub(super) struct Held<T> {
+    /// `None` only while this is dropped.
+    value: Option<T>,
+    live: Arc<Live>,
+}
+
+impl<T> Held<T> {
+    pub(super) fn new(value: T, live: Arc<Live>) -> Self {
+        Self { value: Some(value), live }
+    }
+
+    pub(super) fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    /// Runs what is done with it, as [`Live::run`] does.
+    pub(super) fn run<R>(
+        &mut self,
+        doing: &'static str,
+        work: impl FnOnce(&mut T) -> Result<Option<R>, redb::Error>,
+    ) -> Result<Option<R>, StoreFault> {
+        let Some(value) = self.value.as_mut() else { return Ok(None) };
+        self.live.run(doing, || work(value))
+    }
+
+    pub(super) fn get(&self) -> Option<&T> {
+        self.value.as_ref()
+    }
+}
+
+impl<T> Drop for Held<T> {
+    fn drop(&mut self) {
+        drop_caught(self.value.take(), &self.live.is_broken);
+    }
+}
+
 impl Drop for Live {
     fn drop(&mut self) {
-        let Some(engine) = self.engine.take() else { return };
-        if self.is_broken.load(Ordering::Acquire) {
-            std::mem::forget(engine);
-            return;
-        }
-        let _ = run_caught(move || drop(engine));
+        drop_caught(self.engine.take(), &self.is_broken);
+    }
+}
+
+fn drop_caught<T>(value: Option<T>, is_broken: &AtomicBool) {
+    if is_broken.load(Ordering::Acquire) {
+        std::mem::forget(value);
+    } else if run_caught(move || drop(value)).is_err() {
+        is_broken.store(true, Ordering::Release);
     }
 }
 

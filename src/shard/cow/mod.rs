@@ -26,8 +26,8 @@
 //! without making it durable, which costs no write to the disk that anything waits for; `flush` then makes durable
 //! all that was cut. A writer that comes while it does waits for it.
 //!
-//! The file takes up to five times the bytes of its records, and is made smaller in a pause of writing and
-//! reading. Room that a dropped index leaves is used again before that.
+//! The file takes up to five times the bytes of its records. It is made smaller between two recovery points while
+//! nobody reads, after an index was dropped or where much more of it is free; writers and readers wait for that.
 //!
 //! Invariants:
 //! * Positions enter the tables only in [`ShardStore::cut`]. Nothing is written between a cut and the durable
@@ -47,7 +47,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use redb::{Durability, Range, ReadOnlyTable, WriteTransaction};
+use redb::{AccessGuard, Durability, Range, ReadOnlyTable, StorageError, WriteTransaction};
 
 use crate::durable;
 use crate::event::VbId;
@@ -61,7 +61,7 @@ use super::store::{
     CheckFault, Entries, EntryBounds, InstancePositions, PinnedFiles, PointId, RecoveryPoint, ShardFile,
     ShardStore, StoreFault, StoreSize, StoreSnapshot, folder_bytes,
 };
-use live::{FILE, Live};
+use live::{FILE, Held, Live};
 use tables::Facts;
 
 mod file;
@@ -103,6 +103,8 @@ struct Filling {
     /// Bytes that were written since the file was last made smaller, and those that sweeps removed.
     written: u64,
     swept: u64,
+    /// The file is to be made smaller, and there was something uncommitted when its turn came.
+    is_to_shrink: bool,
 }
 
 impl CowStore {
@@ -168,6 +170,28 @@ impl CowStore {
         }
         self.has_changes.store(false, Ordering::Release);
         Ok(())
+    }
+
+    /// Makes the file smaller, where that is worth it and possible now. Gives back whether it was done.
+    fn shrink(&self, filling: &mut Filling) -> Result<bool, StoreFault> {
+        let mut live = self.live.lock();
+        let held = filling.facts.held_bytes;
+        let is_loose = live.length_bytes() > LOOSE_BYTES_MIN.max(held.saturating_mul(LOOSE_FACTOR));
+        // Writers and readers wait meanwhile: that is worth it after many writes, or where an index is gone.
+        if !(is_loose && filling.written > held) && filling.swept <= held / 8 {
+            filling.is_to_shrink = false;
+            return Ok(false);
+        }
+        // The next flush does it: under a steady load there is no other moment.
+        filling.is_to_shrink = filling.txn.is_some() || filling.is_cut || filling.is_ahead;
+        if filling.is_to_shrink {
+            return Ok(false);
+        }
+        // Somebody reads, or copies: the next time will do.
+        let Some(live) = Arc::get_mut(&mut live) else { return Ok(false) };
+        live.compact()?;
+        (filling.written, filling.swept) = (0, 0);
+        Ok(true)
     }
 
     /// A file of its own that is what a roll-back to `to` leaves. It has no name yet that anything leads to.
@@ -300,9 +324,13 @@ impl ShardStore for CowStore {
     }
 
     fn flush(&self) -> Result<(), StoreFault> {
-        // Held over the copy too, which no compaction may meet.
+        let mut filling = self.filling.lock();
+        end_cut(&self.live(), &mut filling)?;
+        if filling.is_to_shrink {
+            self.shrink(&mut filling)?;
+        }
+        drop(filling);
         let live = self.live();
-        end_cut(&live, &mut self.filling.lock())?;
         let kept = self.to_keep.lock().clone();
         if let Some(point) = kept {
             kept::keep(&self.folder, &point, |folder| {
@@ -353,22 +381,7 @@ impl ShardStore for CowStore {
         if self.pins.remove_unused("remove files that nobody holds any more")? {
             return Ok(true);
         }
-        let mut filling = self.filling.lock();
-        if filling.txn.is_some() || filling.is_cut || filling.is_ahead {
-            return Ok(false);
-        }
-        let mut live = self.live.lock();
-        let held = filling.facts.held_bytes;
-        let is_loose = live.length_bytes() > LOOSE_BYTES_MIN.max(held.saturating_mul(LOOSE_FACTOR));
-        // Writers and readers wait meanwhile: that is worth it after many writes, or where an index is gone.
-        if !(is_loose && filling.written > held) && filling.swept <= held / 8 {
-            return Ok(false);
-        }
-        // Somebody reads, or copies: the next time will do.
-        let Some(live) = Arc::get_mut(&mut live) else { return Ok(false) };
-        live.compact()?;
-        (filling.written, filling.swept) = (0, 0);
-        Ok(true)
+        self.shrink(&mut self.filling.lock())
     }
 
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot>, StoreFault> {
@@ -378,7 +391,8 @@ impl ShardStore for CowStore {
             filling.is_ahead = true;
         }
         let live = self.live();
-        Ok(Box::new(CowSnapshot { entries: live.entries()?, live }))
+        let entries = live.read("open a snapshot", |txn| Ok(txn.open_table(tables::ENTRIES)?))?;
+        Ok(Box::new(CowSnapshot(Held::new(entries, live))))
     }
 
     fn files(&self) -> Result<Vec<ShardFile>, StoreFault> {
@@ -407,18 +421,16 @@ impl ShardStore for CowStore {
     }
 }
 
-struct CowSnapshot {
-    entries: ReadOnlyTable<&'static [u8], ()>,
-    live: Arc<Live>,
-}
+struct CowSnapshot(Held<ReadOnlyTable<&'static [u8], ()>>);
 
 impl StoreSnapshot for CowSnapshot {
     fn scan(&self, inst: InstId, bounds: &EntryBounds) -> Entries {
-        let live = Arc::clone(&self.live);
+        let Some(entries) = self.0.get() else { return Box::new(std::iter::empty()) };
+        let live = self.0.live();
         let (low, high) = tables::entry_range(inst, bounds);
         let range = (low.as_ref().map(Vec::as_slice), high.as_ref().map(Vec::as_slice));
-        match live.run(READING, || Ok(self.entries.range::<&[u8]>(range)?)) {
-            Ok(range) => Box::new(CowEntries { range: Some(range), live }),
+        match live.run(READING, || Ok(entries.range::<&[u8]>(range)?)) {
+            Ok(range) => Box::new(CowEntries(Held::new(range, Arc::clone(live)))),
             Err(fault) => Box::new(std::iter::once(Err(fault))),
         }
     }
@@ -426,43 +438,25 @@ impl StoreSnapshot for CowSnapshot {
 
 const READING: &str = "read an entry";
 
-/// Dropped in this order: the database stays open until the scan has ended.
-struct CowEntries {
-    range: Option<Range<'static, &'static [u8], ()>>,
-    live: Arc<Live>,
-}
+struct CowEntries(Held<Range<'static, &'static [u8], ()>>);
 
-impl CowEntries {
-    fn read(
-        &mut self,
-        next: impl FnOnce(&mut Range<'static, &'static [u8], ()>) -> Option<NextEntry>,
-    ) -> Option<Result<Vec<u8>, StoreFault>> {
-        let range = self.range.as_mut()?;
-        let outcome = self.live.run(READING, || match next(range) {
-            None => Ok(None),
-            Some(entry) => Ok(Some(tables::entry_of(entry?.0.value()).to_vec())),
-        });
-        if outcome.is_err() {
-            // It may have panicked, and its locks with it.
-            std::mem::forget(self.range.take());
-        }
-        outcome.transpose()
-    }
-}
+/// An entry's key, on the page that it is on.
+type Key = AccessGuard<'static, &'static [u8]>;
 
-type NextEntry =
-    Result<(redb::AccessGuard<'static, &'static [u8]>, redb::AccessGuard<'static, ()>), redb::StorageError>;
+fn entry(read: Result<(Key, AccessGuard<'static, ()>), StorageError>) -> Result<Vec<u8>, redb::Error> {
+    Ok(tables::entry_of(read?.0.value()).to_vec())
+}
 
 impl Iterator for CowEntries {
     type Item = Result<Vec<u8>, StoreFault>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.read(Iterator::next)
+        self.0.run(READING, |range| range.next().map(entry).transpose()).transpose()
     }
 }
 
 impl DoubleEndedIterator for CowEntries {
     fn next_back(&mut self) -> Option<Self::Item> {
-        self.read(DoubleEndedIterator::next_back)
+        self.0.run(READING, |range| range.next_back().map(entry).transpose()).transpose()
     }
 }
