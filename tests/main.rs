@@ -18,6 +18,7 @@ mod hazards;
 mod house;
 mod lsm;
 mod manifest;
+mod memdb;
 mod model;
 mod objstore;
 mod path;

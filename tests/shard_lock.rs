@@ -264,11 +264,14 @@ fn over_and_over(name: &str, stopped: &Fin, mut step: impl FnMut(u64) + Send + '
     let stopped = stopped.clone();
     spawn(name, move || {
         let mut steps = 0;
-        while !stopped.is_given() {
+        // At least once, however late the thread gets to run.
+        loop {
             step(steps);
             steps += 1;
+            if stopped.is_given() {
+                return steps;
+            }
         }
-        steps
     })
     .unwrap()
 }
