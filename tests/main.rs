@@ -20,6 +20,7 @@ mod hazards;
 mod house;
 mod lsm;
 mod manifest;
+mod memdb;
 mod model;
 mod objstore;
 mod objstore_contract;

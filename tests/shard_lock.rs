@@ -264,6 +264,7 @@ fn over_and_over(name: &str, stopped: &Fin, mut step: impl FnMut(u64) + Send + '
     let stopped = stopped.clone();
     spawn(name, move || {
         let mut steps = 0;
+        // At least once, however late the thread gets to run.
         loop {
             step(steps);
             steps += 1;

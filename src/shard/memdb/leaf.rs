@@ -143,7 +143,9 @@ impl Leaf {
         let bytes = self.bytes.split_off(start);
         let mut ends = self.ends.split_off(place);
         let start = length(start);
-        ends.iter_mut().for_each(|end| *end -= start);
+        for end in &mut ends {
+            *end -= start;
+        }
         self.bytes.shrink_to(start as usize + BYTES_STEP);
         self.ends.shrink_to(place + ENDS_STEP);
         Self { ends, bytes, part: AtomicU64::new(0) }

@@ -75,7 +75,9 @@ fn load_parts(folder: &Arc<Path>, parts: &[Part]) -> Result<State, StoreFault> {
     let own_folder = Arc::clone(folder);
     let instances = in_parallel(threads, leaves.into_iter().collect(), move |(inst, leaves)| {
         let mut entries = Builder::default();
-        leaves.into_iter().for_each(|leaf| entries.push_leaf(leaf));
+        for leaf in leaves {
+            entries.push_leaf(leaf);
+        }
         let instance = entries.finish().and_then(Instance::from_entries).ok_or_else(|| {
             StoreFault::at("open the store", &own_folder, &format!("the parts of index {inst} make no map"))
         })?;

@@ -160,7 +160,9 @@ fn write_leaves(
         }
         let file = files.at(writer.finish())?;
         let (written, rest) = leaves.split_at(taken);
-        written.iter().for_each(|leaf| leaf.set_part(file.number));
+        for leaf in written {
+            leaf.set_part(file.number);
+        }
         parts.push(Part { inst, leaves: taken, file });
         leaves = rest;
     }

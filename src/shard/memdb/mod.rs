@@ -5,10 +5,10 @@
 //! the state that a recovery point has.
 //!
 //! * `leaf`, `packed`: the maps. Records are packed into leaves of a few KiB, and the leaves hang in a persistent
-//!   ordered map ([`imbl::OrdMap`]). That map with a node entry for each record takes 1.7 times the memory, frees
-//!   ten times as slowly and is as fast to load; a concurrent skip list with versions of our own is slower to
-//!   change and takes five times as long to scan, and gives one writer nothing in return. With leaves, files hold
-//!   what memory does: reading one is copying.
+//!   ordered map ([`imbl::OrdMap`]). That map with an entry for each record is as fast to change, takes 1.7 times
+//!   the memory and ten times as long to free; a concurrent skip list with versions of our own takes 1.8 times
+//!   the memory and five times as long to scan, and what it gives for that, writers side by side, a shard has no
+//!   use for. And with leaves a file holds what memory does: reading one is copying.
 //! * `state`: the operations, and what they lead to.
 //! * `file`, `manifest`: what is on disk.
 //! * `load`, `merge`: how a state gets out of files and into them.
@@ -25,7 +25,8 @@
 //! * Nothing large is freed where a caller waits: maps that are not needed any more wait for
 //!   [`ShardStore::compact`].
 //!
-//! The mutex of the live state and that of the files are never held together, but in a roll-back, which is alone.
+//! No two of the store's mutexes are held together. That of the live state is held for a batch at most, that of
+//! the files while a manifest is written.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -124,11 +125,11 @@ impl MemdbStore {
     /// Writes files that a manifest is going to name.
     fn write<T>(
         &self,
-        make: impl FnOnce(&mut Unfinished<'_>) -> Result<T, StoreFault>,
+        work: impl FnOnce(&mut Unfinished<'_>) -> Result<T, StoreFault>,
     ) -> Result<T, StoreFault> {
         let mut number = || self.files.lock().new_number();
         let mut unfinished = Unfinished::new(&self.folder, &mut number);
-        let made = make(&mut unfinished)?;
+        let made = work(&mut unfinished)?;
         unfinished.take()?;
         Ok(made)
     }

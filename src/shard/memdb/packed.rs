@@ -1,9 +1,7 @@
 //! An ordered map of bytes whose copies cost nothing and share what did not change since.
 //!
 //! Leaves of packed records hang in a persistent ordered map, each under a *fence*: no key of the leaf is below
-//! it, and none of the leaf before is at or above it. The fence of the first leaf is empty. Against a persistent
-//! map with one node entry for each key this takes less than half of the memory and of the time, because the
-//! search ends in bytes that stand side by side, a leaf is copied as a whole and memory is freed by the leaf.
+//! it, and none of the leaf before is at or above it. A leaf that a copy shares is copied before it is changed.
 
 use std::ops::Bound;
 use std::sync::Arc;

@@ -115,7 +115,7 @@ fn take<const N: usize>(from: &mut &[u8]) -> Option<[u8; N]> {
 fn is_sound(doc_id: &[u8], value: &[u8]) -> bool {
     let keys = || back_keys(value);
     keys().map(|key| key.len() + 2).sum::<usize>() == value.len()
-        && keys().all(|key| key.len() + doc_id.len() <= usize::from(u16::MAX))
+        && keys().all(|key| u16::try_from(key.len() + doc_id.len()).is_ok())
         && keys().is_sorted_by(|a, b| a < b)
 }
 
