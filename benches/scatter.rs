@@ -24,7 +24,7 @@ use dormouse::event::{
     ByteBudget, Datatype, DcpEvent, EventBatch, EventKind, Generation, Seqno, Span, StreamStatus, VbId,
     VbUuid,
 };
-use dormouse::index::{IndexDefinition, KeyList};
+use dormouse::index::{Document, IndexDefinition, KeyList};
 use dormouse::projector::{Endpoint, EndpointRefused, Engine, Evaluator, Feed, KvData, KvDataConfig, Tuning};
 use dormouse::shard::batch::WriteBatch;
 use dormouse::shard::{InstId, ShardId};
@@ -443,7 +443,7 @@ impl Prolific {
 }
 
 impl Evaluator for Prolific {
-    fn keys(&self, id: &str, _: &Value, out: &mut KeyList) -> anyhow::Result<()> {
+    fn keys(&self, id: &str, _: &Document<'_>, out: &mut KeyList) -> anyhow::Result<()> {
         self.definition.keys(id, &self.document, out);
         Ok(())
     }

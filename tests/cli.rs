@@ -61,6 +61,75 @@ fn scans_of_ranges_give_every_key_that_begins_within_their_ends() {
 }
 
 #[test]
+fn a_document_that_stops_matching_its_filter_loses_its_entry() {
+    let world = World::new();
+    world.write(
+        "f",
+        "{\"id\":\"a\",\"n\":1,\"on\":true}\n{\"id\":\"b\",\"n\":2,\"on\":true}\n{\"id\":\"c\",\"n\":3}\n",
+    );
+    let options = ["--index", "by_n=n", "--where", "by_n=on = true"];
+    world.ingest(&options, "f");
+    let ids = || world.scan("by_n", &[]).iter().map(|entry| entry["id"].clone()).collect::<Vec<_>>();
+    assert_eq!(ids(), ["a", "b"]);
+    world.write("f", "{\"id\":\"a\",\"n\":1,\"on\":false}\n{\"id\":\"c\",\"n\":3,\"on\":true}\n");
+    world.ingest(&options, "f");
+    assert_eq!(ids(), ["b", "c"]);
+    assert_eq!(
+        world.json(&[&["status"], &BUCKET[..]].concat())["indexes"][0]["definition"],
+        "by_n=n where on = true"
+    );
+    let ingest = |options: &[&'static str]| [&["ingest"], &BUCKET[..], options, &["f"]].concat();
+    world.refused(1, &ingest(&options[..2]), &["another definition"]);
+    world.refused(2, &ingest(&["--where", "by_n=on = true"]), &["no --index of the name `by_n`"]);
+    world.refused(2, &ingest(&["--index", "by_n=n", "--where", "by_n=on ="]), &["at character 5"]);
+    world.refused(2, &ingest(&[&options[..], &options[2..]].concat()), &["filtered twice"]);
+}
+
+#[test]
+fn a_limit_tells_the_cursor_that_goes_on_behind_it() {
+    let world = World::with_airports();
+    for reverse in [&[][..], &["--reverse"]] {
+        let all = world.scan("by_tz", reverse);
+        let (mut paged, mut after) = (Vec::new(), Vec::new());
+        loop {
+            let words = [
+                &["scan"],
+                &BUCKET[..],
+                &["--index", "by_tz", "--format", "json", "--limit", "3000"],
+                reverse,
+            ];
+            let words: Vec<&str> =
+                words.concat().into_iter().chain(after.iter().map(String::as_str)).collect();
+            let done = world.run(&words);
+            assert_eq!(done.status, Some(0), "{}", done.stderr);
+            paged.extend(done.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()));
+            let Some((_, cursor)) = done.stderr.trim_end().rsplit_once(' ') else { break };
+            after = vec!["--after".to_owned(), cursor.to_owned()];
+        }
+        assert!(paged == all, "{reverse:?}");
+    }
+    world.refused(
+        2,
+        &[&["scan"], &BUCKET[..], &["--index", "by_tz", "--after", "12"]].concat(),
+        &["this is no cursor"],
+    );
+}
+
+#[test]
+fn distinct_beginnings_of_keys_are_printed_and_counted_without_ids() {
+    let world = World::with_airports();
+    let mut countries: Vec<Value> = expected(&documents(AIRPORTS), INDEXES[0].1)
+        .iter()
+        .map(|entry| json!({ "key": [entry["key"][0]] }))
+        .collect();
+    countries.dedup();
+    assert!(world.scan("by_country", &["--distinct", "1"]) == countries);
+    let words = [&["scan"], &BUCKET[..], &["--index", "by_country", "--distinct", "1"]].concat();
+    assert!(world.ok(&words).starts_with("[\"Afghanistan\"]\n"));
+    assert_eq!(world.ok(&[&words[..], &["--count"]].concat()), format!("{}\n", countries.len()));
+}
+
+#[test]
 fn a_table_has_the_key_a_tab_and_the_id() {
     let world = World::new();
     world.write("f", "{\"id\":\"k\\n1\",\"a\":[1,\"x\"]}\n");

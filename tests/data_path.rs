@@ -10,7 +10,7 @@ use dormouse::event::{
     Datatype, DcpEvent, EventBatch, EventKind, Generation, Seqno, Span, StreamEndReason, StreamStatus, VbId,
     VbUuid,
 };
-use dormouse::index::KeyList;
+use dormouse::index::{Document, KeyList};
 use dormouse::projector::{
     EndReason, Endpoint, EndpointRefused, Engine, Evaluator, Feed, Keyspace, KvData, KvDataConfig,
     RequestError, StreamCounts, Tuning,
@@ -19,7 +19,6 @@ use dormouse::shard::batch::WriteBatch;
 use dormouse::shard::{InstId, ShardId};
 use dormouse::thread::{self, Cancel, Fin, FinHolder, Until, fin};
 use dormouse::timestamp::TsVbuuid;
-use serde_json::Value;
 use slog::Logger;
 
 use crate::support::forever;
@@ -155,7 +154,7 @@ fn data_goes_on_when_no_batch_may_wait() {
 struct SlowDrop(Fin);
 
 impl Evaluator for SlowDrop {
-    fn keys(&self, _: &str, _: &Value, _: &mut KeyList) -> anyhow::Result<()> {
+    fn keys(&self, _: &str, _: &Document<'_>, _: &mut KeyList) -> anyhow::Result<()> {
         Ok(())
     }
 }
@@ -395,7 +394,7 @@ fn the_scattering_thread_looks_at_its_end_before_the_next_batch() {
 struct HeldDrop(Sender<()>, Fin);
 
 impl Evaluator for HeldDrop {
-    fn keys(&self, _: &str, _: &Value, _: &mut KeyList) -> anyhow::Result<()> {
+    fn keys(&self, _: &str, _: &Document<'_>, _: &mut KeyList) -> anyhow::Result<()> {
         Ok(())
     }
 }

@@ -16,6 +16,9 @@ fn a_definition_is_displayed_in_the_form_of_the_command_line() {
     let text = "by_country=country,`MPAA Rating`,tags[]";
     assert_eq!(IndexDefinition::parse(text).unwrap().to_string(), text);
     assert_eq!(primary().to_string(), "#primary");
+    let filtered = IndexDefinition::parse("i=a").unwrap().with_filter("b=1".parse().unwrap());
+    assert_eq!(filtered.to_string(), "i=a where b = 1");
+    assert_ne!(filtered, IndexDefinition::parse("i=a").unwrap());
 }
 
 #[test]
@@ -48,6 +51,10 @@ fn the_json_form_is_fixed_and_reads_back() {
             json!({"name": "by_country", "kind": "secondary", "paths": ["country", "address.city"]}),
         ),
         (primary(), json!({"name": "#primary", "kind": "primary"})),
+        (
+            primary().with_filter("a=1 AND b=2".parse().unwrap()),
+            json!({"version": 2, "name": "#primary", "kind": "primary", "filter": "a = 1 and b = 2"}),
+        ),
     ];
     for (definition, form) in forms {
         assert_eq!(serde_json::to_value(&definition).unwrap(), form);
@@ -65,6 +72,8 @@ fn json_that_breaks_a_rule_is_refused() {
         json!({"name": "i", "kind": "secondary", "paths": ["a[]", "b[]"]}),
         json!({"name": "i", "kind": "secondary", "paths": ["a"], "unknown": 1}),
         json!({"name": "i", "kind": "other"}),
+        json!({"name": "i", "kind": "primary", "version": 3}),
+        json!({"name": "i", "kind": "primary", "version": 2, "filter": "a ="}),
     ];
     for form in refused {
         assert!(serde_json::from_value::<IndexDefinition>(form.clone()).is_err(), "{form}");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{Sender, bounded};
 use dormouse::event::{ByteBudget, Generation, StreamEndReason, VbId};
-use dormouse::index::{IndexDefinition, KeyList};
+use dormouse::index::{Document, IndexDefinition, KeyList};
 use dormouse::projector::{EndReason, Evaluator, RequestError, StreamState, Tuning};
 use dormouse::shard::InstId;
 use dormouse::thread::{Fin, FinHolder, Until, fin, recv, spawn};
@@ -184,9 +184,9 @@ fn requests_that_race_a_failure_are_answered_or_refused_as_closed() {
 struct Moody(IndexDefinition);
 
 impl Evaluator for Moody {
-    fn keys(&self, id: &str, document: &Value, out: &mut KeyList) -> anyhow::Result<()> {
-        self.0.keys(id, document, out);
-        match document.get("mood").and_then(Value::as_str) {
+    fn keys(&self, id: &str, document: &Document<'_>, out: &mut KeyList) -> anyhow::Result<()> {
+        self.0.keys(id, document.value()?, out);
+        match document.value()?.get("mood").and_then(Value::as_str) {
             Some("bad") => anyhow::bail!("not today"),
             Some("worse") => panic!("never again"),
             _ => Ok(()),
@@ -220,8 +220,8 @@ fn a_document_that_an_evaluator_cannot_take_loses_its_entry_and_the_stream_goes_
 struct Untidy(IndexDefinition);
 
 impl Evaluator for Untidy {
-    fn keys(&self, id: &str, document: &Value, out: &mut KeyList) -> anyhow::Result<()> {
-        self.0.keys(id, document, out);
+    fn keys(&self, id: &str, document: &Document<'_>, out: &mut KeyList) -> anyhow::Result<()> {
+        self.0.keys(id, document.value()?, out);
         panic!("half-way");
     }
 }
@@ -230,9 +230,12 @@ impl Evaluator for Untidy {
 struct Picky(IndexDefinition);
 
 impl Evaluator for Picky {
-    fn keys(&self, id: &str, document: &Value, out: &mut KeyList) -> anyhow::Result<()> {
-        anyhow::ensure!(out.is_empty() && *document == serde_json::json!({"a": 1}), "somebody was here");
-        self.0.keys(id, document, out);
+    fn keys(&self, id: &str, document: &Document<'_>, out: &mut KeyList) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            out.is_empty() && *document.value()? == serde_json::json!({"a": 1}),
+            "somebody was here"
+        );
+        self.0.keys(id, document.value()?, out);
         Ok(())
     }
 }
@@ -356,7 +359,7 @@ struct Hanging {
 }
 
 impl Evaluator for Hanging {
-    fn keys(&self, _: &str, _: &Value, _: &mut KeyList) -> anyhow::Result<()> {
+    fn keys(&self, _: &str, _: &Document<'_>, _: &mut KeyList) -> anyhow::Result<()> {
         let _ = self.entered.try_send(());
         self.released.wait(&forever())?;
         Ok(())
@@ -426,7 +429,7 @@ impl Prolific {
 }
 
 impl Evaluator for Prolific {
-    fn keys(&self, id: &str, _: &Value, out: &mut KeyList) -> anyhow::Result<()> {
+    fn keys(&self, id: &str, _: &Document<'_>, out: &mut KeyList) -> anyhow::Result<()> {
         self.definition.keys(id, &self.document, out);
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
@@ -10,7 +11,7 @@ use slog::{Discard, Logger, info, o};
 
 use crate::durable::PathError;
 use crate::event::{Generation, VbId};
-use crate::index::{IndexDefinition, IndexName, KeyRange, RangeError, Scan, ScanError};
+use crate::index::{IndexDefinition, IndexName, OpenScans, QueryError, ScanError};
 use crate::projector::Engine;
 use crate::shard::{
     CommitError, InstId, InstanceError, InstanceStart, OpenError, Shard, ShardSet, ShardSetConfig, ShardSpec,
@@ -39,6 +40,8 @@ pub struct BucketConfig {
     pub batch_events: usize,
     /// Batches that wait in front of each thread of the data path.
     pub queue_batches: usize,
+    /// A scan that is open for longer is ended, as it holds files that are to go.
+    pub scan_max_age: Duration,
 }
 
 impl Default for BucketConfig {
@@ -51,6 +54,7 @@ impl Default for BucketConfig {
             batch_bytes: 256 * 1024,
             batch_events: 512,
             queue_batches: 4,
+            scan_max_age: Duration::from_secs(3600),
         }
     }
 }
@@ -151,8 +155,8 @@ pub enum IndexError {
     },
     /// It does not hold everything yet.
     #[error(
-        "cannot scan index `{index}`: it is unfinished, {documents} changes came since it was created; ingest all \
-         documents of bucket {bucket} with --rebuild"
+        "cannot scan index `{index}`: it is unfinished, {documents} changes came since it was created over {before} \
+         earlier ones; ingest all documents of bucket {bucket} with --rebuild"
     )]
     Unfinished {
         /// The bucket.
@@ -161,6 +165,8 @@ pub enum IndexError {
         index: IndexName,
         /// Changes that it has seen.
         documents: u64,
+        /// Changes that came before it was created, those of documents that changed again among them.
+        before: u64,
     },
     /// Something is being ingested, paused or changed.
     #[error(
@@ -182,13 +188,13 @@ pub enum IndexError {
         /// Where it sleeps.
         archive: String,
     },
-    /// The ends of the range do not fit the index.
+    /// The index cannot be asked for this.
     #[error("cannot scan index `{index}`: {error}")]
-    Range {
+    Query {
         /// The index.
         index: IndexName,
         /// What is wrong.
-        error: RangeError,
+        error: QueryError,
     },
     /// The bucket's metadata.
     #[error(transparent)]
@@ -257,6 +263,7 @@ pub struct Bucket {
     pub(super) ingesting: Mutex<()>,
     /// Held for as long as the bucket is being paused or its indexes change.
     pub(super) changing: Mutex<()>,
+    pub(super) scans: OpenScans,
     /// Never held over a file access but that of the metadata itself.
     meta: Mutex<BucketMeta>,
 }
@@ -298,6 +305,7 @@ impl Bucket {
             generations: AtomicU64::new(1),
             ingesting: Mutex::new(()),
             changing: Mutex::new(()),
+            scans: OpenScans::new(config.scan_max_age),
             meta: Mutex::new(meta),
         };
         if sealed_by.is_none() {
@@ -394,8 +402,9 @@ impl Bucket {
         start
     }
 
-    fn has_data(&self) -> bool {
-        self.start_positions().iter().any(|(_, position)| position.seqno.0 > 0)
+    /// Changes that came so far: the sum of the furthest seqnos of all vbuckets.
+    fn changes(&self) -> u64 {
+        self.start_positions().iter().map(|(_, position)| position.seqno.0).sum()
     }
 
     /// The next generation of streams.
@@ -428,7 +437,8 @@ impl Bucket {
         // Asked again: somebody else may have been quicker.
         let new = self.new_indexes(wanted)?;
         if let Some(first) = new.first() {
-            let has_data = self.has_data();
+            let changes_before = self.changes();
+            let has_data = changes_before > 0;
             if has_data && !rebuild {
                 return Err(IndexError::NeedsRebuild { bucket: self.name(), wanted: first.clone() });
             }
@@ -437,7 +447,7 @@ impl Bucket {
                 for definition in new {
                     let inst = meta.next_inst;
                     meta.next_inst = InstId(inst.0 + 1);
-                    meta.indexes.push(IndexEntry { inst, definition, state });
+                    meta.indexes.push(IndexEntry { inst, definition, state, changes_before });
                 }
             })?;
         }
@@ -494,40 +504,13 @@ impl Bucket {
         Ok(())
     }
 
-    fn find_index(&self, name: &IndexName) -> Result<IndexEntry, IndexError> {
+    pub(super) fn find_index(&self, name: &IndexName) -> Result<IndexEntry, IndexError> {
         let meta = self.meta();
         meta.index(name).cloned().ok_or_else(|| IndexError::Missing {
             bucket: meta.name.clone(),
             index: name.clone(),
             there: meta.indexes.iter().map(|entry| entry.definition.name().clone()).collect(),
         })
-    }
-
-    /// Scans an index, in key order or in reverse, as it is now.
-    pub fn scan(
-        &self,
-        name: &IndexName,
-        range: &KeyRange,
-        reverse: bool,
-        until: &Until,
-    ) -> Result<Scan, IndexError> {
-        let entry = self.find_index(name)?;
-        if let BucketState::Paused { archive, evicted: true, .. } = self.describe().state {
-            return Err(IndexError::Paused { doing: "scan", bucket: self.name(), archive });
-        }
-        if entry.state == IndexState::Building {
-            let documents = self.changes_of(entry.inst);
-            return Err(IndexError::Unfinished { bucket: self.name(), index: name.clone(), documents });
-        }
-        let components = entry.definition.components();
-        let bounds =
-            range.bounds(components).map_err(|error| IndexError::Range { index: name.clone(), error })?;
-        Ok(Scan::begin(self.set.shards(), (entry.inst, components), &bounds, reverse, until)?)
-    }
-
-    fn changes_of(&self, inst: InstId) -> u64 {
-        let positions = self.set.shards().iter().filter_map(|shard| shard.positions(inst));
-        positions.map(|ts| ts.iter().map(|(_, position)| position.seqno.0).sum::<u64>()).sum()
     }
 
     /// A look at the bucket.

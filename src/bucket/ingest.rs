@@ -215,7 +215,12 @@ impl Bucket {
         self.admit(options)?;
         let start = self.start_positions();
         let mut following = self.follow(inputs, options, &start, until)?;
-        let followed = following.run(self.set.shards(), until, on_progress);
+        let mut on_progress = |at: IngestProgress| {
+            // What is written meanwhile must not pile up behind a scan that somebody forgot.
+            self.scans.end_old();
+            on_progress(at);
+        };
+        let followed = following.run(self.set.shards(), until, &mut on_progress);
         let taken_down = following.take_down();
         // Also after a failure: what was applied is kept.
         let committed = self.set.commit(&Until::within(GRACE));

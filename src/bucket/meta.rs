@@ -140,6 +140,9 @@ pub struct IndexEntry {
     pub definition: IndexDefinition,
     /// Whether it may be scanned.
     pub state: IndexState,
+    /// Changes of the bucket before it was created.
+    #[serde(default)]
+    pub changes_before: u64,
 }
 
 /// What a bucket is doing, across restarts.

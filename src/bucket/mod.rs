@@ -23,6 +23,7 @@ mod ingest;
 mod meta;
 mod pausing;
 mod resuming;
+mod scanning;
 
 pub use bucket::{Bucket, BucketConfig, BucketError, BucketStatus, CloseError, IndexError, IndexStatus};
 pub use folder::{DataDir, DataDirError};

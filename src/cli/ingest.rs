@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use dormouse::bucket::{
     Bucket, BucketConfig, BucketName, BucketSpec, DataDir, IngestOptions, IngestProgress, IngestReport,
 };
-use dormouse::index::{DefinitionError, IndexDefinition};
+use dormouse::index::{DefinitionError, Filter, IndexDefinition, IndexName};
 use dormouse::shard::StoreKind;
 use dormouse::source::{Input, ReplayFormat};
 
@@ -55,6 +55,11 @@ pub(super) struct IngestArgs {
     /// index `primary` over the ids, where the bucket has none]
     #[arg(long = "index", value_name = "NAME=PATH[,PATH…]", value_parser = parse_index)]
     indexes: Vec<IndexDefinition>,
+    /// Which documents one of the indexes is about, such as `by_city=country = "DE" and exists address`; others have
+    /// no entry in it. Tests are `=`, `!=`, `<`, `<=`, `>`, `>=`, `in [..]`, `like "Ber%"` and `exists`, joined by
+    /// `not`, `and`, `or`; may be given once for each index [default: all documents]
+    #[arg(long = "where", value_name = "NAME=FILTER", value_parser = parse_filter)]
+    filters: Vec<(IndexName, Filter)>,
     /// SOURCE holds all documents: fill new indexes of a bucket that has data from it [default: off]
     #[arg(long)]
     rebuild: bool,
@@ -95,6 +100,10 @@ impl From<Store> for StoreKind {
     }
 }
 
+fn parse_filter(text: &str) -> Result<(IndexName, Filter), DefinitionError> {
+    IndexDefinition::parse_filter(text)
+}
+
 fn parse_index(text: &str) -> Result<IndexDefinition, DefinitionError> {
     IndexDefinition::parse(text)
 }
@@ -105,12 +114,13 @@ pub(super) fn run(args: &IngestArgs, session: &mut Session) -> anyhow::Result<()
         return Err(WordsOff(problem).into());
     }
     args.check_names()?;
+    let definitions = args.definitions()?;
     let inputs = open_sources(&args.sources)?;
     let data_dir = DataDir::open_or_create(&args.target.data_dir)?;
     let mut config = session.bucket_config();
     config.shards.commit_interval = args.commit_interval;
     let bucket = open_or_create(&data_dir, args, spec, &config)?;
-    let worked = ingest(&bucket, args, inputs, session);
+    let worked = ingest(&bucket, args, &definitions, inputs, session);
     let report = close_after(bucket, worked)?;
     if report.bad_lines > 0 {
         say_bad_lines(&report);
@@ -132,6 +142,35 @@ impl IngestArgs {
             vbuckets: self.vbuckets.unwrap_or(default.vbuckets),
             ..default
         }
+    }
+
+    /// The indexes that are asked for, with their filters. Without any there is the primary index, if it has one.
+    fn definitions(&self) -> anyhow::Result<Vec<IndexDefinition>> {
+        let mut definitions = self.indexes.clone();
+        let of_primary = |(name, _): &(IndexName, Filter)| name.as_str() == PRIMARY;
+        if definitions.is_empty() && self.filters.iter().any(of_primary) {
+            definitions.push(IndexDefinition::primary(PRIMARY.parse()?));
+        }
+        for (count, (name, filter)) in self.filters.iter().enumerate() {
+            if self.filters.iter().take(count).any(|(other, _)| other == name) {
+                return Err(WordsOff(format!(
+                    "index `{name}` is filtered twice; join both filters by `and`"
+                ))
+                .into());
+            }
+            let mut is_there = false;
+            for definition in definitions.iter_mut().filter(|definition| definition.name() == name) {
+                *definition = definition.clone().with_filter(filter.clone());
+                is_there = true;
+            }
+            if !is_there {
+                return Err(WordsOff(format!(
+                    "there is no --index of the name `{name}` to filter; give the index with its filter"
+                ))
+                .into());
+            }
+        }
+        Ok(definitions)
     }
 
     /// Refuses two definitions of one index, and a second reader of standard input.
@@ -214,11 +253,12 @@ fn differs<T: Copy + PartialEq + std::fmt::Display>(
 fn ingest(
     bucket: &Bucket,
     args: &IngestArgs,
+    definitions: &[IndexDefinition],
     inputs: Vec<Input>,
     session: &Session,
 ) -> anyhow::Result<IngestReport> {
-    if !args.indexes.is_empty() {
-        bucket.ensure_indexes(&args.indexes, args.rebuild)?;
+    if !definitions.is_empty() {
+        bucket.ensure_indexes(definitions, args.rebuild)?;
     } else if bucket.describe().indexes.is_empty() {
         bucket.ensure_index(&IndexDefinition::primary(PRIMARY.parse()?), args.rebuild)?;
     }

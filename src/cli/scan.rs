@@ -2,23 +2,25 @@
 
 use clap::Args;
 use dormouse::bucket::{Bucket, DataDir};
-use dormouse::index::{IndexName, KeyRange, RangeError, ScanEntry};
+use dormouse::index::{Cursor, IndexName, KeyRange, PATHS_MAX, RangeError, ScanEntry, ScanQuery};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::args::{BucketArgs, Format};
-use super::output::{Output, OutputError, printable};
+use super::output::{Output, OutputError, printable, say};
 use super::session::{Session, close_after};
 
 /// Print the entries of an index in key order
 ///
 /// The order is null, false, true, numbers, strings by code point, arrays, objects; equal keys go by document id.
-/// A table has the key as a JSON array, a tab and the id; JSON has {"key":[…],"id":"…"}.
+/// A table has the key as a JSON array, a tab and the id; JSON has {"key":[…],"id":"…"}. With --distinct there are
+/// keys alone. Where --limit leaves entries out, standard error tells the cursor that goes on behind the last one.
 #[derive(Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[command(after_help = "Examples:
   dormouse scan --data-dir d --bucket travel --index by_country --from '[\"Iceland\"]' --to '[\"Ireland\",\"Cork\"]'
-  dormouse scan --data-dir d --bucket travel --index by_alt --reverse --limit 10 --format json")]
+  dormouse scan --data-dir d --bucket travel --index by_alt --reverse --limit 10 --format json
+  dormouse scan --data-dir d --bucket travel --index by_country --distinct 1")]
 pub(super) struct ScanArgs {
     #[command(flatten)]
     target: BucketArgs,
@@ -43,6 +45,12 @@ pub(super) struct ScanArgs {
     /// Print at most this many entries [default: all]
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
+    /// Go on behind the entry that this cursor stands for, in the direction of the scan [default: from the start]
+    #[arg(long, value_name = "CURSOR")]
+    after: Option<Cursor>,
+    /// Print each different beginning of this many key parts once, without ids [default: off]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=PATHS_MAX as i64))]
+    distinct: Option<u16>,
     /// Print the number of entries alone, whatever the limit [default: off]
     #[arg(long)]
     count: bool,
@@ -60,7 +68,8 @@ fn parse_bound(text: &str) -> Result<Bound, RangeError> {
 #[derive(Serialize)]
 struct Line<'e> {
     key: &'e [Value],
-    id: &'e str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'e str>,
 }
 
 pub(super) fn run(mut args: ScanArgs, session: &mut Session) -> anyhow::Result<()> {
@@ -70,26 +79,42 @@ pub(super) fn run(mut args: ScanArgs, session: &mut Session) -> anyhow::Result<(
         from_exclusive: args.exclusive_from,
         to_exclusive: args.exclusive_to,
     };
+    let query = ScanQuery {
+        reverse: args.reverse,
+        after: args.after.take(),
+        distinct: args.distinct.map(usize::from),
+        ..range.into()
+    };
     let data_dir = DataDir::open(&args.target.data_dir)?;
     let bucket = data_dir.open_bucket(&args.target.bucket, &session.bucket_config())?;
-    let worked = scan(&bucket, &args, &range, session);
+    let worked = scan(&bucket, &args, &query, session);
     close_after(bucket, worked)
 }
 
-fn scan(bucket: &Bucket, args: &ScanArgs, range: &KeyRange, session: &mut Session) -> anyhow::Result<()> {
-    let scan = bucket.scan(&args.index, range, args.reverse, &session.until)?;
+fn scan(bucket: &Bucket, args: &ScanArgs, query: &ScanQuery, session: &mut Session) -> anyhow::Result<()> {
+    let mut scan = bucket.query(&args.index, query, &session.until)?;
     if args.count {
         return Ok(session.out.line(scan.count_entries()?)?);
     }
-    for entry in scan.take(args.limit.unwrap_or(usize::MAX)) {
-        print(&entry?, session.format, &mut session.out)?;
+    for entry in scan.by_ref().take(args.limit.unwrap_or(usize::MAX)) {
+        print(&entry?, args.distinct.is_some(), session.format, &mut session.out)?;
+    }
+    if let Some(cursor) = scan.cursor()
+        && scan.next().transpose()?.is_some()
+    {
+        session.out.flush()?;
+        say(&format!("the limit left entries out; go on with --after {cursor}"));
     }
     Ok(())
 }
 
-fn print(entry: &ScanEntry, format: Format, out: &mut Output) -> Result<(), OutputError> {
-    match format {
-        Format::Json => out.json(&Line { key: &entry.key, id: &entry.id }),
-        Format::Table => out.line(format_args!("{}\t{}", serde_json::json!(entry.key), printable(&entry.id))),
+fn print(entry: &ScanEntry, distinct: bool, format: Format, out: &mut Output) -> Result<(), OutputError> {
+    let id = (!distinct).then_some(entry.id.as_str());
+    match (format, id) {
+        (Format::Json, id) => out.json(&Line { key: &entry.key, id }),
+        (Format::Table, None) => out.line(serde_json::json!(entry.key)),
+        (Format::Table, Some(id)) => {
+            out.line(format_args!("{}\t{}", serde_json::json!(entry.key), printable(id)))
+        }
     }
 }

@@ -38,15 +38,15 @@ pub const DEPTH_MAX: usize = 128;
 
 /// Ends strings, arrays and objects. It is below every tag and every byte of an escaped string, which puts the
 /// shorter one first.
-const END: u8 = 0x00;
+pub(super) const END: u8 = 0x00;
 const ESCAPE: u8 = 0x01;
 const MISSING: u8 = 0x10;
-const NULL: u8 = 0x18;
-const FALSE: u8 = 0x20;
-const TRUE: u8 = 0x28;
+pub(super) const NULL: u8 = 0x18;
+pub(super) const FALSE: u8 = 0x20;
+pub(super) const TRUE: u8 = 0x28;
 const NUMBER: u8 = 0x30;
 const STRING: u8 = 0x38;
-const ARRAY: u8 = 0x40;
+pub(super) const ARRAY: u8 = 0x40;
 const OBJECT: u8 = 0x48;
 
 const NUMBER_BYTES: usize = 10;
@@ -145,6 +145,19 @@ pub fn encode_str(text: &str, out: &mut Vec<u8>) {
     out.push(END);
 }
 
+/// Appends the encoding of a number. On an error `out` is as it was.
+pub(super) fn encode_number(number: &Number, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    let bytes = number_bytes(number).ok_or(EncodeError::NumberRange)?;
+    out.push(NUMBER);
+    out.extend_from_slice(&bytes);
+    Ok(())
+}
+
+/// What encoded values of one type have in common: their first byte, but for the two booleans.
+pub(super) fn type_of(encoded: &[u8]) -> Option<u8> {
+    encoded.first().map(|first| if *first == FALSE { TRUE } else { *first })
+}
+
 struct Encoder<'o> {
     out: &'o mut Vec<u8>,
     start: usize,
@@ -184,10 +197,7 @@ impl Encoder<'_> {
             Value::Bool(true) => self.byte(TRUE),
             Value::Number(number) => {
                 self.room(1 + NUMBER_BYTES)?;
-                let bytes = number_bytes(number).ok_or(EncodeError::NumberRange)?;
-                self.out.push(NUMBER);
-                self.out.extend_from_slice(&bytes);
-                Ok(())
+                encode_number(number, self.out)
             }
             Value::String(text) => self.string(text),
             Value::Array(elements) => {

@@ -2,8 +2,9 @@
 //!
 //! A definition is written on the command line as `NAME=PATH[,PATH…]` and kept with the bucket as JSON:
 //! `{"name":"by_country","kind":"secondary","paths":["country","city"]}`, or
-//! `{"name":"primary","kind":"primary"}`. Members that this version does not know are refused, because an index
-//! that is read without them would have other entries than it says.
+//! `{"name":"primary","kind":"primary"}`. One with a filter has it as its text in the member `filter`, and `"version":2`,
+//! so that a program that knows no filters says so; without a version it is 1. Members that this version does not know
+//! are refused, because an index that is read without them would have other entries than it says.
 //!
 //! Invariants: a secondary index has 1 to [`PATHS_MAX`] paths, and at most one of them holds `[]`, so that the
 //! number of a document's entries is the length of one array and never a product.
@@ -13,6 +14,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::filter::{Filter, FilterError};
 use super::path::{KeyPath, KeyPathError};
 use super::shown;
 
@@ -21,6 +23,10 @@ pub const NAME_BYTES_MAX: usize = 100;
 
 /// The most paths of a secondary index.
 pub const PATHS_MAX: usize = 16;
+
+/// Versions of the JSON form.
+const VERSION_WITHOUT_FILTER: u32 = 1;
+const VERSION_WITH_FILTER: u32 = 2;
 
 /// The name of an index: 1 to [`NAME_BYTES_MAX`] ASCII letters, digits, `_`, `-`, `.` and `#`, and no `.` in
 /// front.
@@ -35,6 +41,7 @@ pub struct IndexName(String);
 pub struct IndexDefinition {
     name: IndexName,
     kind: IndexKind,
+    filter: Option<Box<Filter>>,
 }
 
 /// What the keys of an index are made of.
@@ -78,6 +85,31 @@ pub enum DefinitionError {
         name: IndexName,
         /// What is wrong.
         source: KeyPathError,
+    },
+    /// The text of a filter has no `=` after a name.
+    #[error("cannot filter an index by `{text}`: expected NAME=FILTER, such as by_country=altitude > 1000")]
+    FilterForm {
+        /// The text.
+        text: String,
+    },
+    /// A filter is none.
+    #[error("cannot filter index {name}: {source}")]
+    Filter {
+        /// The index.
+        name: IndexName,
+        /// What is wrong.
+        source: FilterError,
+    },
+    /// A newer program wrote the definition.
+    #[error(
+        "cannot read the definition of index {name}: it has version {found}, and this program knows those up to \
+         {VERSION_WITH_FILTER}; take the program that made it, or a later one"
+    )]
+    Version {
+        /// The index.
+        name: IndexName,
+        /// The version.
+        found: u32,
     },
     /// There is no path, or there are too many.
     #[error("cannot define index {name}: found {found} paths, expected 1 to {PATHS_MAX}")]
@@ -151,7 +183,7 @@ impl From<IndexName> for String {
 impl IndexDefinition {
     /// An index over the document's id.
     pub fn primary(name: IndexName) -> Self {
-        Self { name, kind: IndexKind::Primary }
+        Self { name, kind: IndexKind::Primary, filter: None }
     }
 
     /// An index over values of the document.
@@ -163,7 +195,7 @@ impl IndexDefinition {
         if let (Some(first), Some(second)) = (arrays.next(), arrays.next()) {
             return Err(DefinitionError::TwoArrays { name, first: first.clone(), second: second.clone() });
         }
-        Ok(Self { name, kind: IndexKind::Secondary { paths } })
+        Ok(Self { name, kind: IndexKind::Secondary { paths }, filter: None })
     }
 
     /// A secondary index as the command line writes it: `NAME=PATH[,PATH…]`.
@@ -175,6 +207,28 @@ impl IndexDefinition {
             Ok(paths) => Self::secondary(name, paths),
             Err(source) => Err(DefinitionError::Path { name, source }),
         }
+    }
+
+    /// A name and a filter as the command line writes them: `NAME=FILTER`.
+    pub fn parse_filter(text: &str) -> Result<(IndexName, Filter), DefinitionError> {
+        let (name, filter) =
+            text.split_once('=').ok_or_else(|| DefinitionError::FilterForm { text: shown(text) })?;
+        let name: IndexName = name.parse()?;
+        match filter.parse() {
+            Ok(filter) => Ok((name, filter)),
+            Err(source) => Err(DefinitionError::Filter { name, source }),
+        }
+    }
+
+    /// The same index over those documents alone of which `filter` is true.
+    #[must_use]
+    pub fn with_filter(self, filter: Filter) -> Self {
+        Self { filter: Some(Box::new(filter)), ..self }
+    }
+
+    /// Which documents it is about, if not all.
+    pub fn filter(&self) -> Option<&Filter> {
+        self.filter.as_deref()
     }
 
     /// What the index is called.
@@ -197,7 +251,7 @@ impl IndexDefinition {
 }
 
 impl fmt::Display for IndexDefinition {
-    /// The form of the command line; of a primary index the name alone.
+    /// The form of the command line; of a primary index the name alone. A filter follows behind ` where `.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.name.fmt(f)?;
         if let IndexKind::Secondary { paths } = &self.kind {
@@ -205,7 +259,7 @@ impl fmt::Display for IndexDefinition {
                 write!(f, "{}{path}", if count == 0 { '=' } else { ',' })?;
             }
         }
-        Ok(())
+        self.filter.iter().try_for_each(|filter| write!(f, " where {filter}"))
     }
 }
 
@@ -213,10 +267,23 @@ impl fmt::Display for IndexDefinition {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Stored {
+    #[serde(default = "version_without_filter", skip_serializing_if = "is_without_filter")]
+    version: u32,
     name: IndexName,
     kind: StoredKind,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     paths: Vec<KeyPath>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    filter: Option<Filter>,
+}
+
+fn version_without_filter() -> u32 {
+    VERSION_WITHOUT_FILTER
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields so")]
+fn is_without_filter(version: &u32) -> bool {
+    *version == VERSION_WITHOUT_FILTER
 }
 
 #[derive(Serialize, Deserialize)]
@@ -232,7 +299,9 @@ impl From<IndexDefinition> for Stored {
             IndexKind::Primary => (StoredKind::Primary, Vec::new()),
             IndexKind::Secondary { paths } => (StoredKind::Secondary, paths),
         };
-        Self { name: definition.name, kind, paths }
+        let filter = definition.filter.map(|filter| *filter);
+        let version = if filter.is_some() { VERSION_WITH_FILTER } else { VERSION_WITHOUT_FILTER };
+        Self { version, name: definition.name, kind, paths, filter }
     }
 }
 
@@ -240,10 +309,14 @@ impl TryFrom<Stored> for IndexDefinition {
     type Error = DefinitionError;
 
     fn try_from(stored: Stored) -> Result<Self, DefinitionError> {
-        match stored.kind {
-            StoredKind::Secondary => Self::secondary(stored.name, stored.paths),
-            StoredKind::Primary if stored.paths.is_empty() => Ok(Self::primary(stored.name)),
-            StoredKind::Primary => Err(DefinitionError::PrimaryWithPaths { name: stored.name }),
+        if stored.version > VERSION_WITH_FILTER {
+            return Err(DefinitionError::Version { name: stored.name, found: stored.version });
         }
+        let whole = match stored.kind {
+            StoredKind::Secondary => Self::secondary(stored.name, stored.paths)?,
+            StoredKind::Primary if stored.paths.is_empty() => Self::primary(stored.name),
+            StoredKind::Primary => return Err(DefinitionError::PrimaryWithPaths { name: stored.name }),
+        };
+        Ok(Self { filter: stored.filter.map(Box::new), ..whole })
     }
 }

@@ -12,7 +12,6 @@ use std::iter::Peekable;
 use std::str::{Chars, FromStr};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::shown;
 
@@ -27,7 +26,7 @@ pub struct KeyPath {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Step {
+pub(super) enum Step {
     /// The member of an object with this name.
     Member(String),
     /// The element of an array at this place, from zero.
@@ -80,31 +79,13 @@ impl KeyPath {
         self.steps.contains(&Step::Each)
     }
 
-    /// The value of a path without `[]`; `None` where it is missing.
-    pub(super) fn value<'d>(&self, document: &'d Value) -> Option<&'d Value> {
-        follow(&self.steps, document)
-    }
-
-    /// The values of a path with `[]`, one for each element, `None` where the element has no such member.
-    /// Nothing where there is no array.
-    pub(super) fn values<'d>(&self, document: &'d Value) -> impl Iterator<Item = Option<&'d Value>> {
-        let mut halves = self.steps.splitn(2, |step| *step == Step::Each);
-        let before = halves.next().unwrap_or_default();
-        let after = halves.next().unwrap_or_default();
-        let elements = follow(before, document).and_then(Value::as_array);
-        elements.into_iter().flatten().map(move |element| follow(after, element))
+    /// The way to the value.
+    pub(super) fn steps(&self) -> &[Step] {
+        &self.steps
     }
 }
 
-fn follow<'d>(steps: &[Step], value: &'d Value) -> Option<&'d Value> {
-    steps.iter().try_fold(value, |value, step| match step {
-        Step::Member(name) => value.as_object()?.get(name),
-        Step::Element(place) => value.as_array()?.get(usize::try_from(*place).ok()?),
-        Step::Each => None,
-    })
-}
-
-fn is_plain(c: char) -> bool {
+pub(super) fn is_plain(c: char) -> bool {
     c.is_alphabetic() || c.is_ascii_digit() || c == '_'
 }
 

@@ -15,7 +15,7 @@ use super::collate::{EncodeError, encode_value};
 use super::shown;
 
 /// No byte of an entry after a prefix of its key is as high.
-const BEYOND: u8 = 0xff;
+pub(super) const BEYOND: u8 = 0xff;
 
 /// The low and the high bound of stored entries, as ordered maps take them.
 pub type KeyBounds = (Bound<Vec<u8>>, Bound<Vec<u8>>);

@@ -3,15 +3,24 @@
 //! A scan takes one snapshot of each shard, in ascending order of their ids, all before its first entry and each
 //! at a batch boundary. A document's entries lie in one shard, so no document is seen twice or in two versions.
 //! Entries stream: memory does not grow with their number.
+//!
+//! An open scan keeps files and old versions of entries from being removed, so it ends when it is too old: its own
+//! calls look at its age, and [`OpenScans::end_old`] ends those that nobody calls.
 
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::bounded;
+use parking_lot::Mutex;
 use serde_json::Value;
 
+use crate::event::{Seqno, VbId};
 use crate::shard::store::StoreFault;
 use crate::shard::{InstId, ReadError, Shard, ShardId, ShardScan, ShardSnapshot};
-use crate::thread::{Stopped, Until};
+use crate::thread::{RecvError, Stopped, Until, recv};
 
-use super::collate::{CollateError, decode_parts};
-use super::range::KeyBounds;
+use super::collate::{CollateError, decode_parts, split_parts};
+use super::query::{Cursor, QueryError, ScanQuery, Stretch, beyond};
 
 /// One entry of an index.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +38,33 @@ pub enum ScanError {
     /// The caller's limit ended first.
     #[error("cannot go on scanning: {0}")]
     Stopped(#[from] Stopped),
+    /// The index cannot be asked for this.
+    #[error("cannot scan the index: {0}")]
+    Query(#[from] QueryError),
+    /// The index did not come to cover what it was to.
+    #[error(
+        "cannot scan the index at seqno {wanted} of vbucket {vb}: it has come to {reached}, and {why}; see that its \
+         source is followed, or wait longer"
+    )]
+    Behind {
+        /// The first vbucket that is behind.
+        vb: VbId,
+        /// The change that the index was to cover.
+        wanted: Seqno,
+        /// The last one that it covers.
+        reached: Seqno,
+        /// What ended the wait.
+        why: Stopped,
+    },
+    /// The scan was open for too long.
+    #[error(
+        "cannot go on scanning: the scan is older than {}, and the files that it holds are to go; begin another one \
+         after the cursor of its last entry", humantime::format_duration(*max_age)
+    )]
+    TooOld {
+        /// The age that a scan may have.
+        max_age: Duration,
+    },
     /// No snapshot of a shard could be taken.
     #[error(transparent)]
     Snapshot(#[from] ReadError),
@@ -53,66 +89,153 @@ pub enum ScanError {
 /// How often a scan asks whether its limit has ended, in entries.
 const CHECK_EVERY: u32 = 1024;
 
+/// Entries of a group that are stepped over before the next group is sought: a seek costs as much as some steps.
+const STEPS_BEFORE_SEEK: usize = 16;
+
+/// What an open scan holds; nothing once it was ended for its age.
+type Held = Mutex<Option<Merge>>;
+
+/// The scans that are open, and the age that they may have.
+pub struct OpenScans {
+    max_age: Duration,
+    merges: Mutex<Vec<(Instant, Weak<Held>)>>,
+}
+
+impl OpenScans {
+    /// None yet. One that is older than `max_age` is ended.
+    pub fn new(max_age: Duration) -> Self {
+        Self { max_age, merges: Mutex::default() }
+    }
+
+    /// Ends those that are too old, but none that is just being read: that one looks at its age itself.
+    pub fn end_old(&self) {
+        let max_age = self.max_age;
+        self.merges.lock().retain(|(began, merge)| {
+            let Some(merge) = merge.upgrade() else { return false };
+            if began.elapsed() > max_age {
+                let Some(mut merge) = merge.try_lock() else { return true };
+                *merge = None;
+                return false;
+            }
+            true
+        });
+    }
+
+    /// Number of scans that hold a snapshot.
+    pub fn count(&self) -> usize {
+        self.merges.lock().iter().filter(|(_, merge)| merge.strong_count() > 0).count()
+    }
+
+    fn add(&self, merge: Merge) -> Arc<Held> {
+        let merge = Arc::new(Mutex::new(Some(merge)));
+        let mut merges = self.merges.lock();
+        merges.retain(|(_, merge)| merge.strong_count() > 0);
+        merges.push((Instant::now(), Arc::downgrade(&merge)));
+        merge
+    }
+}
+
+/// Which entries of an instance a scan goes through, and how.
+struct Plan {
+    inst: InstId,
+    components: usize,
+    stretches: Vec<Stretch>,
+    reverse: bool,
+    distinct: Option<usize>,
+}
+
 /// A shard's part of a scan.
 struct Lane {
     shard: ShardId,
-    entries: ShardScan,
+    /// Gone when the last stretch was begun and no place will be sought.
+    snapshot: Option<ShardSnapshot>,
+    entries: Option<ShardScan>,
+    /// Stretches that were begun.
+    begun: usize,
     head: Option<Vec<u8>>,
 }
 
-/// A running scan.
-pub struct Scan {
+/// What the lanes have left.
+struct Merge {
+    plan: Plan,
     lanes: Vec<Lane>,
-    components: usize,
-    reverse: bool,
+    /// The last entry that was given.
+    last: Vec<u8>,
+}
+
+/// A running scan. It may be dropped at any time.
+pub struct Scan {
+    merge: Arc<Held>,
+    began: Instant,
+    max_age: Duration,
     until: Until,
     since_check: u32,
     ended: bool,
+    has_last: bool,
 }
 
 impl Scan {
-    /// Begins a scan of an instance whose keys have `components` parts.
+    /// Begins a scan of an instance whose keys have `components` parts, after a wait for the seqnos that the query
+    /// names.
     pub fn begin(
         shards: &[Shard],
         (inst, components): (InstId, usize),
-        bounds: &KeyBounds,
-        reverse: bool,
+        query: &ScanQuery,
+        open: &OpenScans,
         until: &Until,
     ) -> Result<Self, ScanError> {
+        let stretches = query.stretches(components)?;
+        wait_for(shards, inst, &query.at_least, until)?;
+        open.end_old();
         let snapshots: Vec<(ShardId, ShardSnapshot)> = shards
             .iter()
             .map(|shard| Ok((shard.id(), shard.snapshot(until)?)))
             .collect::<Result<_, ReadError>>()?;
-        let mut scan = Self {
-            lanes: Vec::with_capacity(snapshots.len()),
-            components,
-            reverse,
+        let plan = Plan { inst, components, stretches, reverse: query.reverse, distinct: query.distinct };
+        let mut lanes = Vec::with_capacity(snapshots.len());
+        for (shard, snapshot) in snapshots {
+            let mut lane = Lane { shard, snapshot: Some(snapshot), entries: None, begun: 0, head: None };
+            lane.step(&plan, None)?;
+            lanes.push(lane);
+        }
+        Ok(Self {
+            merge: open.add(Merge { plan, lanes, last: Vec::new() }),
+            began: Instant::now(),
+            max_age: open.max_age,
             until: until.clone(),
             since_check: 0,
             ended: false,
-        };
-        for (shard, snapshot) in snapshots {
-            let mut lane = Lane { shard, entries: snapshot.scan(inst, bounds), head: None };
-            lane.step(reverse)?;
-            scan.lanes.push(lane);
-        }
-        Ok(scan)
+            has_last: false,
+        })
+    }
+
+    /// The place behind the last entry that was given, for another scan to go on from; `None` before the first.
+    pub fn cursor(&self) -> Option<Cursor> {
+        let merge = self.merge.lock();
+        merge.as_ref().filter(|_| self.has_last).map(|merge| Cursor::behind(&merge.last))
     }
 
     /// Counts the entries that are left, without decoding them.
-    pub fn count_entries(mut self) -> Result<u64, ScanError> {
+    pub fn count_entries(self) -> Result<u64, ScanError> {
         let mut entries = 0;
-        // The order does not matter for a count, so the lanes are emptied one after another.
-        for lane in &mut self.lanes {
-            while lane.head.is_some() {
-                entries += 1;
-                if entries % u64::from(CHECK_EVERY) == 0 {
-                    self.until.check()?;
-                }
-                lane.step(self.reverse)?;
+        loop {
+            let counted = self.advance(|merge| merge.count_some(CHECK_EVERY))?;
+            entries += u64::from(counted);
+            if counted < CHECK_EVERY {
+                return Ok(entries);
             }
+            self.until.check()?;
         }
-        Ok(entries)
+    }
+
+    /// Does a step, unless the scan is too old.
+    fn advance<T>(&self, step: impl FnOnce(&mut Merge) -> Result<T, ScanError>) -> Result<T, ScanError> {
+        let mut merge = self.merge.lock();
+        if self.began.elapsed() > self.max_age {
+            *merge = None;
+        }
+        let Some(merge) = merge.as_mut() else { return Err(ScanError::TooOld { max_age: self.max_age }) };
+        step(merge)
     }
 
     fn next_entry(&mut self) -> Result<Option<ScanEntry>, ScanError> {
@@ -121,27 +244,7 @@ impl Scan {
             self.since_check = 0;
             self.until.check()?;
         }
-        // Few shards: looking at each head is as quick as a heap.
-        let heads = self.lanes.iter_mut().filter(|lane| lane.head.is_some());
-        let next = if self.reverse {
-            heads.max_by(|a, b| a.head.cmp(&b.head))
-        } else {
-            heads.min_by(|a, b| a.head.cmp(&b.head))
-        };
-        let Some(lane) = next else { return Ok(None) };
-        let Some(entry) = lane.head.take() else { return Ok(None) };
-        lane.step(self.reverse)?;
-        let damaged = |error| ScanError::Entry { shard: lane.shard, error };
-        let (key, id) = decode_parts(&entry, self.components).map_err(damaged)?;
-        Ok(Some(ScanEntry { key, id: String::from_utf8_lossy(id).into_owned() }))
-    }
-}
-
-impl Lane {
-    fn step(&mut self, reverse: bool) -> Result<(), ScanError> {
-        let next = if reverse { self.entries.next_back() } else { self.entries.next() };
-        self.head = next.transpose().map_err(|fault| ScanError::Store { shard: self.shard, fault })?;
-        Ok(())
+        self.advance(Merge::next_entry)
     }
 }
 
@@ -154,6 +257,148 @@ impl Iterator for Scan {
         }
         let next = self.next_entry().transpose();
         self.ended = !matches!(next, Some(Ok(_)));
+        self.has_last |= !self.ended;
         next
+    }
+}
+
+impl Merge {
+    /// Takes the next entry of all lanes, with the shard that it is of.
+    fn take_next(&mut self) -> Result<Option<(ShardId, Vec<u8>)>, ScanError> {
+        let Self { plan, lanes, .. } = self;
+        // Few shards: looking at each head is as quick as a heap.
+        let heads = lanes.iter_mut().filter(|lane| lane.head.is_some());
+        let next = if plan.reverse {
+            heads.max_by(|a, b| a.head.cmp(&b.head))
+        } else {
+            heads.min_by(|a, b| a.head.cmp(&b.head))
+        };
+        let Some(lane) = next else { return Ok(None) };
+        let Some(entry) = lane.head.take() else { return Ok(None) };
+        lane.step(plan, None)?;
+        let shard = lane.shard;
+        if let Some(parts) = plan.distinct {
+            let (group, _) = split_parts(&entry, parts).map_err(|error| ScanError::Entry { shard, error })?;
+            lanes.iter_mut().try_for_each(|lane| lane.pass(plan, group))?;
+        }
+        Ok(Some((shard, entry)))
+    }
+
+    fn next_entry(&mut self) -> Result<Option<ScanEntry>, ScanError> {
+        let Some((shard, entry)) = self.take_next()? else { return Ok(None) };
+        let damaged = |error| ScanError::Entry { shard, error };
+        let (mut key, id) = decode_parts(&entry, self.plan.components).map_err(damaged)?;
+        key.truncate(self.plan.distinct.unwrap_or(usize::MAX));
+        let id = String::from_utf8_lossy(id).into_owned();
+        self.last = entry;
+        Ok(Some(ScanEntry { key, id }))
+    }
+
+    /// Counts and passes at most `most` entries.
+    fn count_some(&mut self, most: u32) -> Result<u32, ScanError> {
+        let mut counted = 0;
+        while counted < most {
+            if self.plan.distinct.is_some() {
+                if self.take_next()?.is_none() {
+                    break;
+                }
+            } else {
+                // The order does not matter for a count, so the lanes are emptied one after another.
+                let Some(lane) = self.lanes.iter_mut().find(|lane| lane.head.is_some()) else { break };
+                lane.step(&self.plan, None)?;
+            }
+            counted += 1;
+        }
+        Ok(counted)
+    }
+}
+
+impl Lane {
+    /// Goes to the next entry. What lies before `place` in the stretches that are yet to be begun is left out.
+    fn step(&mut self, plan: &Plan, place: Option<&[u8]>) -> Result<(), ScanError> {
+        loop {
+            let next = match &mut self.entries {
+                Some(entries) if plan.reverse => entries.next_back(),
+                Some(entries) => entries.next(),
+                None => None,
+            };
+            self.head = next.transpose().map_err(|fault| ScanError::Store { shard: self.shard, fault })?;
+            if self.head.is_some() || !self.begin_next(plan, place) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Begins the next stretch, if there is one.
+    fn begin_next(&mut self, plan: &Plan, place: Option<&[u8]>) -> bool {
+        let count = plan.stretches.len();
+        self.entries = None;
+        while self.begun < count {
+            let number = if plan.reverse { count - 1 - self.begun } else { self.begun };
+            self.begun += 1;
+            let left = plan.stretches.get(number).and_then(|stretch| stretch.from(place, plan.reverse));
+            if let (Some(left), Some(snapshot)) = (left, &self.snapshot) {
+                self.entries = Some(snapshot.scan(plan.inst, &left.bounds()));
+                break;
+            }
+        }
+        if self.begun == count && plan.distinct.is_none() {
+            self.snapshot = None;
+        }
+        self.entries.is_some()
+    }
+
+    /// Goes to the first entry that does not begin with `group`.
+    fn pass(&mut self, plan: &Plan, group: &[u8]) -> Result<(), ScanError> {
+        let mut steps = 0;
+        while self.head.as_ref().is_some_and(|head| head.starts_with(group)) {
+            if steps < STEPS_BEFORE_SEEK {
+                steps += 1;
+                self.step(plan, None)?;
+            } else {
+                // The stretch that is being read is begun once more, behind the group.
+                self.begun -= 1;
+                self.entries = None;
+                self.step(plan, Some(&beyond(group, plan.reverse)))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits until the instance covers all of `wanted`.
+fn wait_for(
+    shards: &[Shard],
+    inst: InstId,
+    wanted: &[(VbId, Seqno)],
+    until: &Until,
+) -> Result<(), ScanError> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let count = u16::try_from(shards.len()).unwrap_or(u16::MAX);
+    // Watched before the first look: what is applied in between leaves a message.
+    let (wake, applied) = bounded(1);
+    for shard in shards {
+        shard.watch(wake.clone());
+    }
+    loop {
+        let reached = |vb: VbId| {
+            let shard = shards.get(usize::from(ShardId::of_vb(vb, count).0));
+            let positions = shard.and_then(|shard| shard.positions(inst));
+            positions.and_then(|positions| positions.get(vb)).map_or(Seqno(0), |position| position.seqno)
+        };
+        let mut now = wanted.iter().map(|(vb, wanted)| (*vb, *wanted, reached(*vb)));
+        let Some((vb, wanted, reached)) = now.find(|(_, wanted, reached)| reached < wanted) else {
+            return Ok(());
+        };
+        match recv(&applied, until) {
+            Ok(()) => {}
+            Err(RecvError::Stopped(why)) => return Err(ScanError::Behind { vb, wanted, reached, why }),
+            // The shards hold its senders.
+            Err(RecvError::Closed) => {
+                return Err(ScanError::Behind { vb, wanted, reached, why: Stopped::Cancelled });
+            }
+        }
     }
 }

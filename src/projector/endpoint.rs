@@ -15,6 +15,42 @@ use crate::thread::Fin;
 ///
 /// A call must not wait for long: what cannot be taken now is given back with a signal. An endpoint that hangs
 /// all the same holds up its worker's data, and the close of the data path, but no control message.
+///
+/// One that counts the entries of each index, instead of storing them:
+///
+/// ```
+/// use std::collections::BTreeMap;
+/// use std::sync::Mutex;
+///
+/// use dormouse::event::{Seqno, VbId};
+/// use dormouse::projector::{Endpoint, EndpointRefused};
+/// use dormouse::shard::batch::WriteBatch;
+/// use dormouse::shard::{InstId, ShardId};
+///
+/// #[derive(Default)]
+/// struct Counter(Mutex<BTreeMap<InstId, usize>>);
+///
+/// impl Endpoint for Counter {
+///     fn try_apply(&self, _: ShardId, mut batch: Box<WriteBatch>) -> Result<Box<WriteBatch>, EndpointRefused> {
+///         let mut entries = self.0.lock().map_err(|e| EndpointRefused::Never(anyhow::anyhow!("{e}")))?;
+///         for change in batch.changes() {
+///             *entries.entry(change.inst).or_default() += change.keys().len();
+///         }
+///         batch.clear();
+///         Ok(batch)
+///     }
+/// }
+///
+/// // What a worker does with it:
+/// let mut batch = Box::new(WriteBatch::default());
+/// let document = batch.add_document(b"k");
+/// batch.add_change(InstId(1), (VbId(0), Seqno(1)), document, [b"a".as_slice(), b"b"]);
+/// let counter = Counter::default();
+/// let back = counter.try_apply(ShardId(0), batch).ok();
+/// assert!(back.is_some_and(|batch| batch.changes().count() == 0));
+/// assert_eq!(counter.0.into_inner()?, BTreeMap::from([(InstId(1), 2)]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Endpoint: Send + Sync {
     /// Takes the batch as a whole and gives it back empty, or refuses it as a whole.
     fn try_apply(&self, shard: ShardId, batch: Box<WriteBatch>) -> Result<Box<WriteBatch>, EndpointRefused>;

@@ -2,24 +2,67 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
-
-use crate::index::{IndexDefinition, KeyList};
+use crate::index::{Document, IndexDefinition, KeyList, KeyPlan};
 use crate::shard::InstId;
 
 /// Makes the index keys of a document. [`IndexDefinition`] is the usual one; a host may bring its own.
 ///
 /// It is called on the workers' data threads, on several at a time. A document for which it fails or panics is
 /// left out of the index and counted; the stream goes on.
+///
+/// A closure will do:
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use dormouse::index::{Document, KeyList};
+/// use dormouse::projector::{Engine, Evaluator};
+/// use dormouse::shard::InstId;
+/// use serde_json::Value;
+///
+/// // An index over the length of each name.
+/// let by_length = |_id: &str, document: &Document<'_>, out: &mut KeyList| {
+///     if let Some(name) = document.value()?.get("name").and_then(Value::as_str) {
+///         out.add(&[Some(&Value::from(name.chars().count()))]);
+///     }
+///     Ok(())
+/// };
+/// let mut keys = KeyList::new();
+/// by_length.keys("k", &Document::json(br#"{"name":"Fornebu"}"#), &mut keys)?;
+/// assert_eq!(keys.len(), 1);
+/// let engine = Engine { inst: InstId(1), evaluator: Arc::new(by_length) };
+/// # drop(engine);
+/// # Ok::<(), anyhow::Error>(())
+/// ```
 pub trait Evaluator: Send + Sync {
-    /// Adds the encoded keys of the document to `out`, which comes empty.
-    fn keys(&self, id: &str, document: &Value, out: &mut KeyList) -> anyhow::Result<()>;
+    /// Adds the encoded keys of the document to `out`, which comes empty. The document was checked as a whole; its
+    /// value is made when the first evaluator asks for it.
+    fn keys(&self, id: &str, document: &Document<'_>, out: &mut KeyList) -> anyhow::Result<()>;
+
+    /// What the keys are made of, where they are those of a definition. Such evaluators are not asked for keys: one
+    /// walk of the document serves all of them.
+    fn definition(&self) -> Option<&IndexDefinition> {
+        None
+    }
 }
 
 impl Evaluator for IndexDefinition {
-    fn keys(&self, id: &str, document: &Value, out: &mut KeyList) -> anyhow::Result<()> {
-        IndexDefinition::keys(self, id, document, out);
+    fn keys(&self, id: &str, document: &Document<'_>, out: &mut KeyList) -> anyhow::Result<()> {
+        IndexDefinition::keys(self, id, document.value()?, out);
         Ok(())
+    }
+
+    fn definition(&self) -> Option<&IndexDefinition> {
+        Some(self)
+    }
+}
+
+impl<F> Evaluator for F
+where
+    F: Fn(&str, &Document<'_>, &mut KeyList) -> anyhow::Result<()> + Send + Sync,
+{
+    fn keys(&self, id: &str, document: &Document<'_>, out: &mut KeyList) -> anyhow::Result<()> {
+        self(id, document, out)
     }
 }
 
@@ -38,6 +81,9 @@ pub struct Engine {
 pub struct EngineSet {
     engines: Vec<Engine>,
     instances: Arc<[InstId]>,
+    plan: Arc<KeyPlan>,
+    /// For each engine, its place in the plan.
+    planned: Vec<Option<usize>>,
 }
 
 impl EngineSet {
@@ -49,8 +95,7 @@ impl EngineSet {
             engines.retain(|old| old.inst != new.inst);
             engines.push(new.clone());
         }
-        let instances = engines.iter().map(|engine| engine.inst).collect();
-        Self { engines, instances }
+        Self::of(engines)
     }
 
     /// This set without the engines of `instances`.
@@ -58,13 +103,32 @@ impl EngineSet {
     pub fn without(&self, instances: &[InstId]) -> Self {
         let engines: Vec<Engine> =
             self.engines.iter().filter(|engine| !instances.contains(&engine.inst)).cloned().collect();
+        Self::of(engines)
+    }
+
+    fn of(engines: Vec<Engine>) -> Self {
         let instances = engines.iter().map(|engine| engine.inst).collect();
-        Self { engines, instances }
+        let definition = |engine: &Engine| engine.evaluator.definition().cloned();
+        let definitions: Vec<Option<IndexDefinition>> = engines.iter().map(definition).collect();
+        let mut places = 0..;
+        let planned = definitions.iter().map(|one| one.as_ref().and_then(|_| places.next())).collect();
+        let plan = Arc::new(KeyPlan::new(definitions.iter().flatten()));
+        Self { engines, instances, plan, planned }
     }
 
     /// The engines.
     pub fn engines(&self) -> &[Engine] {
         &self.engines
+    }
+
+    /// The engines, each with its place in the plan if it is in there.
+    pub(super) fn planned(&self) -> impl Iterator<Item = (&Engine, Option<usize>)> {
+        self.engines.iter().zip(self.planned.iter().copied())
+    }
+
+    /// How documents are read for all engines that have a definition.
+    pub(super) fn plan(&self) -> &KeyPlan {
+        &self.plan
     }
 
     /// Their instances, in the same order.

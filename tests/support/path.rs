@@ -11,13 +11,12 @@ use dormouse::event::{
     ByteBudget, Datatype, DcpEvent, EventBatch, EventKind, Generation, OsoEdge, Seqno, Span, StreamEndReason,
     StreamStatus, SystemEvent, VbId, VbUuid,
 };
-use dormouse::index::KeyList;
+use dormouse::index::{Document, KeyList};
 use dormouse::projector::{Endpoint, EndpointRefused, Evaluator};
 use dormouse::shard::batch::WriteBatch;
 use dormouse::shard::{InstId, ShardId};
 use dormouse::thread::{self, Cancel, Fin, JoinError, Thread, Until};
 use parking_lot::Mutex;
-use serde_json::Value;
 
 /// A generator of numbers that the seed decides (`SplitMix64`).
 #[derive(Debug)]
@@ -175,7 +174,7 @@ pub(crate) struct TestEvaluator {
 }
 
 impl Evaluator for TestEvaluator {
-    fn keys(&self, id: &str, _: &Value, _: &mut KeyList) -> anyhow::Result<()> {
+    fn keys(&self, id: &str, _: &Document<'_>, _: &mut KeyList) -> anyhow::Result<()> {
         if id.ends_with('!') {
             panic_quietly("the evaluator was told to panic");
         }
@@ -189,7 +188,7 @@ impl Evaluator for TestEvaluator {
 pub(crate) struct Bomb;
 
 impl Evaluator for Bomb {
-    fn keys(&self, _: &str, _: &Value, _: &mut KeyList) -> anyhow::Result<()> {
+    fn keys(&self, _: &str, _: &Document<'_>, _: &mut KeyList) -> anyhow::Result<()> {
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! From the events of a batch to one write batch per shard.
 //!
-//! Keeps, for each vbucket, where its stream stands. A document is parsed once for all engines. A document for
+//! Keeps, for each vbucket, where its stream stands. A document is read once for all engines. A document for
 //! which an engine fails or panics is quarantined: its old entry goes, it is counted and logged at a limited
 //! rate, and the stream goes on.
 
@@ -14,7 +14,7 @@ use crate::event::{
     Datatype, DcpEvent, EventKind, Generation, OsoEdge, Seqno, Span, StreamEndReason, StreamStatus, VbId,
     VbUuid,
 };
-use crate::index::KeyList;
+use crate::index::{DOCUMENT_KEY_BYTES_MAX, DOCUMENT_KEYS_MAX, Document, Extract, KeyList};
 use crate::shard::ShardId;
 use crate::shard::batch::{Advance, Window, WriteBatch};
 use crate::thread::catch;
@@ -114,6 +114,7 @@ pub(super) struct Evaluation {
     streams: Vec<Option<Stream>>,
     marks: Vec<Mark>,
     keys: KeyList,
+    extract: Extract,
     batches: u64,
     counts: BatchCounts,
     stats: Arc<WorkerStats>,
@@ -145,6 +146,7 @@ impl Evaluation {
             streams: vec![None; usize::from(config.vbuckets)],
             marks: vec![Mark::default(); usize::from(config.vbuckets)],
             keys: KeyList::default(),
+            extract: Extract::new(),
             batches: 0,
             counts: BatchCounts::default(),
             stats,
@@ -284,20 +286,28 @@ impl Evaluation {
         let id = std::str::from_utf8(key.of(buffer)).ok();
         let document = value.map(|(value, datatype)| {
             // A binary document has no members: only its key can be indexed.
-            if datatype.has(Datatype::JSON) {
-                serde_json::from_slice(value.of(buffer))
-            } else {
-                Ok(Value::Null)
-            }
+            if datatype.has(Datatype::JSON) { Document::json(value.of(buffer)) } else { Document::binary() }
         });
-        for engine in engines.engines() {
+        let plan = engines.plan();
+        let text = document.as_ref().and_then(Document::text);
+        // Without a text every path is missing.
+        plan.read_value(&Value::Null, &mut self.extract);
+        let read = text.map_or(Ok(()), |text| plan.read(text, &mut self.extract));
+        for (engine, planned) in engines.planned() {
             self.keys.clear();
-            let problem = match (id, &document) {
-                (_, None) => None,
-                (Some(id), Some(Ok(document))) => run_evaluator(engine, id, document, &mut self.keys),
-                (None, Some(Ok(_))) => Some("its key is not UTF-8".to_owned()),
-                (_, Some(Err(error))) => Some(format!("it is no JSON: {error}")),
+            let problem = match (id, &document, &read) {
+                (_, None, _) => None,
+                (None, Some(_), _) => Some("its key is not UTF-8".to_owned()),
+                (_, Some(_), Err(error)) => Some(error.to_string()),
+                (Some(id), Some(document), Ok(())) => match planned {
+                    Some(place) => {
+                        plan.keys(place, id, &self.extract, &mut self.keys);
+                        None
+                    }
+                    None => run_evaluator(engine, id, document, &mut self.keys),
+                },
             };
+            let problem = problem.or_else(|| self.keys.is_left_out().then(too_many_keys));
             if let Some(problem) = problem {
                 self.keys.clear();
                 self.quarantine(engine, id.unwrap_or("?"), &problem);
@@ -350,8 +360,14 @@ fn note_advance(
     }
 }
 
+fn too_many_keys() -> String {
+    format!(
+        "it has more than {DOCUMENT_KEYS_MAX} keys there, or more than {DOCUMENT_KEY_BYTES_MAX} bytes of them"
+    )
+}
+
 /// Gives back what is wrong, if something is.
-fn run_evaluator(engine: &Engine, id: &str, document: &Value, keys: &mut KeyList) -> Option<String> {
+fn run_evaluator(engine: &Engine, id: &str, document: &Document<'_>, keys: &mut KeyList) -> Option<String> {
     // What a panicking evaluator leaves in `keys` is cleared by the caller; it shares nothing else with us.
     match catch("evaluator", || engine.evaluator.keys(id, document, keys)) {
         Ok(Ok(())) => None,

@@ -1,0 +1,214 @@
+//! Documents as JSON text: checked as a whole, and read no further than somebody asks.
+//!
+//! A document is JSON in UTF-8 with at most [`DOCUMENT_DEPTH_MAX`] arrays and objects within each other. The last of
+//! duplicate members wins. Integers of 64 bits keep their value, other numbers are the nearest double.
+//!
+//! The text is walked by the parser of `serde_json`, whose own values are made only for who asks. It was measured
+//! against the alternatives, each over all members: `simd-json` wants a copy of the document to write into, and
+//! looks at every value before the first can be asked for: it is quicker below 1 KiB and slower above. `sonic-rs` is
+//! no quicker here, and documents that nest deep overflow its stack, which ends the process (its issue 232).
+//! Skipping with `IgnoredAny` is quicker still, but lets pass what is no document: any depth, numbers beyond a double
+//! and halves of surrogate pairs.
+//!
+//! Invariant: the stack that a document takes is bounded, as every seed below counts its depth.
+
+use std::cell::OnceCell;
+use std::fmt;
+use std::str::Utf8Error;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+/// The most arrays and objects that may lie within each other in a document.
+pub const DOCUMENT_DEPTH_MAX: usize = 128;
+
+/// Why bytes are no document.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DocumentError {
+    /// They are no text.
+    #[error("it is no JSON: {0}")]
+    Utf8(#[from] Utf8Error),
+    /// The text is no JSON, or nests too deep.
+    #[error("it is no JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// A document that an evaluator is asked about. Its value is made when it is first asked for.
+pub struct Document<'d> {
+    text: Option<&'d [u8]>,
+    value: OnceCell<Value>,
+}
+
+impl<'d> Document<'d> {
+    /// A document of JSON.
+    pub fn json(text: &'d [u8]) -> Self {
+        Self { text: Some(text), value: OnceCell::new() }
+    }
+
+    /// A document of anything else. Its value is null.
+    pub fn binary() -> Self {
+        Self { text: None, value: OnceCell::new() }
+    }
+
+    /// The text, if it is JSON.
+    pub fn text(&self) -> Option<&'d [u8]> {
+        self.text
+    }
+
+    /// The whole document as a value, made once for all who ask.
+    pub fn value(&self) -> Result<&Value, DocumentError> {
+        if let Some(value) = self.value.get() {
+            return Ok(value);
+        }
+        let value = self.text.map(|text| read(text, ValueSeed { depth: 0 })).transpose()?;
+        Ok(self.value.get_or_init(|| value.unwrap_or_default()))
+    }
+}
+
+/// Reads a document to its end with a seed that counts depth.
+pub(super) fn read<'d, S: DeserializeSeed<'d>>(text: &'d [u8], seed: S) -> Result<S::Value, DocumentError> {
+    let mut reader = serde_json::Deserializer::from_str(std::str::from_utf8(text)?);
+    // Its own limit is one lower, and the seeds count.
+    reader.disable_recursion_limit();
+    let read = seed.deserialize(&mut reader)?;
+    reader.end()?;
+    Ok(read)
+}
+
+/// The depth within an array or object.
+pub(super) fn deeper<E: Error>(depth: usize) -> Result<usize, E> {
+    if depth == DOCUMENT_DEPTH_MAX {
+        return Err(E::custom(format_args!(
+            "more than {DOCUMENT_DEPTH_MAX} arrays and objects lie within each other"
+        )));
+    }
+    Ok(depth + 1)
+}
+
+/// The visits to what is neither array nor object, where none of them matters.
+macro_rules! pass_scalars {
+    () => {
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a JSON value")
+        }
+        fn visit_unit<E>(self) -> Result<(), E> {
+            Ok(())
+        }
+        fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+            Ok(())
+        }
+        fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+            Ok(())
+        }
+        fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+            Ok(())
+        }
+        fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+            Ok(())
+        }
+        fn visit_str<E>(self, _: &str) -> Result<(), E> {
+            Ok(())
+        }
+    };
+}
+pub(super) use pass_scalars;
+
+/// Checks a value that nobody asks for.
+#[derive(Clone, Copy)]
+pub(super) struct Pass {
+    pub(super) depth: usize,
+}
+
+impl<'d> DeserializeSeed<'d> for Pass {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'d>>(self, reader: D) -> Result<(), D::Error> {
+        reader.deserialize_any(self)
+    }
+}
+
+impl<'d> Visitor<'d> for Pass {
+    type Value = ();
+
+    pass_scalars!();
+
+    fn visit_seq<A: SeqAccess<'d>>(self, mut elements: A) -> Result<(), A::Error> {
+        let inner = Self { depth: deeper(self.depth)? };
+        while elements.next_element_seed(inner)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'d>>(self, mut members: A) -> Result<(), A::Error> {
+        let inner = Self { depth: deeper(self.depth)? };
+        // A name is a text like any other.
+        while members.next_key_seed(inner)?.is_some() {
+            members.next_value_seed(inner)?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes a value.
+#[derive(Clone, Copy)]
+pub(super) struct ValueSeed {
+    pub(super) depth: usize,
+}
+
+impl<'d> DeserializeSeed<'d> for ValueSeed {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'d>>(self, reader: D) -> Result<Value, D::Error> {
+        reader.deserialize_any(self)
+    }
+}
+
+impl<'d> Visitor<'d> for ValueSeed {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(value).into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'d>>(self, mut elements: A) -> Result<Value, A::Error> {
+        let inner = Self { depth: deeper(self.depth)? };
+        let mut all = Vec::new();
+        while let Some(element) = elements.next_element_seed(inner)? {
+            all.push(element);
+        }
+        Ok(all.into())
+    }
+
+    fn visit_map<A: MapAccess<'d>>(self, mut members: A) -> Result<Value, A::Error> {
+        let inner = Self { depth: deeper(self.depth)? };
+        let mut all = Map::new();
+        while let Some(name) = members.next_key::<String>()? {
+            all.insert(name, members.next_value_seed(inner)?);
+        }
+        Ok(all.into())
+    }
+}

@@ -1,0 +1,322 @@
+//! Documents as text: a plan of many indexes gives each the keys that it would have by itself.
+
+use dormouse::index::collate::{encode_missing, encode_value};
+use dormouse::index::{
+    DOCUMENT_DEPTH_MAX, DOCUMENT_KEYS_MAX, Document, Extract, IndexDefinition, KEY_BYTES_MAX, KeyList,
+    KeyPlan,
+};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::support::cli::AIRPORTS;
+use crate::support::json::value;
+
+fn definition(text: &str) -> IndexDefinition {
+    let (paths, filter) = text.split_once(" where ").map_or((text, None), |(a, b)| (a, Some(b)));
+    let definition = IndexDefinition::parse(&format!("i={paths}")).unwrap();
+    match filter {
+        Some(filter) => definition.with_filter(filter.parse().unwrap()),
+        None => definition,
+    }
+}
+
+fn keys_of(list: &KeyList) -> Vec<Vec<u8>> {
+    list.iter().map(<[u8]>::to_vec).collect()
+}
+
+/// The keys of each definition, by one walk of the text.
+fn by_plan(definitions: &[IndexDefinition], text: &str) -> Vec<Vec<Vec<u8>>> {
+    let plan = KeyPlan::new(definitions);
+    let (mut extract, mut list) = (Extract::new(), KeyList::new());
+    // What an earlier document left must not matter.
+    let _ = plan.read(br#"{"a":[{"b":1},2],"b":{"c":[1]},"c":"#, &mut extract);
+    plan.read(text.as_bytes(), &mut extract).unwrap();
+    (0..definitions.len())
+        .map(|place| {
+            list.clear();
+            plan.keys(place, "id", &extract, &mut list);
+            keys_of(&list)
+        })
+        .collect()
+}
+
+fn one(paths: &str, text: &str) -> Vec<Vec<u8>> {
+    by_plan(&[definition(paths)], text).remove(0)
+}
+
+fn encoded(parts: &[Option<Value>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for part in parts {
+        match part {
+            Some(value) => encode_value(value, &mut bytes).unwrap(),
+            None => encode_missing(&mut bytes),
+        }
+    }
+    bytes
+}
+
+fn key(part: &Value) -> Vec<u8> {
+    encoded(&[Some(part.clone())])
+}
+
+#[test]
+fn the_last_of_duplicate_members_wins_at_every_depth() {
+    assert_eq!(one("a", r#"{"a":1,"a":2}"#), [key(&json!(2))]);
+    assert_eq!(one("a.b", r#"{"a":{"b":1},"a":{}}"#), [[0_u8; 0]; 0]);
+    assert_eq!(one("a.b", r#"{"a":{"b":1},"a":{"b":3}}"#), [key(&json!(3))]);
+    assert_eq!(one("a[]", r#"{"a":[1,2],"a":[3]}"#), [key(&json!(3))]);
+    assert_eq!(one("a[].b", r#"{"a":[{"b":1,"b":2},{"b":3,"b":4}]}"#), [key(&json!(2)), key(&json!(4))]);
+    assert_eq!(one("a[].b.c", r#"{"a":[{"b":{"c":1},"b":5}]}"#), [[0_u8; 0]; 0]);
+    assert_eq!(one("a", r#"{"a":{"x":1,"x":2}}"#), [key(&json!({"x": 2}))]);
+    assert_eq!(one("a", r#"{"\u0061":1}"#), [key(&json!(1))]);
+}
+
+#[test]
+fn one_value_serves_several_paths() {
+    let definitions: Vec<_> =
+        ["a", "a.b", "a[]", "a[0]", "a[].b", "a[1].b,a[]", "a.b.c,a"].map(definition).into();
+    for text in [r#"{"a":[{"b":1},{"b":2},3]}"#, r#"{"a":{"b":{"c":1}}}"#, r#"{"a":null}"#, "{}", "[1]"] {
+        let value: Value = serde_json::from_str(text).unwrap();
+        for (definition, found) in definitions.iter().zip(by_plan(&definitions, text)) {
+            let mut list = KeyList::new();
+            definition.keys("id", &value, &mut list);
+            assert_eq!(found, keys_of(&list), "{definition} {text}");
+        }
+    }
+}
+
+#[test]
+fn numbers_and_texts_keep_their_value() {
+    for part in [json!(9_007_199_254_740_993_i64), json!(u64::MAX), json!(i64::MIN), json!(0.1), json!(1e300)]
+    {
+        assert_eq!(one("a", &format!("{{\"a\":{part}}}")), [key(&part)]);
+    }
+    assert_eq!(one("a", r#"{"a":"\ud83d\ude00\u0000\u0001é"}"#), [key(&json!("😀\u{0}\u{1}é"))]);
+    assert_eq!(one("a", r#"{"a":-0}"#), [key(&json!(0))]);
+}
+
+#[test]
+fn what_no_index_names_is_checked_too() {
+    let plan = KeyPlan::new(&[definition("a")]);
+    let mut extract = Extract::new();
+    let nested = |depth: usize| format!("{{\"b\":{}{}}}", "[".repeat(depth - 1), "]".repeat(depth - 1));
+    assert!(plan.read(nested(DOCUMENT_DEPTH_MAX).as_bytes(), &mut extract).is_ok());
+    for depth in [DOCUMENT_DEPTH_MAX + 1, 1_000_000] {
+        for name in ["a", "b"] {
+            let text = nested(depth).replace('b', name);
+            assert!(
+                plan.read(text.as_bytes(), &mut extract).unwrap_err().to_string().contains("more than 128")
+            );
+            assert!(Document::json(text.as_bytes()).value().is_err());
+        }
+    }
+    let bad: [&[u8]; 9] = [
+        b"{\"b\":\"\xff\"}",
+        br#"{"b":"\ud800"}"#,
+        br#"{"b":1e999}"#,
+        br#"{"b":01}"#,
+        br#"{"b":[1,]}"#,
+        b"{\"b\":\"\x01\"}",
+        br#"{"a":1}x"#,
+        br#"{"a":1"#,
+        b"",
+    ];
+    for text in bad {
+        assert!(plan.read(text, &mut extract).is_err(), "{}", String::from_utf8_lossy(text));
+    }
+}
+
+#[test]
+fn keys_of_four_kib_are_left_out_and_counted_and_huge_arrays_are_taken() {
+    let fits = "x".repeat(KEY_BYTES_MAX - 2);
+    let many: Vec<String> = (0..10_000).map(|n| format!("\"{n}\"")).collect();
+    let text = format!(r#"{{"a":["{fits}","{fits}y",["{fits}","{fits}"],{}]}}"#, many.join(","));
+    let plan = KeyPlan::new(&[definition("a[]")]);
+    let (mut extract, mut list) = (Extract::new(), KeyList::new());
+    plan.read(text.as_bytes(), &mut extract).unwrap();
+    plan.keys(0, "id", &extract, &mut list);
+    assert_eq!((list.len(), list.oversize(), list.is_left_out()), (10_001, 2, false));
+}
+
+#[test]
+fn a_document_of_too_many_keys_is_left_out_as_a_whole() {
+    let numbers = |count: usize| (0..count).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+    let long = "x".repeat(3000);
+    for (count, paths, is_left_out) in [
+        (DOCUMENT_KEYS_MAX, "a[]", false),
+        (DOCUMENT_KEYS_MAX + 1, "a[]", true),
+        (1000, "a[],b", false),
+        (2000, "a[],b", true),
+    ] {
+        let plan = KeyPlan::new(&[definition(paths)]);
+        let (mut extract, mut list) = (Extract::new(), KeyList::new());
+        let text = format!(r#"{{"a":[{}],"b":"{long}"}}"#, numbers(count));
+        plan.read(text.as_bytes(), &mut extract).unwrap();
+        plan.keys(0, "id", &extract, &mut list);
+        assert_eq!((list.is_left_out(), list.is_empty()), (is_left_out, is_left_out), "{count} {paths}");
+    }
+}
+
+#[test]
+fn a_host_makes_keys_of_its_own() {
+    let mut list = KeyList::new();
+    let (two, one) = (json!(2), json!(1));
+    list.add(&[Some(&two), None]);
+    list.add(&[Some(&one), Some(&two)]);
+    list.add(&[None, Some(&two)]);
+    list.add(&[Some(&json!("x".repeat(5000)))]);
+    assert_eq!(keys_of(&list), [encoded(&[Some(one), Some(two.clone())]), encoded(&[Some(two), None])]);
+    assert_eq!(list.oversize(), 1);
+}
+
+#[test]
+fn the_airports_have_the_keys_of_their_values() {
+    let definitions: Vec<_> =
+        ["country,city", "tz", "altitude,missing", "name where altitude > 1000 and country != \"France\""]
+            .map(definition)
+            .into();
+    for text in std::fs::read_to_string(AIRPORTS).unwrap().lines() {
+        let value: Value = serde_json::from_str(text).unwrap();
+        for (definition, found) in definitions.iter().zip(by_plan(&definitions, text)) {
+            let mut list = KeyList::new();
+            definition.keys("id", &value, &mut list);
+            assert_eq!(found, keys_of(&list), "{definition} {text}");
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Member(&'static str),
+    Element(usize),
+    Each,
+}
+
+fn text_of(path: &[Step]) -> String {
+    let steps = path.iter().map(|step| match step {
+        Step::Member(name) => format!(".{name}"),
+        Step::Element(place) => format!("[{place}]"),
+        Step::Each => "[]".to_owned(),
+    });
+    steps.collect::<String>()[1..].to_owned()
+}
+
+/// All values of a path; `None` where one is missing.
+fn naive(path: &[Step], value: &Value) -> Vec<Option<Value>> {
+    let Some((step, rest)) = path.split_first() else { return vec![Some(value.clone())] };
+    let next: Vec<&Value> = match (step, value) {
+        (Step::Member(name), Value::Object(members)) => members.get(*name).into_iter().collect(),
+        (Step::Element(place), Value::Array(elements)) => elements.get(*place).into_iter().collect(),
+        (Step::Each, Value::Array(elements)) => elements.iter().collect(),
+        _ => Vec::new(),
+    };
+    let values: Vec<_> = next.into_iter().flat_map(|value| naive(rest, value)).collect();
+    if values.is_empty() { vec![None] } else { values }
+}
+
+fn naive_keys(paths: &[Vec<Step>], filter: Option<&(Vec<Step>, Value)>, document: &Value) -> Vec<Vec<u8>> {
+    let passes = |(path, wanted): &(Vec<Step>, Value)| {
+        naive(path, document).iter().flatten().any(|value| key(value) == key(wanted))
+    };
+    if !filter.is_none_or(passes) {
+        return Vec::new();
+    }
+    let mut keys: Vec<Vec<Option<Value>>> = vec![Vec::new()];
+    for path in paths {
+        let values = naive(path, document);
+        keys = keys
+            .iter()
+            .flat_map(|key| values.iter().map(move |value| [&key[..], std::slice::from_ref(value)].concat()))
+            .collect();
+    }
+    keys.retain(|key| key[0].is_some());
+    let mut keys: Vec<_> = keys.iter().map(|key| encoded(key)).collect();
+    keys.sort();
+    keys.dedup();
+    keys
+}
+
+fn plain_path() -> impl Strategy<Value = Vec<Step>> {
+    let member = || proptest::sample::select(&["a", "b"][..]).prop_map(Step::Member);
+    let step = prop_oneof![2 => member(), 1 => (0_usize..2).prop_map(Step::Element)];
+    (member(), proptest::collection::vec(step, 0..3)).prop_map(|(first, rest)| [vec![first], rest].concat())
+}
+
+fn array_path() -> impl Strategy<Value = Vec<Step>> {
+    (plain_path(), plain_path(), any::<bool>()).prop_map(|(before, after, has_after)| {
+        [before, vec![Step::Each], if has_after { after } else { Vec::new() }].concat()
+    })
+}
+
+type Drawn = (Vec<Vec<Step>>, Option<(Vec<Step>, Value)>);
+
+fn index() -> impl Strategy<Value = Drawn> {
+    let plain = || proptest::collection::vec(plain_path(), 0..2);
+    let paths = prop_oneof![
+        proptest::collection::vec(plain_path(), 1..4),
+        (plain(), array_path(), plain())
+            .prop_map(|(before, array, after)| [before, vec![array], after].concat()),
+    ];
+    let filter = (prop_oneof![plain_path(), array_path()], small());
+    (paths, proptest::option::weighted(0.3, filter))
+}
+
+fn small() -> impl Strategy<Value = Value> {
+    proptest::sample::select(vec![json!(null), json!(1), json!(1.0), json!("x"), json!([]), json!({"a": 1})])
+}
+
+/// A document as text, with duplicate members and white space; the naive evaluation is given what `serde_json` makes
+/// of it.
+fn text() -> impl Strategy<Value = String> {
+    let leaf = prop_oneof![3 => small(), 1 => value()].prop_map(|value| value.to_string());
+    let inner = leaf.prop_recursive(4, 40, 4, |inner| {
+        let member = (proptest::sample::select(&["a", "b", "c"][..]), inner.clone());
+        let member = member.prop_map(|(name, value)| format!("\"{name}\" :{value}"));
+        prop_oneof![
+            proptest::collection::vec(inner, 0..4).prop_map(|all| format!("[{}]", all.join(", "))),
+            proptest::collection::vec(member, 0..4).prop_map(|all| format!("{{ {} }}", all.join(","))),
+        ]
+    });
+    proptest::collection::vec(inner, 2).prop_map(|all| format!("{{\"a\":{},\n\"b\":{}}}", all[0], all[1]))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn keys_are_those_of_a_naive_evaluation(indexes in proptest::collection::vec(index(), 1..5), text in text()) {
+        let document: Value = serde_json::from_str(&text).unwrap();
+        let definitions: Vec<IndexDefinition> = indexes
+            .iter()
+            .map(|(paths, filter)| {
+                let paths: Vec<String> = paths.iter().map(|path| text_of(path)).collect();
+                let filter = filter.as_ref().map(|(path, value)| format!(" where {} = {value}", text_of(path)));
+                definition(&(paths.join(",") + &filter.unwrap_or_default()))
+            })
+            .collect();
+        for ((paths, filter), found) in indexes.iter().zip(by_plan(&definitions, &text)) {
+            prop_assert_eq!(found, naive_keys(paths, filter.as_ref(), &document), "{:?}", paths);
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_read_as_serde_json_reads_them(
+        text in prop_oneof![
+            text().prop_map(String::into_bytes),
+            (text(), any::<proptest::sample::Index>(), any::<u8>()).prop_map(|(text, place, byte)| {
+                let mut bytes = text.into_bytes();
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+                bytes
+            }),
+            "[{}\\[\\]\":,ab0-9.e\\\\u ]{0,24}".prop_map(String::into_bytes),
+        ],
+    ) {
+        let plan = KeyPlan::new(&[definition("a.b,b[]"), definition("a")]);
+        let read = plan.read(&text, &mut Extract::new());
+        let value = serde_json::from_slice::<Value>(&text);
+        prop_assert_eq!(read.is_ok(), value.is_ok());
+        let document = Document::json(&text);
+        prop_assert_eq!(document.value().ok(), value.as_ref().ok());
+    }
+}
