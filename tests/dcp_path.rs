@@ -171,7 +171,7 @@ fn an_out_of_order_backfill_that_is_cut_begins_again_and_ends_in_the_same_index(
     for life in 1..=4 {
         producer.behave(|behaviour| behaviour.stalled = true);
         let path = Path::start(&set, &config, 302, life);
-        eventually("all streams are asked for", || producer.state.lock().requests.len() == life as usize * 8);
+        eventually("all streams are asked for", || producer.state.lock().requests.len() as u64 == life * 8);
         producer.behave(|behaviour| (behaviour.stalled, behaviour.cut_after) = (false, Some(3000)));
         path.connection.ended().wait(&watchdog()).unwrap();
         path.close();

@@ -121,7 +121,8 @@ impl Producer {
         let (stop, shared) = (Cancel::new(), Arc::clone(&state));
         let (stopped, tls) = (stop.clone(), certificate.map(|certificate| Arc::clone(&certificate.config)));
         let thread =
-            thread::spawn("test-producer", move || serve::accept(&listener, &shared, tls, &stopped)).unwrap();
+            thread::spawn("test-producer", move || serve::accept(&listener, &shared, tls.as_ref(), &stopped))
+                .unwrap();
         Self { address, state, stop, thread: Some(thread) }
     }
 

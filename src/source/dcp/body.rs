@@ -13,7 +13,7 @@ use crate::event::Datatype;
 const SNAPPY: Datatype = Datatype(0x02);
 
 /// A value that was taken apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Body<'a> {
     /// The extended attributes.
     pub xattrs: Xattrs<'a>,
@@ -105,7 +105,7 @@ impl<'a> Body<'a> {
 }
 
 /// Extended attributes: names, and values in JSON.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Xattrs<'a>(&'a [u8]);
 
 impl<'a> Iterator for Xattrs<'a> {

@@ -73,7 +73,13 @@ pub struct Connection {
     ended: Fin,
     roster: Roster,
     /// Taken out by whoever joins them.
-    threads: Mutex<(Option<Thread<()>>, Option<Thread<DcpEnd>>)>,
+    threads: Mutex<Threads>,
+}
+
+#[derive(Default)]
+struct Threads {
+    reader: Option<Thread<()>>,
+    sender: Option<Thread<DcpEnd>>,
 }
 
 /// Threads that did not end in time. The call may be repeated.
@@ -129,7 +135,7 @@ impl Connection {
         let sender =
             roster.spawn(format!("dcp-send-{number}"), move || sender.run(ended_holder)).map_err(spawned)?;
         let (vbuckets, collection) = (config.vbuckets, config.collection);
-        let threads = Mutex::new((Some(reader), Some(sender)));
+        let threads = Mutex::new(Threads { reader: Some(reader), sender: Some(sender) });
         Ok(Self { shared, vbuckets, collection, name, cluster_config, ended, roster, threads })
     }
 
@@ -241,14 +247,14 @@ impl Connection {
 
     /// Waits for a connection that ends by itself and joins its threads.
     pub fn join(&self, until: &Until) -> Result<Option<DcpEnd>, DcpStillRunning> {
-        let (reader, sender) = std::mem::take(&mut *self.threads.lock());
+        let Threads { reader, sender } = std::mem::take(&mut *self.threads.lock());
         let mut end = None;
         if let Some(Err(JoinError::StillRunning(thread))) = reader.map(|thread| thread.join(until)) {
-            self.threads.lock().0 = Some(thread);
+            self.threads.lock().reader = Some(thread);
         }
         match sender.map(|thread| thread.join(until)) {
             Some(Ok(told)) => end = Some(told),
-            Some(Err(JoinError::StillRunning(thread))) => self.threads.lock().1 = Some(thread),
+            Some(Err(JoinError::StillRunning(thread))) => self.threads.lock().sender = Some(thread),
             Some(Err(JoinError::Panicked(_))) | None => {}
         }
         let threads = self.roster.running();

@@ -41,6 +41,7 @@ impl CollectionId {
             out.push(0x80 | (left & 0x7f) as u8);
             left >>= 7;
         }
-        out.push(left as u8);
+        let [last, ..] = left.to_le_bytes();
+        out.push(last);
     }
 }

@@ -16,6 +16,8 @@ use super::{BUCKET_NAME, PASSWORD, Raw, Seen, State, USER};
 
 /// How long a connection waits for its consumer when it has nothing to send.
 const WAIT: Duration = Duration::from_millis(1);
+/// Features of HELLO that the server knows.
+const KNOWN: [u16; 6] = [0x06, 0x07, 0x08, 0x0a, 0x0b, 0x12];
 /// Bytes that are written before the consumer is listened to again.
 const TURN_BYTES: usize = 64 * 1024;
 
@@ -25,7 +27,7 @@ impl<T: Read + Write + Send> Wire for T {}
 pub(super) fn accept(
     listener: &TcpListener,
     state: &Arc<Mutex<State>>,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    tls: Option<&Arc<rustls::ServerConfig>>,
     stop: &Cancel,
 ) {
     let mut threads: Vec<Thread<()>> = Vec::new();
@@ -35,7 +37,7 @@ pub(super) fn accept(
         tcp.set_nodelay(true).unwrap();
         tcp.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
         let own = tcp.try_clone().unwrap();
-        let wire: Box<dyn Wire> = match &tls {
+        let wire: Box<dyn Wire> = match tls {
             None => Box::new(own),
             Some(config) => {
                 let session = rustls::ServerConnection::new(Arc::clone(config)).unwrap();
@@ -289,14 +291,14 @@ impl Serve {
         }
     }
 
-    fn take_ack(&mut self, asked: &Asked<'_>) {
+    fn take_ack(&mut self, ack: &Asked<'_>) {
         let mut state = self.state.lock();
-        let bytes = if asked.extras.len() == 4 { u64::from(asked.u32(0)) } else { 0 };
+        let bytes = if ack.extras.len() == 4 { u64::from(ack.u32(0)) } else { 0 };
         let seen = &mut state.connections[self.number];
         seen.acked += bytes;
         seen.acks.push(bytes);
         let (acked, sent) = (seen.acked, seen.sent);
-        if bytes == 0 || acked > sent || asked.opaque != 0 {
+        if bytes == 0 || acked > sent || ack.opaque != 0 {
             state.faults.push(format!("{bytes} bytes acknowledged, {acked} of {sent}"));
         }
     }
@@ -306,11 +308,10 @@ impl Serve {
         match (asked.opcode, self.step) {
             (0x1f, Step::Greeted(0)) => {
                 self.step = Step::Greeted(1);
-                let granted = [0x06, 0x07, 0x08, 0x0a, 0x0b, 0x12];
-                let asked: Vec<u16> =
+                let wanted: Vec<u16> =
                     asked.value.chunks(2).map(|two| u16::from_be_bytes([two[0], two[1]])).collect();
                 let granted: Vec<u16> =
-                    granted.into_iter().filter(|feature| asked.contains(feature)).collect();
+                    KNOWN.into_iter().filter(|feature| wanted.contains(feature)).collect();
                 self.collections = granted.contains(&0x12);
                 (0, granted.iter().flat_map(|feature| feature.to_be_bytes()).collect())
             }
