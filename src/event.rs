@@ -102,6 +102,12 @@ impl Span {
         }
     }
 
+    /// The same bytes once `by` bytes were put before their buffer.
+    #[must_use]
+    pub fn shifted(self, by: usize) -> Self {
+        Self::new(self.start as usize + by, self.len as usize)
+    }
+
     /// The bytes in `buffer`; none where the span does not lie in it.
     pub fn of(self, buffer: &[u8]) -> &[u8] {
         let start = self.start as usize;
@@ -314,6 +320,23 @@ pub struct EventBatch {
 }
 
 impl EventBatch {
+    /// Puts the events of `later`, which is of the same generation and has no charge, behind these.
+    pub fn append(&mut self, later: &Self) {
+        let by = self.buffer.len();
+        self.buffer.extend_from_slice(&later.buffer);
+        self.events.extend(later.events.iter().map(|event| {
+            let kind = match event.kind {
+                EventKind::Mutation { key, value, datatype } => {
+                    EventKind::Mutation { key: key.shifted(by), value: value.shifted(by), datatype }
+                }
+                EventKind::Deletion { key } => EventKind::Deletion { key: key.shifted(by) },
+                EventKind::Expiration { key } => EventKind::Expiration { key: key.shifted(by) },
+                other => other,
+            };
+            DcpEvent { kind, ..*event }
+        }));
+    }
+
     /// The memory that the batch holds, in bytes, with a constant for what every batch needs on its way, so that a
     /// budget also bounds the number of small ones. A batch that was sent early holds more than its events need.
     pub fn weight_bytes(&self) -> usize {

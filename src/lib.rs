@@ -16,7 +16,7 @@
 //! | [`bucket`] | the product's loop: make, follow, scan, put to sleep, wake up, close | [`bucket::Bucket`] |
 //! | [`pause`] | archives: plan, upload, manifest, download, verify | [`pause::Manifest`] |
 //! | [`projector`] | the data path: from batches of events to write batches | [`projector::KvData`] |
-//! | [`source`] | where changes come from: files of JSON lines | [`source::Replay`] |
+//! | [`source`] | where changes come from: files of JSON lines, connections to a cluster | [`source::Replay`], [`source::dcp::Connection`] |
 //! | [`index`] | definitions, key order, evaluation, ranges, scans | [`index::IndexDefinition`] |
 //! | [`shard`] | folders of entries and positions: the unit of locking and archiving | [`shard::Shard`] |
 //! | [`objstore`] | object stores, and the one content hash | [`objstore::ObjectStore`] |
@@ -76,6 +76,8 @@
 //! | `dm-compact` | merges tables, removes what a lock had kept | the bucket is closed |
 //! | `dm-load-N` | reads files of a shard that is in memory, beside the caller | the call that asked for them ends |
 //! | `dm-source` | reads the inputs of an ingest | they are read, or the ingest ends |
+//! | `dcp-read-N` | reads a connection to a node of a cluster, answers its noops | the connection ends |
+//! | `dcp-send-N` | hands on what was read, and acknowledges it | the connection ends |
 //! | `kv-ctl-N` | control of a data path: serves requests, ends everything in order | the ingest ends |
 //! | `kv-data-N` | scatters batches to workers | its control ends it, or the source is gone |
 //! | `vbc-N-W` | control of a worker: passes engines on, joins its data thread | the data path closes |

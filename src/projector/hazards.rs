@@ -1,8 +1,8 @@
 //! The known hazards of the system that this re-imagines, and what became of each.
 //!
 //! The numbers are those of the specification's list of hazards. A row says what went wrong there, how this
-//! design rules it out, and which test would see it come back. Rows H50 to H64 are about the wire protocol,
-//! which this version does not speak; `not built` stands where a test would.
+//! design rules it out, and which test would see it come back. Rows H50 to H64 are about the wire protocol, which
+//! the source `dcp` speaks.
 //!
 //! | hazard | what went wrong | why it cannot here | test |
 //! |---|---|---|---|
@@ -46,21 +46,21 @@
 //! | H42 | statistics waited for the data path | they are read from shared counters | `it_ends_in_order_when_it_is_closed_while_statistics_are_read` |
 //! | H43 | a token wrapped around and matched an old stream | generations are 64-bit and only grow | `batches_of_another_generation_are_dropped_and_counted` |
 //! | H44 | streams were opened on a path that had ended | asking for streams fails once the path has ended | `streams_are_not_asked_for_on_a_path_that_has_ended` |
-//! | H50 | decoding a short packet ended the process | the wire protocol is not spoken yet | not built |
-//! | H51 | a marker was decoded beyond its length | the wire protocol is not spoken yet | not built |
-//! | H52 | close starved under sustained inflow | the wire protocol is not spoken yet; the scatter's fin comes first in its select | not built |
-//! | H53 | the source's send could not be aborted | the wire protocol is not spoken yet; every send watches a fin | not built |
-//! | H54 | a capacity had to exceed the number of streams | the wire protocol is not spoken yet; no queue is sized by streams | not built |
-//! | H55 | a repeated stream request dropped a healthy stream | the wire protocol is not spoken yet | not built |
-//! | H56 | unknown packets leaked the flow-control window | the wire protocol is not spoken yet | not built |
-//! | H57 | the handshake had no read deadline | the wire protocol is not spoken yet | not built |
-//! | H58 | a dead data thread and a busy control thread hung | the wire protocol is not spoken yet; a channel without receiver fails its senders | not built |
-//! | H59 | connection names grew over their limit | the wire protocol is not spoken yet | not built |
-//! | H60 | wrong answers of the handshake were accepted | the wire protocol is not spoken yet | not built |
-//! | H61 | requests outside of streams got no answer | the wire protocol is not spoken yet | not built |
-//! | H62 | an unsolicited answer blocked for ever | the wire protocol is not spoken yet | not built |
-//! | H63 | a scope id was read as a collection id | the wire protocol is not spoken yet | not built |
-//! | H64 | a dead connection was chosen as the least busy | the wire protocol is not spoken yet | not built |
+//! | H50 | decoding a short packet ended the process | every length is checked, and a panic of the reader ends its connection and its streams | `a_short_message_ends_its_connection_and_its_streams_in_order` |
+//! | H51 | a marker was decoded beyond its length | a part that is longer or shorter than its opcode says is an error | `a_marker_of_version_two_is_read_from_its_value_and_not_beyond` |
+//! | H52 | close starved under sustained inflow | a stop shuts the socket down and comes first in every wait | `a_connection_is_closed_while_the_producer_floods_it` |
+//! | H53 | the source's send could not be aborted | every send watches the connection's stop | `a_connection_is_closed_while_nobody_takes_its_batches` |
+//! | H54 | a capacity had to exceed the number of streams | ends travel as events of one batch; no queue is sized by streams | `a_lost_connection_ends_more_streams_than_any_queue_has_room_for` |
+//! | H55 | a repeated stream request dropped a healthy stream | a vbucket has one stream on a connection; a second request is refused before it is sent | `a_stream_that_is_asked_for_twice_is_refused_here_and_goes_on` |
+//! | H56 | unknown packets leaked the flow-control window | what a producer tells is acknowledged, whatever becomes of it | `messages_of_no_stream_are_acknowledged` |
+//! | H57 | the handshake had no read deadline | every step has a deadline for its answer | `each_step_of_the_handshake_has_a_deadline` |
+//! | H58 | a dead data thread and a busy control thread hung | a channel without receiver fails its sender, which ends the connection | `a_path_that_has_ended_ends_its_connection` |
+//! | H59 | connection names grew over their limit | names are cut to the limit, before what makes them unique | `names_of_connections_are_short_and_unique` |
+//! | H60 | wrong answers of the handshake were accepted | each answer is checked: features, statuses, the server's proof, the reasons of ends | `features_that_were_not_asked_for_or_are_missing_are_refused` |
+//! | H61 | requests outside of streams got no answer | answers are known by their opaque, beside streams | `a_failover_log_and_seqnos_are_fetched_while_streams_run` |
+//! | H62 | an unsolicited answer blocked for ever | an answer that nobody waits for is counted and dropped | `answers_that_nobody_asked_for_are_counted_and_dropped` |
+//! | H63 | a scope id was read as a collection id | one decoder reads the ids of all versions, scope first | `a_system_event_of_a_collection_keeps_scope_and_collection_apart` |
+//! | H64 | a dead connection was chosen as the least busy | a connection that is lost has no number of streams to compare, and takes no request | `a_connection_that_is_lost_takes_no_stream_any_more` |
 //! | H70 | a batch mixed two branches of a stream's history | a batch holds one generation; positions carry their branch | `a_write_batch_moves_a_vbucket_once_also_across_a_restart_of_its_stream` |
 //! | H71 | writes had no deadline, half-open connections no end | endpoints are called in-process; one that hangs is named at the close's deadline | `a_close_that_hangs_names_the_thread_and_succeeds_once_it_is_released` |
 //! | H72 | an idle timer could never fire | nothing ends by idleness: no loop waits for a time | `nothing_in_the_data_path_wakes_up_by_itself` |

@@ -4,6 +4,7 @@
 //! channel. It stops reading when its byte budget is used up, so that memory is bounded from end to end, and it
 //! ends when it is told to, when nobody takes its batches any more, or when it has delivered everything.
 
+pub mod dcp;
 mod line;
 pub mod replay;
 

@@ -2,10 +2,13 @@
 
 pub(crate) mod cli;
 pub(crate) mod endpoint;
+pub(crate) mod followed;
 pub(crate) mod json;
 pub(crate) mod path;
+pub(crate) mod producer;
 pub(crate) mod shards;
 pub(crate) mod stores;
+pub(crate) mod wire;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};

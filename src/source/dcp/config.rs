@@ -1,0 +1,126 @@
+//! Where a bucket's changes come from, and how they are asked for.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+
+use super::leb128::CollectionId;
+
+/// The longest name of a connection that a server takes, in bytes.
+pub const NAME_BYTES_MAX: usize = 200;
+
+/// One node of a cluster, and what to do there.
+#[derive(Debug, Clone)]
+pub struct DcpConfig {
+    /// Where its KV service listens. Names are resolved by whoever knows the cluster.
+    pub address: SocketAddr,
+    /// TLS, unless the bytes go as they are.
+    pub tls: Option<Tls>,
+    /// Who logs in.
+    pub login: Login,
+    /// The bucket.
+    pub bucket: String,
+    /// The bucket's number of vbuckets.
+    pub vbuckets: u16,
+    /// The collection whose documents are followed. Keys are unique within one alone.
+    pub collection: CollectionId,
+    /// What connections are called at the server, beside what makes them unique; it is cut where it is too long.
+    pub label: String,
+    /// Let the producer send documents of a first snapshot in the order of its disk.
+    pub out_of_order: bool,
+    /// Bytes that the producer may send before they are acknowledged. A connection holds no more than these and one
+    /// frame in memory, beside what its byte budget grants.
+    pub window_bytes: u32,
+    /// How often the producer asks whether anybody is there. A connection that hears nothing for twice as long is
+    /// given up.
+    pub noop_interval: Duration,
+    /// How long each step of opening a connection, and each write, may take.
+    pub step_timeout: Duration,
+    /// A batch is sent when its buffer has this many bytes, or when the next read would wait.
+    pub batch_bytes: usize,
+}
+
+impl DcpConfig {
+    /// The usual settings: the default collection of a bucket, 10 MiB of window, a noop every 20 seconds.
+    pub fn new(address: SocketAddr, bucket: &str, vbuckets: u16, login: Login) -> Self {
+        Self {
+            address,
+            tls: None,
+            login,
+            bucket: bucket.to_owned(),
+            vbuckets,
+            collection: CollectionId::default(),
+            label: bucket.to_owned(),
+            out_of_order: false,
+            window_bytes: 10 * 1024 * 1024,
+            noop_interval: Duration::from_secs(20),
+            step_timeout: Duration::from_secs(10),
+            batch_bytes: 256 * 1024,
+        }
+    }
+
+    /// A name for a connection that no other has, of at most [`NAME_BYTES_MAX`] bytes: two connections of one name
+    /// end each other.
+    pub fn connection_name(&self) -> Result<String, getrandom::Error> {
+        let unique = format!(":{:016x}", getrandom::u64()?);
+        let mut name = format!("dormouse:{}", self.label);
+        while name.len() + unique.len() > NAME_BYTES_MAX {
+            name.pop();
+        }
+        Ok(name + &unique)
+    }
+}
+
+/// A user of a cluster.
+#[derive(Clone)]
+pub struct Login {
+    /// Name.
+    pub user: String,
+    /// Password.
+    pub password: String,
+    /// Whether the password may be sent as it is over a connection without TLS, where the server knows no other way.
+    pub plain_without_tls: bool,
+}
+
+/// The password is nobody's business.
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+/// How a server proves who it is.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    pub(super) config: Arc<ClientConfig>,
+    pub(super) server: ServerName<'static>,
+}
+
+impl Tls {
+    /// Trusts the certificate authorities in `authorities_pem` alone, for a server of the name `host`.
+    pub fn new(host: &str, authorities_pem: &[u8]) -> io::Result<Self> {
+        let wrong = |error: String| io::Error::new(io::ErrorKind::InvalidInput, error);
+        let mut roots = RootCertStore::empty();
+        for authority in CertificateDer::pem_slice_iter(authorities_pem) {
+            let authority = authority.map_err(|e| wrong(format!("no certificate authority: {e}")))?;
+            roots.add(authority).map_err(|e| wrong(format!("no certificate authority: {e}")))?;
+        }
+        if roots.is_empty() {
+            return Err(wrong("there is no certificate authority in it".to_owned()));
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| wrong(e.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let server = ServerName::try_from(host.to_owned()).map_err(|e| wrong(format!("{host}: {e}")))?;
+        Ok(Self { config: Arc::new(config), server })
+    }
+}

@@ -1,0 +1,338 @@
+//! A connection to one node: opened, read and acknowledged.
+//!
+//! | thread | name | waits for | ends when |
+//! |---|---|---|---|
+//! | reader | `dcp-read-N` | its socket | the connection fails or is stopped |
+//! | sender | `dcp-send-N` | batches, the byte budget, room in the channel | all was handed on, or it is stopped |
+//!
+//! `N` is the number that the opener gives. Bytes are acknowledged when the batch that they came in was handed on,
+//! each once, as soon as a fifth of the window is owed: what nobody takes is never acknowledged, so the window fills
+//! and the producer stops, while the reader goes on to answer noops.
+//!
+//! Invariants: every stream that was asked for gets one answer or one end, in the order of its events, unless the
+//! connection is stopped; a connection never has two streams of a vbucket; acknowledged is what was handed on, to
+//! the byte.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam::channel::Sender;
+use parking_lot::Mutex;
+use slog::{Logger, info, o, warn};
+
+use super::answer::{FailoverLog, said, vb_seqnos};
+use super::assembler::Assembler;
+use super::config::DcpConfig;
+use super::error::{DcpEnd, DcpRequestError, OpenError};
+use super::frame::FRAME_BYTES_MAX;
+use super::handshake::{self, Opened};
+use super::leb128::CollectionId;
+use super::opcode::{Opcode, Status};
+use super::queue::{Next, Queue, Ready};
+use super::reader::{Reader, Streams};
+use super::request::{Request, StreamRequest};
+use super::socket::Socket;
+use super::stats::{DcpStats, add};
+use super::streams::Book;
+use crate::event::{ByteBudget, EventBatch, Generation, Seqno, VbId};
+use crate::thread::{self, Cancel, Fin, FinHolder, JoinError, RecvError, Roster, Thread, Until, fin};
+
+/// Where batches go, and on whose account.
+#[derive(Debug, Clone)]
+pub struct DcpOutput {
+    /// Life of the streams that events belong to.
+    pub generation: Generation,
+    /// Takes the batches. When nobody is left at the other end, the connection ends.
+    pub batches: Sender<EventBatch>,
+    /// Batches weigh on it from when they are handed on.
+    pub budget: ByteBudget,
+}
+
+/// What the threads of a connection share.
+pub(super) struct Shared {
+    pub(super) socket: Arc<Socket>,
+    pub(super) book: Book,
+    pub(super) queue: Queue,
+    pub(super) stats: Arc<DcpStats>,
+    /// Given when nothing more is to be done, also not what has been read.
+    pub(super) stop: Cancel,
+    /// Why a write failed that was not the reader's.
+    pub(super) write_failure: Mutex<Option<std::io::Error>>,
+    /// How long nothing may be heard.
+    pub(super) silence: Duration,
+}
+
+/// An open connection. Dropping it stops it; its threads then end by themselves.
+pub struct Connection {
+    shared: Arc<Shared>,
+    vbuckets: u16,
+    collection: CollectionId,
+    name: String,
+    cluster_config: String,
+    /// Given when everything was handed on that will be.
+    ended: Fin,
+    roster: Roster,
+    /// Taken out by whoever joins them.
+    threads: Mutex<Threads>,
+}
+
+#[derive(Default)]
+struct Threads {
+    reader: Option<Thread<()>>,
+    sender: Option<Thread<DcpEnd>>,
+}
+
+/// Threads that did not end in time. The call may be repeated.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("these threads are still running: {}; close again to wait longer", threads.join(", "))]
+pub struct DcpStillRunning {
+    /// Their names.
+    pub threads: Vec<String>,
+}
+
+impl Connection {
+    /// Connects to the node, logs in, selects the bucket and opens DCP, within `until`. `number` is for the names of
+    /// the threads, of which there are two from then on.
+    pub fn open(
+        config: &DcpConfig,
+        number: u16,
+        output: DcpOutput,
+        logger: &Logger,
+        until: &Until,
+    ) -> Result<Self, OpenError> {
+        let (address, step) = (config.address, "naming it");
+        let name = config.connection_name().map_err(|e| OpenError {
+            address,
+            step: step.to_owned(),
+            cause: std::io::Error::from(e).into(),
+        })?;
+        let logger = logger.new(o!("node" => config.address.to_string(), "connection" => name.clone()));
+        let Opened { socket, half, rest, cluster_config } = handshake::open(config, &name, until)?;
+        let batch_bytes = config.batch_bytes.max(4096);
+        let limit_bytes = config.window_bytes as usize + FRAME_BYTES_MAX;
+        let shared = Arc::new(Shared {
+            socket,
+            book: Book::default(),
+            queue: Queue::new(batch_bytes, limit_bytes),
+            stats: Arc::default(),
+            stop: Cancel::new(),
+            write_failure: Mutex::default(),
+            silence: config.noop_interval.saturating_mul(2),
+        });
+        let assembler = Assembler::new(output.generation, batch_bytes, &rest);
+        let streams = Streams::new(&shared, config.collection, config.vbuckets, &logger);
+        let reader = Reader { half, assembler, streams };
+        let (ended_holder, ended) = fin();
+        let window_bytes = u64::from(config.window_bytes);
+        let sender = BatchSender { shared: Arc::clone(&shared), output, window_bytes, owed_bytes: 0, logger };
+        let roster = Roster::default();
+        let spawned = |cause: std::io::Error| {
+            shared.stop.cancel();
+            shared.socket.shut_down();
+            OpenError { address, step: "starting a thread".to_owned(), cause: cause.into() }
+        };
+        let reader = roster.spawn(format!("dcp-read-{number}"), move || reader.run()).map_err(spawned)?;
+        let sender =
+            roster.spawn(format!("dcp-send-{number}"), move || sender.run(ended_holder)).map_err(spawned)?;
+        let (vbuckets, collection) = (config.vbuckets, config.collection);
+        let threads = Mutex::new(Threads { reader: Some(reader), sender: Some(sender) });
+        Ok(Self { shared, vbuckets, collection, name, cluster_config, ended, roster, threads })
+    }
+
+    /// What it is called at the server.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The cluster's configuration as of the opening, in JSON.
+    pub fn cluster_config(&self) -> &str {
+        &self.cluster_config
+    }
+
+    /// What it counted.
+    pub fn stats(&self) -> Arc<DcpStats> {
+        Arc::clone(&self.shared.stats)
+    }
+
+    /// Streams that were asked for and have not ended; `None` once the connection has.
+    pub fn open_streams(&self) -> Option<usize> {
+        self.shared.book.open_streams()
+    }
+
+    /// Given when the connection has ended and everything was handed on that will be.
+    pub fn ended(&self) -> &Fin {
+        &self.ended
+    }
+
+    /// The names of the threads that run now.
+    pub fn threads(&self) -> Vec<String> {
+        self.roster.running()
+    }
+
+    /// Asks for a stream. What becomes of it comes with the batches: an answer, or an end.
+    pub fn request_stream(&self, request: &StreamRequest) -> Result<(), DcpRequestError> {
+        let vb = request.vb;
+        if vb.0 >= self.vbuckets {
+            return Err(DcpRequestError::NoVbucket { vb, vbuckets: self.vbuckets });
+        }
+        let opaque = self.shared.book.stream(vb, request.from.seqno)?;
+        self.send(Opcode::DCP_STREAM_REQ, &Request::Stream(request, Some(self.collection)), opaque)
+    }
+
+    /// Asks for the end of a stream, which comes with the batches. Where there is no stream nothing happens.
+    pub fn close_stream(&self, vb: VbId) -> Result<(), DcpRequestError> {
+        let opaque = self.shared.book.close_stream(vb)?;
+        self.send(Opcode::DCP_CLOSE_STREAM, &Request::CloseStream(vb), opaque)
+    }
+
+    /// The branches of a vbucket's history. It does not matter what streams there are.
+    pub fn failover_log(&self, vb: VbId, until: &Until) -> Result<FailoverLog, DcpRequestError> {
+        let opcode = Opcode::DCP_FAILOVER_LOG;
+        let value = self.call(opcode, &Request::FailoverLog(vb), until)?;
+        FailoverLog::decode(&value).map_err(|error| DcpRequestError::Answer { opcode, error })
+    }
+
+    /// The last seqno of each vbucket that is active on the node.
+    pub fn vb_seqnos(&self, until: &Until) -> Result<Vec<(VbId, Seqno)>, DcpRequestError> {
+        let opcode = Opcode::GET_ALL_VB_SEQNOS;
+        let value = self.call(opcode, &Request::VbSeqnos, until)?;
+        vb_seqnos(&value).map_err(|error| DcpRequestError::Answer { opcode, error })
+    }
+
+    /// The cluster's configuration as it is now, in JSON.
+    pub fn fetch_cluster_config(&self, until: &Until) -> Result<String, DcpRequestError> {
+        let value = self.call(Opcode::GET_CLUSTER_CONFIG, &Request::ClusterConfig, until)?;
+        Ok(String::from_utf8_lossy(&value).into_owned())
+    }
+
+    fn call(&self, opcode: Opcode, request: &Request<'_>, until: &Until) -> Result<Vec<u8>, DcpRequestError> {
+        let (opaque, answer) = self.shared.book.call(opcode)?;
+        self.send(opcode, request, opaque)?;
+        let answer = thread::recv(&answer, until).map_err(|error| match error {
+            RecvError::Closed => DcpRequestError::Closed(opcode),
+            RecvError::Stopped(why) => {
+                // An answer that comes late is nobody's.
+                self.shared.book.take(opaque);
+                DcpRequestError::Stopped { opcode, why }
+            }
+        })?;
+        match answer.status {
+            Status::SUCCESS => Ok(answer.value),
+            status => Err(DcpRequestError::Refused { opcode, status, said: said(&answer.value) }),
+        }
+    }
+
+    /// A write ends at the socket's deadline. One that fails ends the connection, which ends what was asked for.
+    fn send(&self, opcode: Opcode, request: &Request<'_>, opaque: u32) -> Result<(), DcpRequestError> {
+        let mut bytes = Vec::new();
+        request.encode(opaque, &mut bytes)?;
+        self.shared.socket.send(&bytes).map_err(|source| {
+            self.shared.socket.shut_down();
+            DcpRequestError::Write { opcode, source }
+        })
+    }
+
+    /// Ends it at once, without waiting: nothing more is read, handed on or acknowledged, and streams get no end.
+    pub fn stop(&self) {
+        self.shared.stop.cancel();
+        self.shared.socket.shut_down();
+    }
+
+    /// Stops it and joins its threads. Tells how it ended, which is by itself where that came first; `None` where an
+    /// earlier call has told it. After an error it may be called again.
+    pub fn close(&self, until: &Until) -> Result<Option<DcpEnd>, DcpStillRunning> {
+        self.stop();
+        self.join(until)
+    }
+
+    /// Waits for a connection that ends by itself and joins its threads.
+    pub fn join(&self, until: &Until) -> Result<Option<DcpEnd>, DcpStillRunning> {
+        let Threads { reader, sender } = std::mem::take(&mut *self.threads.lock());
+        let mut end = None;
+        if let Some(Err(JoinError::StillRunning(thread))) = reader.map(|thread| thread.join(until)) {
+            self.threads.lock().reader = Some(thread);
+        }
+        match sender.map(|thread| thread.join(until)) {
+            Some(Ok(told)) => end = Some(told),
+            Some(Err(JoinError::StillRunning(thread))) => self.threads.lock().sender = Some(thread),
+            Some(Err(JoinError::Panicked(_))) | None => {}
+        }
+        let threads = self.roster.running();
+        if threads.is_empty() { Ok(end) } else { Err(DcpStillRunning { threads }) }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The thread `dcp-send-N`: hands batches on and acknowledges them.
+struct BatchSender {
+    shared: Arc<Shared>,
+    output: DcpOutput,
+    window_bytes: u64,
+    /// Bytes that were handed on and not acknowledged.
+    owed_bytes: u64,
+    logger: Logger,
+}
+
+impl BatchSender {
+    /// The thread's body.
+    fn run(mut self, _ended: FinHolder) -> DcpEnd {
+        let end = self.send_all();
+        // The reader ends with it, whatever it waits for.
+        self.shared.stop.cancel();
+        self.shared.socket.shut_down();
+        match &end {
+            DcpEnd::Failed(error) => warn!(self.logger, "a connection ended: {error}"),
+            DcpEnd::Stopped | DcpEnd::ReceiverGone => info!(self.logger, "a connection was closed"),
+        }
+        end
+    }
+
+    fn send_all(&mut self) -> DcpEnd {
+        let stop = self.shared.stop.fin().clone();
+        loop {
+            let Ready { mut batch, ack_bytes } = match self.shared.queue.pop(&stop) {
+                None => return DcpEnd::Stopped,
+                Some(Next::End(end)) => return end,
+                Some(Next::Batch(ready)) => ready,
+            };
+            if !batch.events.is_empty() {
+                let charge = self.output.budget.charge(batch.weight_bytes(), &stop);
+                let Some(charge) = charge else { return DcpEnd::Stopped };
+                batch.charge = Some(charge);
+                if thread::send(&self.output.batches, batch, &stop).is_err() {
+                    return if stop.is_given() { DcpEnd::Stopped } else { DcpEnd::ReceiverGone };
+                }
+            }
+            self.acknowledge(ack_bytes);
+        }
+    }
+
+    fn acknowledge(&mut self, bytes: u64) {
+        self.owed_bytes += bytes;
+        if self.owed_bytes < self.window_bytes / 5 {
+            return;
+        }
+        let owed = u32::try_from(self.owed_bytes).unwrap_or(u32::MAX);
+        let mut frame = Vec::new();
+        let written = match Request::BufferAck(owed).encode(0, &mut frame) {
+            Ok(_) => self.shared.socket.send(&frame),
+            Err(error) => Err(std::io::Error::other(error)),
+        };
+        match written {
+            Ok(()) => {
+                self.owed_bytes -= u64::from(owed);
+                add(&self.shared.stats.acked_bytes, u64::from(owed));
+            }
+            // What was read before is handed on all the same: the reader sees the end, and tells why.
+            Err(error) => {
+                self.shared.write_failure.lock().get_or_insert(error);
+                self.shared.socket.shut_down();
+            }
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! The source `dcp`: a bucket of a Couchbase cluster, over its Database Change Protocol.
+//!
+//! Two layers: the wire's words, [`Frame`], [`Message`], [`Body`] and [`Request`], check every length before they
+//! read, borrow from what was read, and know nothing of sockets. A [`Connection`] speaks them to one node: it makes
+//! batches of the streams that it is asked for, and sends them where the data path takes them.
+//!
+//! Which node has which vbucket, where streams begin, and what becomes of one that ended is decided above: a
+//! connection tells everything that happens to a stream as an event, and asks for nothing by itself.
+
+mod answer;
+mod assembler;
+mod body;
+mod config;
+mod connection;
+mod error;
+mod frame;
+mod handshake;
+mod leb128;
+mod message;
+mod opcode;
+mod queue;
+mod reader;
+mod request;
+mod sasl;
+mod socket;
+mod stats;
+mod streams;
+
+pub use answer::{AnswerError, FailoverLog, features, stream_status, vb_seqnos};
+pub use body::{Body, BodyError, Xattrs};
+pub use config::{DcpConfig, Login, NAME_BYTES_MAX, Tls};
+pub use connection::{Connection, DcpOutput, DcpStillRunning};
+pub use error::{ConnectionError, DcpEnd, DcpRequestError, OpenCause, OpenError};
+pub use frame::{Decoded, FRAME_BYTES_MAX, Frame, FrameError, HEADER_BYTES, Magic};
+pub use leb128::CollectionId;
+pub use message::{
+    DocumentKey, Message, MessageError, Mutation, Removal, SnapshotMarker, SystemMessage, SystemSubject,
+};
+pub use opcode::{Feature, Opcode, Status};
+pub use request::{Request, StreamRequest};
+pub use stats::DcpStats;

@@ -1,0 +1,104 @@
+//! What was asked for on a connection and is not over: requests that wait for their answer, and streams.
+//!
+//! Callers write here before they send, and the reader looks an answer up by its opaque. A stream stays from its
+//! request to its end, so a vbucket is never asked for twice on a connection. When the reader ends it closes the
+//! book, in one step with taking out every stream that is owed an end.
+//!
+//! Invariant: an opaque is used once in a connection's life.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
+
+use super::error::DcpRequestError;
+use super::opcode::{Opcode, Status};
+use crate::event::{Seqno, VbId};
+
+/// A server's answer.
+pub(super) struct Answer {
+    pub(super) status: Status,
+    pub(super) value: Vec<u8>,
+}
+
+/// What an answer is for.
+pub(super) enum Pending {
+    /// A stream that begins after a seqno.
+    Stream(VbId, Seqno),
+    /// The end of a stream.
+    Close(VbId),
+    /// A call that somebody waits for. There is room for the one answer.
+    Call(Sender<Answer>),
+}
+
+#[derive(Default)]
+struct Inner {
+    is_closed: bool,
+    last_opaque: u32,
+    pending: HashMap<u32, Pending>,
+    /// Streams that were asked for, and where each begins.
+    streams: BTreeMap<VbId, Seqno>,
+}
+
+#[derive(Default)]
+pub(super) struct Book(Mutex<Inner>);
+
+impl Inner {
+    fn expect(&mut self, opcode: Opcode, pending: Pending) -> Result<u32, DcpRequestError> {
+        if self.is_closed {
+            return Err(DcpRequestError::Closed(opcode));
+        }
+        // Far below the end of its range: a connection does not live for four thousand million requests.
+        self.last_opaque = self.last_opaque.wrapping_add(1);
+        self.pending.insert(self.last_opaque, pending);
+        Ok(self.last_opaque)
+    }
+}
+
+impl Book {
+    /// Notes a stream; gives its opaque.
+    pub(super) fn stream(&self, vb: VbId, from: Seqno) -> Result<u32, DcpRequestError> {
+        let mut inner = self.0.lock();
+        if inner.streams.contains_key(&vb) {
+            return Err(DcpRequestError::HasStream(vb));
+        }
+        let opaque = inner.expect(Opcode::DCP_STREAM_REQ, Pending::Stream(vb, from))?;
+        inner.streams.insert(vb, from);
+        Ok(opaque)
+    }
+
+    /// Notes that a stream is to be closed; gives the opaque of that.
+    pub(super) fn close_stream(&self, vb: VbId) -> Result<u32, DcpRequestError> {
+        self.0.lock().expect(Opcode::DCP_CLOSE_STREAM, Pending::Close(vb))
+    }
+
+    /// Notes a call; gives its opaque and where its answer comes, which ends without one when the connection does.
+    pub(super) fn call(&self, opcode: Opcode) -> Result<(u32, Receiver<Answer>), DcpRequestError> {
+        let (sender, answer) = bounded(1);
+        Ok((self.0.lock().expect(opcode, Pending::Call(sender))?, answer))
+    }
+
+    /// What an answer is for. Nothing, where nobody asked.
+    pub(super) fn take(&self, opaque: u32) -> Option<Pending> {
+        self.0.lock().pending.remove(&opaque)
+    }
+
+    /// A stream is over. `false` where there was none.
+    pub(super) fn end(&self, vb: VbId) -> bool {
+        self.0.lock().streams.remove(&vb).is_some()
+    }
+
+    /// Streams that were asked for and are not over; `None` once the book is closed.
+    pub(super) fn open_streams(&self) -> Option<usize> {
+        let inner = self.0.lock();
+        (!inner.is_closed).then_some(inner.streams.len())
+    }
+
+    /// Closes the book: nothing more can be asked for. Gives the streams that are owed an end.
+    pub(super) fn close(&self) -> BTreeMap<VbId, Seqno> {
+        let mut inner = self.0.lock();
+        inner.is_closed = true;
+        inner.pending.clear();
+        std::mem::take(&mut inner.streams)
+    }
+}

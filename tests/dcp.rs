@@ -1,0 +1,632 @@
+//! A connection to a node: how it is opened, what it makes of streams, and how it ends.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use crossbeam::channel::bounded;
+use dormouse::event::{ByteBudget, Seqno, StreamEndReason, VbId};
+use dormouse::source::dcp::{
+    CollectionId, Connection, ConnectionError, DcpConfig, DcpEnd, DcpOutput, DcpRequestError, Feature,
+    FrameError, NAME_BYTES_MAX, OpenCause, Status, StreamRequest,
+};
+use dormouse::thread::{Stopped, Until};
+use dormouse::timestamp::Position;
+use slog::{Discard, Logger, o};
+
+use crate::support::followed::{Followed, GENERATION, by_vb, end, open, try_open};
+use crate::support::producer::{BUCKET_NAME, Certificate, Producer, Raw, What};
+use crate::support::{cancelled, eventually, forever, watchdog};
+
+fn refusal(config: &DcpConfig) -> OpenCause {
+    match try_open(config, 90, &watchdog()) {
+        Err(error) => error.cause,
+        Ok(_) => panic!("it was opened"),
+    }
+}
+
+/// How a connection ended that ends by itself.
+fn failure(followed: &Followed) -> ConnectionError {
+    match followed.connection.join(&watchdog()).unwrap() {
+        Some(DcpEnd::Failed(error)) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn every_way_to_log_in_without_tls_proves_the_password_and_does_not_send_it() {
+    let producer = Producer::start(1);
+    for mechanism in ["SCRAM-SHA512", "SCRAM-SHA256", "SCRAM-SHA1", "SCRAM-SHA1 PLAIN"] {
+        producer.behave(|behaviour| behaviour.mechanisms = mechanism);
+        open(&producer.config(), 10).close();
+        let mut wrong = producer.config();
+        wrong.login.password = "pen".to_owned();
+        let cause = refusal(&wrong);
+        assert!(matches!(cause, OpenCause::Refused { status: Status::AUTH_ERROR, .. }), "{cause:?}");
+    }
+    producer.check();
+}
+
+#[test]
+fn a_password_is_sent_as_it_is_over_tls_or_where_that_is_allowed() {
+    let producer = Producer::start(1);
+    producer.behave(|behaviour| behaviour.mechanisms = "PLAIN");
+    assert!(matches!(refusal(&producer.config()), OpenCause::NoMechanism(_)));
+    let mut allowed = producer.config();
+    allowed.login.plain_without_tls = true;
+    open(&allowed, 11).close();
+    producer.check();
+    let certificate = Certificate::new("localhost");
+    let producer = Producer::start_with(1, Some(&certificate));
+    producer.behave(|behaviour| behaviour.mechanisms = "PLAIN");
+    open(&producer.config_with(&certificate), 11).close();
+    producer.check();
+}
+
+#[test]
+fn a_server_that_does_not_prove_itself_is_refused() {
+    let producer = Producer::start(1);
+    producer.answer(0x22, 0, b"v=AAAA");
+    assert!(matches!(refusal(&producer.config()), OpenCause::Login(_)));
+    producer.answer(0x21, 0x21, b"r=x,s=AAAA,i=4000000000");
+    let cause = refusal(&producer.config());
+    assert!(cause.to_string().contains("4000000000 rounds"), "{cause}");
+}
+
+#[test]
+fn a_stream_comes_over_tls_and_a_certificate_of_nobody_known_is_refused() {
+    let (certificate, other) = (Certificate::new("localhost"), Certificate::new("localhost"));
+    let producer = Producer::start_with(1, Some(&certificate));
+    let value = format!("\"{}\"", "x".repeat(100_000));
+    for number in 0..40 {
+        producer.put(0, &format!("d{number}"), &value);
+    }
+    let followed = open(&producer.config_with(&certificate), 12);
+    followed.follow_to(0, 40);
+    let events = followed.until_ends(1);
+    assert_eq!(events.len(), 43);
+    assert!(events[2..42].iter().all(|(_, _, what)| what.len() > 100_000));
+    followed.close();
+    let refused = refusal(&producer.config_with(&other));
+    assert!(matches!(refused, OpenCause::Io(_)), "{refused:?}");
+}
+
+#[test]
+fn features_that_were_not_asked_for_or_are_missing_are_refused() {
+    let producer = Producer::start(1);
+    let hello = |features: &[u16]| -> Vec<u8> { features.iter().flat_map(|f| f.to_be_bytes()).collect() };
+    producer.answer(0x1f, 0, &hello(&[6, 7, 8, 10, 11]));
+    assert!(matches!(refusal(&producer.config()), OpenCause::MissingFeature(Feature::COLLECTIONS)));
+    producer.answer(0x1f, 0, &hello(&[6, 7, 8, 10, 11, 0x12, 0x15]));
+    assert!(matches!(refusal(&producer.config()), OpenCause::UnaskedFeature(Feature(0x15))));
+    producer.answer(0x1f, 0, &[0, 6, 0]);
+    assert!(matches!(refusal(&producer.config()), OpenCause::Answer(_)));
+}
+
+#[test]
+fn a_refused_step_of_the_handshake_is_named_with_what_the_server_said() {
+    for (opcode, step) in
+        [(0x89, "bucket"), (0xb5, "configuration"), (0x50, "DCP"), (0x5e, "connection_buffer_size")]
+    {
+        let producer = Producer::start(1);
+        producer.answer(opcode, 0x24, b"no rights");
+        let Err(error) = try_open(&producer.config(), 13, &watchdog()) else { panic!("it was opened") };
+        let text = error.to_string();
+        assert!(text.contains(step) && text.contains("no rights") && text.contains("0x24"), "{text}");
+    }
+}
+
+#[test]
+fn each_step_of_the_handshake_has_a_deadline() {
+    for opcode in [0x1f, 0x20, 0x21, 0x22, 0x89, 0xb5, 0x50, 0x5e] {
+        let producer = Producer::start(1);
+        producer.behave(|behaviour| drop(behaviour.answers.insert(opcode, None)));
+        let mut config = producer.config();
+        config.step_timeout = Duration::from_millis(300);
+        assert!(matches!(refusal(&config), OpenCause::Silent), "{opcode:#x}");
+    }
+}
+
+#[test]
+fn an_opening_ends_when_it_is_cancelled() {
+    // It accepts connections and says nothing.
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let producer = Producer::start(1);
+    let config = DcpConfig { address: listener.local_addr().unwrap(), ..producer.config() };
+    let Err(error) = try_open(&config, 14, &cancelled()) else { panic!("it was opened") };
+    assert!(matches!(error.cause, OpenCause::Stopped(Stopped::Cancelled)), "{error}");
+    let soon = Until::within(Duration::from_millis(100));
+    let Err(error) = try_open(&config, 14, &soon) else { panic!("it was opened") };
+    assert!(matches!(error.cause, OpenCause::Stopped(Stopped::DeadlinePassed)), "{error}");
+}
+
+#[test]
+fn names_of_connections_are_short_and_unique() {
+    let producer = Producer::start(1);
+    let mut config = producer.config();
+    config.label = "ü".repeat(500);
+    let (a, b) = (config.connection_name().unwrap(), config.connection_name().unwrap());
+    assert!(a.len() <= NAME_BYTES_MAX && a != b && a.starts_with("dormouse:üü"), "{a}");
+    let (one, two) = (open(&config, 15), open(&config, 16));
+    assert_ne!(one.connection.name(), two.connection.name());
+    one.close();
+    two.close();
+    producer.check();
+}
+
+#[test]
+fn a_stream_is_told_as_the_producer_sends_it() {
+    let producer = Producer::start(2);
+    producer.put(0, "a", "1");
+    producer.put(0, "b", "2");
+    producer.put(0, "a", "3");
+    producer.delete(0, "b");
+    producer.change(0, "c", What::Expire);
+    let followed = open(&producer.config(), 17);
+    followed.follow(0, Position::ZERO);
+    let branch = format!("begin {:x}", producer.branch(0).0);
+    let mut events = followed.until(|(_, seqno, _)| *seqno == 5);
+    producer.put(0, "d", "{}");
+    events.extend(followed.until(|(_, seqno, _)| *seqno == 6));
+    let expected = [
+        (0, branch.as_str()),
+        (0, "window 0 5 once"),
+        (3, "a=3 1"),
+        (4, "-b"),
+        (5, "~c"),
+        (5, "window 6 6"),
+        (6, "d={} 1"),
+    ];
+    let events: Vec<(u64, &str)> = events.iter().map(|(_, seqno, what)| (*seqno, what.as_str())).collect();
+    assert_eq!(events, expected);
+    followed.close();
+    producer.check();
+}
+
+#[test]
+fn bytes_that_come_one_by_one_are_the_same_events() {
+    let producer = Producer::start(1);
+    for number in 0..20 {
+        producer.put(0, &format!("d{number}"), "{\"a\":1}");
+    }
+    let whole = open(&producer.config(), 18);
+    whole.follow_to(0, 20);
+    let expected = whole.until_ends(1);
+    whole.close();
+    for pieces in [1, 7] {
+        producer.behave(|behaviour| behaviour.pieces = Some(pieces));
+        let split = open(&producer.config(), 18);
+        split.follow_to(0, 20);
+        assert_eq!(split.until_ends(1), expected);
+        split.close();
+    }
+    producer.check();
+}
+
+#[test]
+fn a_frame_that_is_larger_than_a_batch_comes_whole_with_its_neighbours() {
+    let producer = Producer::start(1);
+    let large = format!("\"{}\"", "y".repeat(3_000_000));
+    producer.put(0, "a", "1");
+    producer.put(0, "b", &large);
+    producer.put(0, "c", "2");
+    let followed = open(&DcpConfig { batch_bytes: 4096, ..producer.config() }, 19);
+    followed.follow_to(0, 3);
+    let events = followed.until_ends(1);
+    let texts: Vec<&str> = events[2..5].iter().map(|(_, _, what)| what.as_str()).collect();
+    assert_eq!(texts, ["a=1 1", &format!("b={large} 1"), "c=2 1"]);
+    followed.close();
+    producer.check();
+}
+
+#[test]
+fn compressed_values_are_inflated() {
+    let producer = Producer::start(1);
+    producer.behave(|behaviour| behaviour.compresses = true);
+    let value = format!("\"{}\"", "z".repeat(5000));
+    for number in 0..300 {
+        producer.put(0, &format!("d{number}"), &value);
+    }
+    let followed = open(&DcpConfig { batch_bytes: 64 * 1024, ..producer.config() }, 20);
+    followed.follow_to(0, 300);
+    let events = followed.until_ends(1);
+    for (number, (_, _, what)) in events[2..302].iter().enumerate() {
+        assert_eq!(*what, format!("d{number}={value} 1"));
+    }
+    followed.close();
+    producer.check();
+}
+
+#[test]
+fn a_value_that_cannot_be_inflated_counts_as_empty_and_the_stream_goes_on() {
+    let producer = Producer::start(1);
+    producer.change(0, "bad", What::Put { value: b"\xff\xff\xff".to_vec(), datatype: 3 });
+    producer.put(0, "good", "1");
+    let followed = open(&producer.config(), 21);
+    followed.follow_to(0, 2);
+    let events = followed.until_ends(1);
+    assert_eq!((events[2].2.as_str(), events[3].2.as_str()), ("bad= 1", "good=1 1"));
+    assert_eq!(followed.connection.stats().bad_values(), 1);
+    followed.close();
+}
+
+#[test]
+fn documents_of_another_collection_only_move_the_stream_on() {
+    let producer = Producer::start(1);
+    producer.put(0, "a", "1");
+    producer.change_in(8, 0, "a", What::Put { value: b"8".to_vec(), datatype: 1 });
+    let followed = open(&producer.config(), 22);
+    followed.follow_to(0, 2);
+    let events: Vec<_> = followed.until_ends(1).into_iter().map(|(_, seqno, what)| (seqno, what)).collect();
+    let advanced = (2, "advanced".to_owned());
+    assert_eq!(events[2..], [(1, "a=1 1".to_owned()), advanced, (2, end(StreamEndReason::Finished))]);
+    followed.close();
+    let other = DcpConfig { collection: CollectionId(8), ..producer.config() };
+    let followed = open(&other, 22);
+    followed.follow_to(0, 2);
+    assert_eq!(followed.until_ends(1)[2].2, "a=8 1");
+    followed.close();
+    producer.check();
+}
+
+#[test]
+fn system_events_are_told_and_those_that_nobody_knows_only_move_the_stream_on() {
+    let producer = Producer::start(1);
+    let subject = [&9_u64.to_be_bytes()[..], &8_u32.to_be_bytes(), &0x11_u32.to_be_bytes()].concat();
+    for event in [0, 1, 9] {
+        let value = subject.clone();
+        producer.change(0, &format!("c{event}"), What::System { event, value });
+    }
+    let followed = open(&producer.config(), 43);
+    followed.follow_to(0, 3);
+    let events: Vec<_> = followed.until_ends(1).into_iter().map(|(_, seqno, what)| (seqno, what)).collect();
+    let told = [(1, "CollectionCreate"), (2, "CollectionDrop"), (3, "advanced"), (3, "end Finished")];
+    assert_eq!(events[2..], told.map(|(seqno, what)| (seqno, what.to_owned())));
+    followed.close();
+    producer.check();
+}
+
+#[test]
+fn an_out_of_order_snapshot_has_its_edges_and_its_documents_as_they_come() {
+    let producer = Producer::start(1);
+    for key in ["c", "a", "b"] {
+        producer.put(0, key, "1");
+    }
+    let followed = open(&DcpConfig { out_of_order: true, ..producer.config() }, 23);
+    followed.follow_to(0, 3);
+    let events: Vec<_> = followed.until_ends(1).into_iter().map(|(_, seqno, what)| (seqno, what)).collect();
+    let seqnos: Vec<u64> = events[2..5].iter().map(|(seqno, _)| *seqno).collect();
+    assert_eq!(seqnos, [2, 3, 1]);
+    assert_eq!((events[1].1.as_str(), events[5].1.as_str()), ("Start", "End"));
+    followed.close();
+    producer.check();
+}
+
+#[test]
+fn every_answer_to_a_stream_request_is_told() {
+    let producer = Producer::start(4);
+    for number in 0..5 {
+        producer.put(0, &format!("d{number}"), "1");
+        producer.put(1, &format!("e{number}"), "1");
+    }
+    producer.state.lock().vbs[2].is_active = false;
+    let followed = open(&producer.config(), 24);
+    followed.follow(0, Position::at(dormouse::event::VbUuid(1), Seqno(3)));
+    followed.follow(1, Position::at(producer.branch(1), Seqno(9)));
+    followed.follow(2, Position::ZERO);
+    let mut events = Vec::new();
+    while events.len() < 3 {
+        events.extend(followed.next());
+    }
+    let events = by_vb(events);
+    assert_eq!(events[&0], [(3, "roll back to 0".to_owned())]);
+    assert_eq!(events[&1], [(9, "roll back to 5".to_owned())]);
+    assert_eq!(events[&2], [(0, "refused with status 0x07".to_owned())]);
+    producer.answer(0x53, 0x88, b"{}");
+    followed.follow(0, Position::ZERO);
+    assert_eq!(followed.next()[0].2, "unknown collection");
+    assert_eq!(followed.connection.open_streams(), Some(0));
+    followed.close();
+    producer.check();
+}
+
+#[test]
+fn the_reason_of_a_stream_s_end_is_told_and_the_vbucket_can_be_asked_for_again() {
+    let producer = Producer::start(2);
+    producer.put(0, "a", "1");
+    producer.put(1, "b", "1");
+    let followed = open(&producer.config(), 25);
+    followed.follow(0, Position::ZERO);
+    followed.follow(1, Position::ZERO);
+    let mut events = Vec::new();
+    while events.len() < 6 {
+        events.extend(followed.next());
+    }
+    followed.connection.close_stream(VbId(0)).unwrap();
+    assert_eq!(followed.until_ends(1), [(0, 1, end(StreamEndReason::Closed))]);
+    producer.state.lock().vbs[1].is_active = false;
+    assert_eq!(followed.until_ends(1), [(1, 1, end(StreamEndReason::StateChanged))]);
+    followed.follow(0, Position::at(producer.branch(0), Seqno(1)));
+    producer.put(0, "c", "2");
+    assert_eq!(followed.until(|(_, seqno, _)| *seqno == 2).last().unwrap().2, "c=2 1");
+    followed.close();
+    producer.check();
+}
+
+#[test]
+fn a_stream_that_is_asked_for_twice_is_refused_here_and_goes_on() {
+    let producer = Producer::start(1);
+    let followed = open(&producer.config(), 26);
+    followed.follow(0, Position::ZERO);
+    let again = || followed.connection.request_stream(&StreamRequest::follow(VbId(0), Position::ZERO));
+    assert!(matches!(again(), Err(DcpRequestError::HasStream(VbId(0)))));
+    producer.put(0, "a", "1");
+    followed.until(|(_, seqno, _)| *seqno == 1);
+    assert!(matches!(again(), Err(DcpRequestError::HasStream(VbId(0)))));
+    producer.put(0, "b", "2");
+    assert_eq!(followed.until(|(_, seqno, _)| *seqno == 2).last().unwrap().2, "b=2 1");
+    let beyond = followed.connection.request_stream(&StreamRequest::follow(VbId(1), Position::ZERO));
+    assert!(matches!(beyond, Err(DcpRequestError::NoVbucket { vb: VbId(1), vbuckets: 1 })));
+    followed.close();
+    producer.check();
+}
+
+#[test]
+fn a_failover_log_and_seqnos_are_fetched_while_streams_run() {
+    let producer = Producer::start(2);
+    for number in 0..500 {
+        producer.put(0, &format!("d{number}"), "1");
+    }
+    producer.state.lock().vbs[1].fail_over(0xbeef, 0);
+    let followed = open(&producer.config(), 27);
+    followed.follow_to(0, 500);
+    let log = followed.connection.failover_log(VbId(1), &watchdog()).unwrap();
+    assert_eq!(log.newest(), producer.branch(1));
+    let seqnos = followed.connection.vb_seqnos(&watchdog()).unwrap();
+    assert_eq!(seqnos, [(VbId(0), Seqno(500)), (VbId(1), Seqno(0))]);
+    assert_eq!(followed.connection.fetch_cluster_config(&watchdog()).unwrap(), "{\"rev\":1}");
+    assert_eq!(followed.until_ends(1).len(), 503);
+    producer.behave(|behaviour| drop(behaviour.answers.insert(0x54, None)));
+    let unanswered = followed.connection.failover_log(VbId(0), &Until::within(Duration::from_millis(50)));
+    assert!(matches!(unanswered, Err(DcpRequestError::Stopped { why: Stopped::DeadlinePassed, .. })));
+    followed.close();
+    producer.check();
+}
+
+#[test]
+fn answers_that_nobody_asked_for_are_counted_and_dropped() {
+    let producer = Producer::start(1);
+    let followed = open(&producer.config(), 28);
+    for opcode in [0x1f, 0x50, 0x5e, 0x54, 0x53] {
+        producer.inject(&Raw { magic: 0x81, opcode, opaque: 0xdead, ..Raw::default() }.bytes());
+    }
+    eventually("they are counted", || followed.connection.stats().stray_answers() == 5);
+    producer.put(0, "a", "1");
+    followed.follow_to(0, 1);
+    assert_eq!(followed.until_ends(1).len(), 4);
+    followed.close();
+    producer.check();
+}
+
+#[test]
+fn messages_of_no_stream_are_acknowledged() {
+    let producer = Producer::start(1);
+    let followed = open(&DcpConfig { window_bytes: 5000, ..producer.config() }, 29);
+    let marker = [0; 20];
+    let spurious = Raw { magic: 0x80, opcode: 0x56, opaque: 77, extras: &marker, ..Raw::default() }.bytes();
+    let unknown = Raw { magic: 0x80, opcode: 0x66, value: &[0; 20], ..Raw::default() }.bytes();
+    let bytes = 100 * (spurious.len() + unknown.len()) as u64;
+    producer.state.lock().connections[0].sent += bytes;
+    for _ in 0..100 {
+        producer.inject(&spurious);
+        producer.inject(&unknown);
+    }
+    let stats = followed.connection.stats();
+    eventually("all came", || stats.window_bytes() == bytes);
+    assert_eq!((stats.spurious(), stats.unknown()), (100, 100));
+    // What is owed is less than a fifth of the window.
+    eventually("they are acknowledged", || bytes - producer.seen().acked < 1000);
+    followed.close();
+    producer.check();
+}
+
+#[test]
+fn every_byte_that_counts_is_acknowledged_once() {
+    let producer = Producer::start(4);
+    for number in 0..2000 {
+        producer.put(number % 4, &format!("d{number}"), "{\"a\":1}");
+        producer.delete(number % 4, &format!("d{}", number / 2));
+    }
+    let followed = open(&DcpConfig { window_bytes: 4096, batch_bytes: 4096, ..producer.config() }, 30);
+    for vb in 0..4 {
+        followed.follow_to(vb, producer.high(vb));
+    }
+    followed.until_ends(4);
+    let stats = followed.connection.stats();
+    eventually("all is acknowledged", || stats.window_bytes() - stats.acked_bytes() < 4096 / 5);
+    eventually("the producer knows", || producer.seen().acked == stats.acked_bytes());
+    let seen = producer.seen();
+    assert_eq!(seen.sent, stats.window_bytes());
+    assert!(seen.acks.iter().all(|bytes| *bytes >= 4096 / 5), "{:?}", seen.acks);
+    followed.close();
+    producer.check();
+}
+
+#[test]
+fn noops_are_answered_and_memory_is_bounded_while_nobody_takes_batches() {
+    let producer = Producer::start(1);
+    let value = format!("\"{}\"", "w".repeat(1000));
+    for number in 0..5000 {
+        producer.put(0, &format!("d{number}"), &value);
+    }
+    let window_bytes = 200_000;
+    let followed = open(&DcpConfig { window_bytes, batch_bytes: 16_384, ..producer.config() }, 31);
+    followed.follow_to(0, 5000);
+    eventually("the window is full", || producer.seen().is_full);
+    let sent = producer.seen().sent;
+    producer.noop();
+    eventually("the noop is answered", || producer.seen().noops_answered == 1);
+    // Nothing else came in the meantime: a batch in the channel and one that waits were handed on.
+    assert!(producer.seen().sent - sent <= u64::from(window_bytes));
+    assert!(followed.budget.used_bytes() <= 1 << 20);
+    assert_eq!(followed.until_ends(1).len(), 5003);
+    let stats = followed.connection.stats();
+    assert!(stats.held_bytes_max() < 3 * u64::from(window_bytes), "{} bytes", stats.held_bytes_max());
+    followed.close();
+    producer.check();
+}
+
+#[test]
+fn a_producer_that_sends_more_than_its_window_is_not_read_any_further() {
+    let producer = Producer::start(1);
+    producer.behave(|behaviour| behaviour.floods = true);
+    let value = format!("\"{}\"", "v".repeat(1_000_000));
+    for number in 0..60 {
+        producer.put(0, &format!("d{number}"), &value);
+    }
+    let followed = open(&DcpConfig { window_bytes: 4096, ..producer.config() }, 32);
+    followed.follow_to(0, 60);
+    let stats = followed.connection.stats();
+    eventually("much waits", || stats.held_bytes_max() > 20_000_000);
+    assert_eq!(followed.until_ends(1).len(), 63);
+    assert!(stats.held_bytes_max() < 36_000_000, "{} bytes were held", stats.held_bytes_max());
+    followed.close();
+}
+
+#[test]
+fn a_connection_is_closed_while_nobody_takes_its_batches() {
+    let producer = Producer::start(1);
+    for number in 0..3000 {
+        producer.put(0, &format!("d{number}"), "{\"a\":1}");
+    }
+    let followed = open(&DcpConfig { window_bytes: 20_000, batch_bytes: 4096, ..producer.config() }, 33);
+    followed.follow(0, Position::ZERO);
+    eventually("the window is full", || producer.seen().is_full);
+    assert!(matches!(followed.connection.close(&watchdog()), Ok(Some(DcpEnd::Stopped))));
+    assert!(followed.connection.threads().is_empty());
+    assert!(matches!(followed.connection.close(&watchdog()), Ok(None)));
+    producer.check();
+}
+
+#[test]
+fn a_connection_is_closed_while_the_producer_floods_it() {
+    let producer = Producer::start(1);
+    producer.behave(|behaviour| behaviour.floods = true);
+    let value = format!("\"{}\"", "u".repeat(500_000));
+    for number in 0..200 {
+        producer.put(0, &format!("d{number}"), &value);
+    }
+    let followed = open(&producer.config(), 34);
+    followed.follow(0, Position::ZERO);
+    followed.until(|(_, seqno, _)| *seqno >= 3);
+    followed.close();
+    assert!(followed.connection.threads().is_empty());
+}
+
+#[test]
+fn a_connection_whose_receiver_is_gone_ends() {
+    let producer = Producer::start(1);
+    let Followed { connection, batches, .. } = open(&producer.config(), 35);
+    drop(batches);
+    connection.request_stream(&StreamRequest::follow(VbId(0), Position::ZERO)).unwrap();
+    connection.ended().wait(&watchdog()).unwrap();
+    assert!(matches!(connection.join(&watchdog()), Ok(Some(DcpEnd::ReceiverGone))));
+}
+
+#[test]
+fn a_connection_that_is_lost_takes_no_stream_any_more() {
+    let producer = Producer::start(2);
+    let followed = open(&producer.config(), 36);
+    followed.follow(0, Position::ZERO);
+    assert_eq!(followed.connection.open_streams(), Some(1));
+    followed.next();
+    producer.behave(|behaviour| behaviour.cut_after = Some(10));
+    producer.put(0, "a", "1");
+    assert_eq!(followed.until_ends(1).last().unwrap().2, end(StreamEndReason::Disconnected));
+    assert_eq!(followed.connection.open_streams(), None);
+    let asked = followed.connection.request_stream(&StreamRequest::follow(VbId(1), Position::ZERO));
+    assert!(matches!(asked, Err(DcpRequestError::Closed(_))));
+    assert!(matches!(followed.connection.failover_log(VbId(0), &forever()), Err(DcpRequestError::Closed(_))));
+    let error = failure(&followed);
+    assert!(matches!(error, ConnectionError::Closed | ConnectionError::Read(_)), "{error:?}");
+}
+
+#[test]
+fn a_lost_connection_ends_more_streams_than_any_queue_has_room_for() {
+    const STREAMS: u16 = 1024;
+    let producer = Producer::start(STREAMS);
+    producer.behave(|behaviour| behaviour.stalled = true);
+    let followed = open(&producer.config(), 37);
+    for vb in 0..STREAMS {
+        followed.follow(vb, Position::ZERO);
+    }
+    let mut begun = 0;
+    while begun < usize::from(STREAMS) {
+        begun += followed.next().len();
+    }
+    producer.inject(&[0x47; 24]);
+    let ends = followed.until_ends(usize::from(STREAMS));
+    let vbs: Vec<u16> = ends.iter().map(|(vb, _, _)| *vb).collect();
+    assert_eq!(vbs, (0..STREAMS).collect::<Vec<_>>());
+    assert!(matches!(failure(&followed), ConnectionError::Frame(FrameError::Magic(0x47))));
+}
+
+#[test]
+fn a_short_message_ends_its_connection_and_its_streams_in_order() {
+    let producer = Producer::start(2);
+    producer.put(0, "a", "1");
+    let (bad, good) = (open(&producer.config(), 38), open(&producer.config(), 39));
+    bad.close();
+    let bad = open(&producer.config(), 38);
+    bad.follow(0, Position::ZERO);
+    bad.follow(1, Position::ZERO);
+    let mut events = Vec::new();
+    while events.len() < 4 {
+        events.extend(bad.next());
+    }
+    let short = Raw { magic: 0x80, opcode: 0x57, extras: &[0; 30], key: b"\0k", ..Raw::default() };
+    producer.inject(&short.bytes());
+    let ends = bad.until_ends(2);
+    let end = end(StreamEndReason::Disconnected);
+    assert_eq!(ends, [(0, 1, end.clone()), (1, 0, end)]);
+    let error = failure(&bad);
+    assert!(matches!(error, ConnectionError::Message { vb: VbId(0), .. }), "{error:?}");
+    // Nothing else suffers.
+    good.follow(0, Position::ZERO);
+    assert_eq!(good.until(|(_, seqno, _)| *seqno == 1).last().unwrap().2, "a=1 1");
+    good.close();
+}
+
+#[test]
+fn a_server_that_falls_silent_is_given_up() {
+    let producer = Producer::start(1);
+    let mut config = producer.config();
+    config.noop_interval = Duration::from_millis(100);
+    let followed = open(&config, 40);
+    followed.follow(0, Position::ZERO);
+    assert_eq!(followed.until_ends(1).last().unwrap().2, end(StreamEndReason::Disconnected));
+    assert!(matches!(failure(&followed), ConnectionError::Silent(_)));
+}
+
+#[test]
+fn a_connection_is_refused_where_nobody_listens() {
+    let producer = Producer::start(1);
+    let config = producer.config();
+    producer.check();
+    let Err(error) = try_open(&config, 41, &watchdog()) else { panic!("it was opened") };
+    assert!(error.cause.is_temporary() && error.to_string().contains("connecting"), "{error}");
+    assert_eq!(config.bucket, BUCKET_NAME);
+}
+
+#[test]
+fn a_connection_that_is_dropped_ends_by_itself() {
+    let producer = Producer::start(1);
+    let (sender, _batches) = bounded(1);
+    let output = DcpOutput { generation: GENERATION, batches: sender, budget: ByteBudget::new(1000) };
+    let logger = Logger::root(Discard, o!());
+    let connection = Connection::open(&producer.config(), 42, output, &logger, &watchdog()).unwrap();
+    let ended = connection.ended().clone();
+    drop(connection);
+    ended.wait(&watchdog()).unwrap();
+    eventually("the server sees it", || !producer.seen().is_open);
+    producer.check();
+}

@@ -1,0 +1,249 @@
+//! A bucket of one node that speaks the server's side of DCP over TCP, in this process.
+//!
+//! It behaves as the recorded sessions show, and is stricter: whatever a consumer does that a real server would put
+//! up with, it notes as a fault, and [`Producer::check`] fails on them. Its frames are made from numbers here, not by
+//! the library that reads them.
+
+mod bucket;
+mod scram;
+mod serve;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse::event::{VbId, VbUuid};
+use dormouse::source::dcp::{DcpConfig, Login, Tls};
+use dormouse::thread::{self, Cancel, Thread};
+use parking_lot::Mutex;
+
+use bucket::Vb;
+pub(crate) use bucket::What;
+
+use super::watchdog;
+
+pub(crate) const USER: &str = "rider";
+pub(crate) const PASSWORD: &str = "pencil";
+pub(crate) const BUCKET_NAME: &str = "travel";
+
+/// What it does to its consumers.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Behaviour {
+    /// Answers of these opcodes are replaced: status and value, or silence.
+    pub(crate) answers: BTreeMap<u8, Option<(u16, Vec<u8>)>>,
+    /// Ways to log in.
+    pub(crate) mechanisms: &'static str,
+    /// Bytes are written in pieces of this many.
+    pub(crate) pieces: Option<usize>,
+    /// A connection is cut after it has written so many bytes since this was set.
+    pub(crate) cut_after: Option<usize>,
+    /// Nothing is sent on streams.
+    pub(crate) stalled: bool,
+    /// The window is not looked at.
+    pub(crate) floods: bool,
+    /// Values are compressed.
+    pub(crate) compresses: bool,
+}
+
+/// What is known of one connection.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Seen {
+    pub(crate) name: String,
+    pub(crate) controls: BTreeMap<String, String>,
+    /// Bytes that count on the window, and those that were acknowledged.
+    pub(crate) sent: u64,
+    pub(crate) acked: u64,
+    pub(crate) acks: Vec<u64>,
+    pub(crate) noops_sent: u64,
+    pub(crate) noops_answered: u64,
+    /// The window is full.
+    pub(crate) is_full: bool,
+    pub(crate) is_open: bool,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) vbs: Vec<Vb>,
+    pub(crate) behaviour: Behaviour,
+    /// What consumers did wrong.
+    pub(crate) faults: Vec<String>,
+    pub(crate) connections: Vec<Seen>,
+    pub(crate) names: BTreeSet<String>,
+    /// Bytes for the newest connection, as they are.
+    injected: Vec<u8>,
+    noops: u64,
+    /// Starts that streams were asked for from.
+    pub(crate) requests: Vec<(VbId, u64)>,
+}
+
+pub(crate) struct Producer {
+    pub(crate) address: SocketAddr,
+    pub(crate) state: Arc<Mutex<State>>,
+    stop: Cancel,
+    thread: Option<Thread<()>>,
+}
+
+/// A certificate authority and a server's key, both made for one test.
+pub(crate) struct Certificate {
+    pub(crate) authority_pem: String,
+    config: Arc<rustls::ServerConfig>,
+}
+
+impl Certificate {
+    pub(crate) fn new(host: &str) -> Self {
+        let made = rcgen::generate_simple_self_signed(vec![host.to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key.into())
+            .unwrap();
+        Self { authority_pem: made.cert.pem(), config: Arc::new(config) }
+    }
+}
+
+impl Producer {
+    pub(crate) fn start(vbuckets: u16) -> Self {
+        Self::start_with(vbuckets, None)
+    }
+
+    pub(crate) fn start_with(vbuckets: u16, certificate: Option<&Certificate>) -> Self {
+        let behaviour =
+            Behaviour { mechanisms: "SCRAM-SHA512 SCRAM-SHA256 SCRAM-SHA1 PLAIN", ..Behaviour::default() };
+        let vbs = (0..vbuckets).map(|vb| Vb::new(0xa000 + u64::from(vb))).collect();
+        let state = Arc::new(Mutex::new(State { vbs, behaviour, ..State::default() }));
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (stop, shared) = (Cancel::new(), Arc::clone(&state));
+        let (stopped, tls) = (stop.clone(), certificate.map(|certificate| Arc::clone(&certificate.config)));
+        let thread =
+            thread::spawn("test-producer", move || serve::accept(&listener, &shared, tls.as_ref(), &stopped))
+                .unwrap();
+        Self { address, state, stop, thread: Some(thread) }
+    }
+
+    /// What a consumer needs to follow it.
+    pub(crate) fn config(&self) -> DcpConfig {
+        let login = Login { user: USER.to_owned(), password: PASSWORD.to_owned(), plain_without_tls: false };
+        let vbuckets = u16::try_from(self.state.lock().vbs.len()).unwrap();
+        let mut config = DcpConfig::new(self.address, BUCKET_NAME, vbuckets, login);
+        config.step_timeout = Duration::from_secs(20);
+        config
+    }
+
+    pub(crate) fn config_with(&self, certificate: &Certificate) -> DcpConfig {
+        let tls = Tls::new("localhost", certificate.authority_pem.as_bytes()).unwrap();
+        DcpConfig { tls: Some(tls), ..self.config() }
+    }
+
+    pub(crate) fn put(&self, vb: u16, key: &str, value: &str) -> u64 {
+        self.change(vb, key, What::Put { value: value.as_bytes().to_vec(), datatype: 1 })
+    }
+
+    pub(crate) fn delete(&self, vb: u16, key: &str) -> u64 {
+        self.change(vb, key, What::Delete)
+    }
+
+    pub(crate) fn change(&self, vb: u16, key: &str, what: What) -> u64 {
+        self.change_in(0, vb, key, what)
+    }
+
+    pub(crate) fn change_in(&self, collection: u32, vb: u16, key: &str, what: What) -> u64 {
+        self.state.lock().vbs[usize::from(vb)].push(collection, key, what)
+    }
+
+    pub(crate) fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
+        change(&mut self.state.lock().behaviour);
+    }
+
+    /// Answers to an opcode are these from now on.
+    pub(crate) fn answer(&self, opcode: u8, status: u16, value: &[u8]) {
+        self.behave(|behaviour| drop(behaviour.answers.insert(opcode, Some((status, value.to_vec())))));
+    }
+
+    /// The newest connection gets these bytes.
+    pub(crate) fn inject(&self, bytes: &[u8]) {
+        self.state.lock().injected.extend_from_slice(bytes);
+    }
+
+    /// The newest connection gets a noop.
+    pub(crate) fn noop(&self) {
+        self.state.lock().noops += 1;
+    }
+
+    pub(crate) fn seen(&self) -> Seen {
+        self.state.lock().connections.last().cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn high(&self, vb: u16) -> u64 {
+        self.state.lock().vbs[usize::from(vb)].high
+    }
+
+    /// The documents of the default collection.
+    pub(crate) fn documents(&self) -> BTreeSet<String> {
+        self.state.lock().vbs.iter().flat_map(Vb::documents).collect()
+    }
+
+    pub(crate) fn branch(&self, vb: u16) -> VbUuid {
+        VbUuid(self.state.lock().vbs[usize::from(vb)].log[0].0)
+    }
+
+    /// Ends the producer, and fails where a consumer did something wrong.
+    pub(crate) fn check(mut self) {
+        self.end();
+        let state = self.state.lock();
+        assert!(state.faults.is_empty(), "{:#?}", state.faults);
+        for seen in &state.connections {
+            assert!(seen.acked <= seen.sent, "{} bytes were acknowledged of {}", seen.acked, seen.sent);
+        }
+    }
+
+    fn end(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            thread.join(&watchdog()).unwrap();
+        }
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.end();
+        }
+    }
+}
+
+/// A frame of the server: magic, opcode, extras, key, value, and the numbers of the header.
+#[derive(Default)]
+pub(crate) struct Raw<'a> {
+    pub(crate) magic: u8,
+    pub(crate) opcode: u8,
+    pub(crate) datatype: u8,
+    pub(crate) vb_or_status: u16,
+    pub(crate) opaque: u32,
+    pub(crate) extras: &'a [u8],
+    pub(crate) key: &'a [u8],
+    pub(crate) value: &'a [u8],
+}
+
+impl Raw<'_> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let body = self.extras.len() + self.key.len() + self.value.len();
+        let mut bytes = vec![self.magic, self.opcode];
+        bytes.extend(u16::try_from(self.key.len()).unwrap().to_be_bytes());
+        bytes.extend([u8::try_from(self.extras.len()).unwrap(), self.datatype]);
+        bytes.extend(self.vb_or_status.to_be_bytes());
+        bytes.extend(u32::try_from(body).unwrap().to_be_bytes());
+        bytes.extend(self.opaque.to_be_bytes());
+        bytes.extend([0; 8]);
+        for part in [self.extras, self.key, self.value] {
+            bytes.extend(part);
+        }
+        bytes
+    }
+}

@@ -1,0 +1,247 @@
+//! The vbuckets of a test's bucket: histories, branches, and what a stream gets of them.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::Raw;
+
+#[derive(Debug, Clone)]
+pub(crate) enum What {
+    Put {
+        value: Vec<u8>,
+        datatype: u8,
+    },
+    Delete,
+    Expire,
+    /// Number of the event, and its value.
+    System {
+        event: u32,
+        value: Vec<u8>,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Change {
+    pub(crate) seqno: u64,
+    pub(crate) collection: u32,
+    pub(crate) key: String,
+    pub(crate) what: What,
+}
+
+pub(crate) struct Vb {
+    /// Branches, newest first.
+    pub(crate) log: Vec<(u64, u64)>,
+    pub(crate) history: Vec<Change>,
+    pub(crate) high: u64,
+    pub(crate) is_active: bool,
+}
+
+/// How a stream request is answered.
+pub(crate) enum Verdict {
+    Begin,
+    Refuse(u16, Vec<u8>),
+}
+
+impl Vb {
+    pub(super) fn new(vbuuid: u64) -> Self {
+        Self { log: vec![(vbuuid, 0)], history: Vec::new(), high: 0, is_active: true }
+    }
+
+    pub(super) fn push(&mut self, collection: u32, key: &str, what: What) -> u64 {
+        self.high += 1;
+        self.history.push(Change { seqno: self.high, collection, key: key.to_owned(), what });
+        self.high
+    }
+
+    /// A new branch begins at `seqno`; what was later never was.
+    pub(crate) fn fail_over(&mut self, vbuuid: u64, seqno: u64) {
+        self.history.retain(|change| change.seqno <= seqno);
+        self.high = seqno;
+        self.log.retain(|(_, at)| *at <= seqno);
+        self.log.insert(0, (vbuuid, seqno));
+    }
+
+    pub(super) fn documents(&self) -> Vec<String> {
+        let mut documents = BTreeMap::new();
+        for change in self.history.iter().filter(|change| change.collection == 0) {
+            let is_there = match change.what {
+                What::Put { .. } => true,
+                What::Delete | What::Expire => false,
+                What::System { .. } => continue,
+            };
+            documents.insert(change.key.clone(), is_there);
+        }
+        documents.into_iter().filter(|(_, is_there)| *is_there).map(|(key, _)| key).collect()
+    }
+
+    pub(super) fn log_bytes(&self) -> Vec<u8> {
+        self.log
+            .iter()
+            .flat_map(|(vbuuid, seqno)| [vbuuid.to_be_bytes(), seqno.to_be_bytes()].concat())
+            .collect()
+    }
+
+    /// As the KV engine judges a request.
+    pub(super) fn judge(&self, [start, end, vbuuid, snap_start, snap_end]: [u64; 5], flags: u32) -> Verdict {
+        let rollback = |to: u64| Verdict::Refuse(0x23, to.to_be_bytes().to_vec());
+        if !self.is_active && flags & 0x10 != 0 {
+            return Verdict::Refuse(0x07, b"{\"rev\":2}".to_vec());
+        }
+        if start > end || snap_start > start || start > snap_end {
+            return Verdict::Refuse(0x22, Vec::new());
+        }
+        if start == 0 {
+            return Verdict::Begin;
+        }
+        let Some(place) = self.log.iter().position(|(branch, _)| *branch == vbuuid) else {
+            return rollback(0);
+        };
+        let upper = if place == 0 { self.high } else { self.log[place - 1].1 };
+        let (mut from, mut to) = (snap_start, snap_end);
+        if start == from {
+            to = start;
+        }
+        if start == to {
+            from = start;
+        }
+        match () {
+            () if to <= upper => Verdict::Begin,
+            () if from >= upper || from == start => rollback(upper),
+            () => rollback(from),
+        }
+    }
+}
+
+/// One stream of one connection.
+pub(super) struct Stream {
+    pub(super) vb: u16,
+    pub(super) opaque: u32,
+    pub(super) end: u64,
+    pub(super) collection: Option<u32>,
+    /// Everything up to here was queued.
+    at: u64,
+    is_first: bool,
+    pub(super) queued: VecDeque<Vec<u8>>,
+    pub(super) is_ended: bool,
+}
+
+impl Stream {
+    pub(super) fn new(vb: u16, opaque: u32, start: u64, end: u64, collection: Option<u32>) -> Self {
+        Self {
+            vb,
+            opaque,
+            end,
+            collection,
+            at: start,
+            is_first: true,
+            queued: VecDeque::new(),
+            is_ended: false,
+        }
+    }
+
+    fn raw<'a>(&self, opcode: u8, extras: &'a [u8]) -> Raw<'a> {
+        Raw { magic: 0x80, opcode, vb_or_status: self.vb, opaque: self.opaque, extras, ..Raw::default() }
+    }
+
+    fn queue(&mut self, bytes: Vec<u8>) {
+        self.queued.push_back(bytes);
+    }
+
+    pub(super) fn end(&mut self, reason: u32) {
+        let bytes = self.raw(0x55, &reason.to_be_bytes()).bytes();
+        self.queue(bytes);
+        self.is_ended = true;
+    }
+
+    fn document(&self, change: &Change, compresses: bool) -> Vec<u8> {
+        let mut key = Vec::new();
+        let mut left = change.collection;
+        while left >= 0x80 {
+            key.push(u8::try_from(left & 0x7f).unwrap() | 0x80);
+            left >>= 7;
+        }
+        key.push(u8::try_from(left).unwrap());
+        key.extend_from_slice(change.key.as_bytes());
+        let numbers = [change.seqno.to_be_bytes(), 1_u64.to_be_bytes()].concat();
+        match &change.what {
+            What::Put { value, datatype } => {
+                let extras = [&numbers[..], &[0; 14], &[2]].concat();
+                let squeezed = compresses.then(|| snap::raw::Encoder::new().compress_vec(value).unwrap());
+                let datatype = datatype | if compresses { 2 } else { 0 };
+                let value = squeezed.as_ref().unwrap_or(value);
+                Raw { key: &key, value, datatype, ..self.raw(0x57, &extras) }.bytes()
+            }
+            What::Delete => {
+                let extras = [&numbers[..], &[0; 5]].concat();
+                Raw { key: &key, ..self.raw(0x58, &extras) }.bytes()
+            }
+            What::Expire => {
+                let extras = [&numbers[..], &[0; 4]].concat();
+                Raw { key: &key, ..self.raw(0x59, &extras) }.bytes()
+            }
+            What::System { event, value } => {
+                let extras = [&change.seqno.to_be_bytes()[..], &event.to_be_bytes(), &[0]].concat();
+                Raw { key: change.key.as_bytes(), value, ..self.raw(0x5f, &extras) }.bytes()
+            }
+        }
+    }
+
+    fn marker(&mut self, start: u64, end: u64, kind: u32) {
+        let extras = [&start.to_be_bytes()[..], &end.to_be_bytes(), &kind.to_be_bytes()].concat();
+        let bytes = self.raw(0x56, &extras).bytes();
+        self.queue(bytes);
+    }
+
+    /// Queues the next snapshot, if there is something.
+    pub(super) fn advance(&mut self, vb: &Vb, oso: bool, compresses: bool) {
+        if self.is_ended || !self.queued.is_empty() {
+            return;
+        }
+        if !vb.is_active {
+            return self.end(2);
+        }
+        let high = vb.high.min(self.end);
+        if high > self.at {
+            let (from, is_first) = (self.at, std::mem::take(&mut self.is_first));
+            let new = vb.history.iter().skip_while(|change| change.seqno <= from);
+            let mut changes: Vec<&Change> = new.take_while(|change| change.seqno <= high).collect();
+            let last = changes.last().map_or(from, |change| change.seqno);
+            let wanted = self.collection;
+            changes.retain(|change| wanted.is_none_or(|wanted| change.collection == wanted));
+            let out_of_order = is_first && from == 0 && oso && wanted.is_some();
+            if is_first {
+                // What is read from disk has each document once.
+                let mut latest = BTreeMap::new();
+                for change in &changes {
+                    latest.insert((change.collection, change.key.clone()), change.seqno);
+                }
+                changes.retain(|change| latest[&(change.collection, change.key.clone())] == change.seqno);
+            }
+            if out_of_order {
+                changes.sort_by(|a, b| a.key.cmp(&b.key));
+                let bytes = self.raw(0x65, &1_u32.to_be_bytes()).bytes();
+                self.queue(bytes);
+            } else {
+                let (start, kind) = if is_first { (from, 0x06) } else { (from + 1, 0x05) };
+                self.marker(start, last, kind);
+            }
+            let delivered = changes.iter().map(|change| change.seqno).max().unwrap_or(0);
+            for change in changes {
+                let bytes = self.document(change, compresses);
+                self.queue(bytes);
+            }
+            if delivered < last {
+                let bytes = self.raw(0x64, &last.to_be_bytes()).bytes();
+                self.queue(bytes);
+            }
+            if out_of_order {
+                let bytes = self.raw(0x65, &2_u32.to_be_bytes()).bytes();
+                self.queue(bytes);
+            }
+            self.at = last;
+        }
+        self.is_first = false;
+        if self.at >= self.end {
+            self.end(0);
+        }
+    }
+}

@@ -1,0 +1,447 @@
+//! One thread for each connection of a test's producer.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse::event::VbId;
+use dormouse::thread::{self, Cancel, Thread, Until};
+use parking_lot::Mutex;
+
+use super::bucket::{Stream, Verdict};
+use super::scram::Exchange;
+use super::{BUCKET_NAME, PASSWORD, Raw, Seen, State, USER};
+
+/// How long a connection waits for its consumer when it has nothing to send.
+const WAIT: Duration = Duration::from_millis(1);
+/// Features of HELLO that the server knows.
+const KNOWN: [u16; 6] = [0x06, 0x07, 0x08, 0x0a, 0x0b, 0x12];
+/// Bytes that are written before the consumer is listened to again.
+const TURN_BYTES: usize = 64 * 1024;
+
+trait Wire: Read + Write + Send {}
+impl<T: Read + Write + Send> Wire for T {}
+
+pub(super) fn accept(
+    listener: &TcpListener,
+    state: &Arc<Mutex<State>>,
+    tls: Option<&Arc<rustls::ServerConfig>>,
+    stop: &Cancel,
+) {
+    let mut threads: Vec<Thread<()>> = Vec::new();
+    while stop.fin().wait(&Until::within(WAIT)).is_err() {
+        let Ok((tcp, _)) = listener.accept() else { continue };
+        tcp.set_nonblocking(false).unwrap();
+        tcp.set_nodelay(true).unwrap();
+        tcp.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
+        let own = tcp.try_clone().unwrap();
+        let wire: Box<dyn Wire> = match tls {
+            None => Box::new(own),
+            Some(config) => {
+                let session = rustls::ServerConnection::new(Arc::clone(config)).unwrap();
+                Box::new(rustls::StreamOwned::new(session, own))
+            }
+        };
+        let number = {
+            let mut state = state.lock();
+            state.connections.push(Seen { is_open: true, ..Seen::default() });
+            state.connections.len() - 1
+        };
+        let serve = Serve {
+            tcp,
+            wire,
+            state: Arc::clone(state),
+            number,
+            read: Vec::new(),
+            streams: BTreeMap::new(),
+            step: Step::Greeted(0),
+            exchange: None,
+            collections: false,
+            written: 0,
+            noops: 0,
+            cut_from: None,
+        };
+        let stop = stop.clone();
+        threads.push(thread::spawn("test-node", move || serve.run(&stop)).unwrap());
+    }
+    drop(thread::join_all(threads, &crate::support::watchdog()));
+}
+
+/// How far the handshake is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    /// With the number of requests so far.
+    Greeted(u32),
+    LoggedIn,
+    Selected,
+    Open,
+}
+
+struct Serve {
+    tcp: TcpStream,
+    wire: Box<dyn Wire>,
+    state: Arc<Mutex<State>>,
+    number: usize,
+    read: Vec<u8>,
+    streams: BTreeMap<u16, Stream>,
+    step: Step,
+    exchange: Option<Exchange>,
+    collections: bool,
+    written: usize,
+    noops: u64,
+    /// What was written when the cut was asked for.
+    cut_from: Option<usize>,
+}
+
+/// A request, taken apart by hand.
+struct Asked<'a> {
+    magic: u8,
+    opcode: u8,
+    vb: u16,
+    opaque: u32,
+    extras: &'a [u8],
+    key: &'a [u8],
+    value: &'a [u8],
+}
+
+impl Asked<'_> {
+    fn number(&self, at: usize) -> u64 {
+        u64::from_be_bytes(self.extras[at..at + 8].try_into().unwrap())
+    }
+
+    fn u32(&self, at: usize) -> u32 {
+        u32::from_be_bytes(self.extras[at..at + 4].try_into().unwrap())
+    }
+
+    fn answer(&self, status: u16, value: &[u8]) -> Vec<u8> {
+        let (opcode, opaque) = (self.opcode, self.opaque);
+        Raw { magic: 0x81, opcode, vb_or_status: status, opaque, value, ..Raw::default() }.bytes()
+    }
+}
+
+impl Serve {
+    fn run(mut self, stop: &Cancel) {
+        while !stop.is_cancelled() {
+            if self.turn().is_err() {
+                break;
+            }
+        }
+        let _ = self.tcp.shutdown(Shutdown::Both);
+        let mut state = self.state.lock();
+        let seen = &mut state.connections[self.number];
+        seen.is_open = false;
+        let name = seen.name.clone();
+        state.names.remove(&name);
+    }
+
+    fn fault(&self, fault: String) {
+        self.state.lock().faults.push(fault);
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        let sends = self.pump()?;
+        self.tcp.set_nonblocking(sends)?;
+        if !sends {
+            self.tcp.set_read_timeout(Some(WAIT))?;
+        }
+        let mut bytes = [0; 16 * 1024];
+        let read = self.wire.read(&mut bytes);
+        self.tcp.set_nonblocking(false)?;
+        match read {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => self.read.extend_from_slice(&bytes[..read]),
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+            Err(e) => return Err(e),
+        }
+        while self.read.len() >= 24 {
+            let body = u32::from_be_bytes(self.read[8..12].try_into().unwrap()) as usize;
+            if self.read.len() < 24 + body {
+                break;
+            }
+            let frame: Vec<u8> = self.read.drain(..24 + body).collect();
+            let key = usize::from(u16::from_be_bytes([frame[2], frame[3]]));
+            let extras = usize::from(frame[4]);
+            if frame[5] != 0 || frame[16..24] != [0; 8] || key + extras > body {
+                self.fault(format!("a request has an odd header: {frame:02x?}"));
+            }
+            let (extras, rest) = frame[24..].split_at(extras);
+            let (key, value) = rest.split_at(key);
+            let asked = Asked {
+                magic: frame[0],
+                opcode: frame[1],
+                vb: u16::from_be_bytes([frame[6], frame[7]]),
+                opaque: u32::from_be_bytes(frame[12..16].try_into().unwrap()),
+                extras,
+                key,
+                value,
+            };
+            self.take(&asked)?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let (pieces, cut_after) = {
+            let state = self.state.lock();
+            (state.behaviour.pieces, state.behaviour.cut_after)
+        };
+        let mut bytes = bytes;
+        let mut is_cut = false;
+        if let Some(after) = cut_after {
+            let from = *self.cut_from.get_or_insert(self.written);
+            let left = (from + after).saturating_sub(self.written);
+            if bytes.len() >= left {
+                bytes = &bytes[..left];
+                is_cut = true;
+            }
+        }
+        for piece in bytes.chunks(pieces.unwrap_or(usize::MAX).max(1)) {
+            self.wire.write_all(piece)?;
+            self.wire.flush()?;
+        }
+        self.written += bytes.len();
+        if is_cut {
+            self.state.lock().behaviour.cut_after = None;
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Ok(())
+    }
+
+    /// Sends what streams have, as far as the window allows. Gives whether there is more.
+    fn pump(&mut self) -> io::Result<bool> {
+        let mut out = Vec::new();
+        let more = {
+            let mut state = self.state.lock();
+            let state = &mut *state;
+            let is_newest = self.number + 1 == state.connections.len();
+            if is_newest {
+                out.append(&mut state.injected);
+            }
+            let behaviour = &state.behaviour;
+            let seen = &mut state.connections[self.number];
+            if is_newest && self.step == Step::Open {
+                while self.noops < state.noops {
+                    self.noops += 1;
+                    seen.noops_sent += 1;
+                    let opaque = 0x8196_9800;
+                    out.extend(Raw { magic: 0x80, opcode: 0x5c, opaque, ..Raw::default() }.bytes());
+                }
+            }
+            let window = seen.controls.get("connection_buffer_size").and_then(|text| text.parse().ok());
+            let window: u64 = window.unwrap_or(u64::MAX);
+            let oso = seen.controls.contains_key("enable_out_of_order_snapshots");
+            let mut more = false;
+            seen.is_full = false;
+            for stream in self.streams.values_mut().filter(|_| !behaviour.stalled) {
+                stream.advance(&state.vbs[usize::from(stream.vb)], oso, behaviour.compresses);
+                while let Some(frame) = stream.queued.front() {
+                    // Real ones overshoot by a message too.
+                    seen.is_full = seen.sent - seen.acked >= window && !behaviour.floods;
+                    if seen.is_full || out.len() >= TURN_BYTES {
+                        break;
+                    }
+                    seen.sent += frame.len() as u64;
+                    out.extend_from_slice(frame);
+                    stream.queued.pop_front();
+                }
+                more |= !stream.queued.is_empty() && !seen.is_full;
+            }
+            self.streams.retain(|_, stream| !stream.is_ended || !stream.queued.is_empty());
+            more
+        };
+        if !out.is_empty() {
+            self.write(&out)?;
+        }
+        Ok(more)
+    }
+
+    fn take(&mut self, asked: &Asked<'_>) -> io::Result<()> {
+        if asked.magic == 0x81 {
+            self.take_answer(asked);
+            return Ok(());
+        }
+        if asked.magic != 0x80 {
+            self.fault(format!("magic {:#x}", asked.magic));
+        }
+        let replaced = self.state.lock().behaviour.answers.get(&asked.opcode).cloned();
+        let answer = match replaced {
+            Some(None) => None,
+            Some(Some((status, value))) => Some((status, value)),
+            None if asked.opcode == 0x5d => {
+                self.take_ack(asked);
+                None
+            }
+            None => Some(self.judge(asked)),
+        };
+        match answer {
+            Some((status, value)) => self.write(&asked.answer(status, &value)),
+            None => Ok(()),
+        }
+    }
+
+    fn take_answer(&mut self, asked: &Asked<'_>) {
+        let mut state = self.state.lock();
+        let is_right = asked.opcode == 0x5c && asked.opaque == 0x8196_9800 && asked.vb == 0;
+        let seen = &mut state.connections[self.number];
+        seen.noops_answered += 1;
+        if !is_right || seen.noops_answered > seen.noops_sent {
+            state.faults.push(format!("an answer to {:#x} that was not asked for", asked.opcode));
+        }
+    }
+
+    fn take_ack(&mut self, ack: &Asked<'_>) {
+        let mut state = self.state.lock();
+        let bytes = if ack.extras.len() == 4 { u64::from(ack.u32(0)) } else { 0 };
+        let seen = &mut state.connections[self.number];
+        seen.acked += bytes;
+        seen.acks.push(bytes);
+        let (acked, sent) = (seen.acked, seen.sent);
+        if bytes == 0 || acked > sent || ack.opaque != 0 {
+            state.faults.push(format!("{bytes} bytes acknowledged, {acked} of {sent}"));
+        }
+    }
+
+    fn judge(&mut self, asked: &Asked<'_>) -> (u16, Vec<u8>) {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        match (asked.opcode, self.step) {
+            (0x1f, Step::Greeted(0)) => {
+                self.step = Step::Greeted(1);
+                let wanted: Vec<u16> =
+                    asked.value.chunks(2).map(|two| u16::from_be_bytes([two[0], two[1]])).collect();
+                let granted: Vec<u16> =
+                    KNOWN.into_iter().filter(|feature| wanted.contains(feature)).collect();
+                self.collections = granted.contains(&0x12);
+                (0, granted.iter().flat_map(|feature| feature.to_be_bytes()).collect())
+            }
+            (0x20, Step::Greeted(_)) => (0, self.state.lock().behaviour.mechanisms.as_bytes().to_vec()),
+            (0x21, Step::Greeted(_)) if asked.key == b"PLAIN" => {
+                let right = format!("\0{USER}\0{PASSWORD}");
+                if asked.value != right.as_bytes() {
+                    return (0x20, Vec::new());
+                }
+                self.step = Step::LoggedIn;
+                (0, Vec::new())
+            }
+            (0x21, Step::Greeted(_)) => match Exchange::begin(&text(asked.key), asked.value, USER) {
+                Some(exchange) => {
+                    let said = exchange.server_first.clone().into_bytes();
+                    self.exchange = Some(exchange);
+                    (0x21, said)
+                }
+                None => (0x20, Vec::new()),
+            },
+            (0x22, Step::Greeted(_)) => {
+                let proved = self.exchange.take().and_then(|exchange| exchange.finish(asked.value, PASSWORD));
+                match proved {
+                    Some(said) => {
+                        self.step = Step::LoggedIn;
+                        (0, said.into_bytes())
+                    }
+                    None => (0x20, Vec::new()),
+                }
+            }
+            (0x89, Step::LoggedIn) => {
+                if text(asked.key) != BUCKET_NAME {
+                    return (0x24, Vec::new());
+                }
+                self.step = Step::Selected;
+                (0, Vec::new())
+            }
+            (0xb5, Step::Selected | Step::Open) => (0, b"{\"rev\":1}".to_vec()),
+            (0x50, Step::Selected) => self.open(asked),
+            (0x5e, Step::Open) => self.control(&text(asked.key), &text(asked.value)),
+            (0x48, Step::Open) => {
+                let state = self.state.lock();
+                let entry = |(vb, high): (u16, u64)| [&vb.to_be_bytes()[..], &high.to_be_bytes()].concat();
+                (0, (0_u16..).zip(state.vbs.iter().map(|vb| vb.high)).flat_map(entry).collect())
+            }
+            (0x54, Step::Open) => match self.state.lock().vbs.get(usize::from(asked.vb)) {
+                Some(vb) => (0, vb.log_bytes()),
+                None => (0x07, b"{\"rev\":2}".to_vec()),
+            },
+            (0x53, Step::Open) => self.stream(asked),
+            (0x52, Step::Open) => match self.streams.get_mut(&asked.vb) {
+                Some(stream) => {
+                    stream.end(1);
+                    (0, Vec::new())
+                }
+                None => (0x01, Vec::new()),
+            },
+            (opcode, step) => {
+                self.fault(format!("{opcode:#x} comes at {step:?}"));
+                (0x04, Vec::new())
+            }
+        }
+    }
+
+    fn open(&mut self, asked: &Asked<'_>) -> (u16, Vec<u8>) {
+        let name = String::from_utf8(asked.key.to_vec()).unwrap();
+        let mut state = self.state.lock();
+        if name.len() > 200 || asked.extras.len() != 8 || asked.u32(4) & 1 == 0 {
+            state.faults.push(format!("a connection is opened as {name} with {:02x?}", asked.extras));
+        }
+        if !state.names.insert(name.clone()) {
+            state.faults.push(format!("two connections are called {name}"));
+        }
+        state.connections[self.number].name = name;
+        self.step = Step::Open;
+        (0, Vec::new())
+    }
+
+    fn control(&mut self, name: &str, value: &str) -> (u16, Vec<u8>) {
+        let is_number = value.parse::<u32>().is_ok_and(|number| number > 0);
+        let is_right = match name {
+            "connection_buffer_size" | "set_noop_interval" => is_number,
+            "enable_noop" | "enable_expiry_opcode" | "send_stream_end_on_client_close_stream" => {
+                value == "true"
+            }
+            "enable_out_of_order_snapshots" => value == "true_with_seqno_advanced",
+            _ => false,
+        };
+        if !is_right {
+            self.fault(format!("{name} is set to {value}"));
+            return (0x04, Vec::new());
+        }
+        self.state.lock().connections[self.number].controls.insert(name.to_owned(), value.to_owned());
+        (0, Vec::new())
+    }
+
+    fn stream(&mut self, asked: &Asked<'_>) -> (u16, Vec<u8>) {
+        if asked.extras.len() != 48 || !asked.key.is_empty() {
+            self.fault("a stream is asked for with other parts than it has".to_owned());
+            return (0x04, Vec::new());
+        }
+        let numbers = [8, 16, 24, 32, 40].map(|at| asked.number(at));
+        let [start, end, ..] = numbers;
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        state.requests.push((VbId(asked.vb), start));
+        let has_noop = state.connections[self.number].controls.contains_key("enable_noop");
+        if self.collections && !has_noop {
+            state.faults.push("a stream is asked for without noops".to_owned());
+            return (0x83, Vec::new());
+        }
+        if self.streams.contains_key(&asked.vb) {
+            state.faults.push(format!("vbucket {} is asked for twice", asked.vb));
+            return (0x02, Vec::new());
+        }
+        let filter: Option<serde_json::Value> = serde_json::from_slice(asked.value).ok();
+        let collection = filter.as_ref().and_then(|filter| filter["collections"][0].as_str());
+        let collection = collection.map(|text| u32::from_str_radix(text, 16).unwrap());
+        let Some(vb) = state.vbs.get(usize::from(asked.vb)) else { return (0x07, b"{\"rev\":2}".to_vec()) };
+        match vb.judge(numbers, asked.u32(0)) {
+            Verdict::Refuse(status, value) => {
+                if status == 0x22 {
+                    state.faults.push(format!("vbucket {} is asked for from {numbers:?}", asked.vb));
+                }
+                (status, value)
+            }
+            Verdict::Begin => {
+                self.streams.insert(asked.vb, Stream::new(asked.vb, asked.opaque, start, end, collection));
+                (0, vb.log_bytes())
+            }
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Recorded and documented frames, and bytes from their text.
+
+use std::sync::LazyLock;
+
+use serde_json::Value;
+
+/// The lines of a file of frames.
+pub(crate) fn data(name: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(format!("tests/data/dcp/{name}")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The recorded sessions.
+pub(crate) fn frame_lines() -> &'static [Value] {
+    static LINES: LazyLock<Vec<Value>> = LazyLock::new(|| data("frames.jsonl"));
+    &LINES
+}
+
+pub(crate) fn from_hex(text: &str) -> Vec<u8> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    assert!(rest.is_empty(), "half a byte in {text}");
+    let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    pairs.iter().map(byte).collect()
+}
