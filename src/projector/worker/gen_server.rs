@@ -48,6 +48,7 @@ impl GenServer {
                 recv(self.orders) -> order => match order {
                     Ok(order) => {
                         let name = order.name();
+                        debug!(self.logger, "an order came"; "order" => name);
                         if thread::send(&self.data_orders, order, &self.data_ended).is_err() {
                             return;
                         }
