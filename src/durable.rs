@@ -10,7 +10,7 @@
 //! {…}
 //! ```
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -86,6 +86,39 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), PathError> {
     file.sync_all().at("sync", &temporary)?;
     fs::rename(&temporary, path).at("put in place", path)?;
     sync_parent(path)
+}
+
+/// A file that is locked against every other opening of it, in this process or another, until this is dropped.
+#[derive(Debug)]
+pub struct Claim {
+    file: File,
+    process: u32,
+}
+
+impl Claim {
+    /// Locks the file at `path`. It comes back where somebody else has it locked.
+    pub fn take(file: File, path: &Path) -> Result<Result<Self, File>, PathError> {
+        match file.try_lock() {
+            Ok(()) => Ok(Ok(Self { file, process: std::process::id() })),
+            Err(TryLockError::WouldBlock) => Ok(Err(file)),
+            Err(TryLockError::Error(source)) => Err(source).at("lock", path)?,
+        }
+    }
+
+    /// The file.
+    pub fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Closing does not give the lock back while a program that the host is starting still has a copy of the
+        // file; and a copy in a forked process must not give it back. What fails here, closing mends.
+        if self.process == std::process::id() {
+            let _ = self.file.unlock();
+        }
+    }
 }
 
 /// Lower-case hexadecimal digits of `bytes`.

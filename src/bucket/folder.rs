@@ -1,13 +1,13 @@
 //! The data folder: which process it belongs to, and which buckets it holds.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use crate::durable::{self, AtPath, PathError};
+use crate::durable::{self, AtPath, Claim, PathError};
 use crate::shard::ShardSet;
 
 use super::bucket::{Bucket, BucketConfig, BucketError};
@@ -49,8 +49,7 @@ struct Inner {
     root: PathBuf,
     /// Tells what is staged for one call from what is staged for another.
     staged: AtomicU64,
-    /// Locked; closing it gives the lock back.
-    _lock: File,
+    _claim: Claim,
 }
 
 impl DataDir {
@@ -72,23 +71,22 @@ impl DataDir {
 
     fn take(root: &Path) -> Result<Self, DataDirError> {
         let path = root.join(LOCK_FILE);
-        let mut lock = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .open(&path)
             .at("open", &path)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(DataDirError::Held { path: root.to_owned(), holder: read_holder(&mut lock) });
+        let mut claim = match Claim::take(file, &path)? {
+            Ok(claim) => claim,
+            Err(mut held) => {
+                return Err(DataDirError::Held { path: root.to_owned(), holder: read_holder(&mut held) });
             }
-            Err(TryLockError::Error(source)) => return Err(source).at("lock", &path)?,
-        }
-        write_holder(&mut lock).at("write", &path)?;
+        };
+        write_holder(claim.file()).at("write", &path)?;
         let data_dir =
-            Self(Arc::new(Inner { root: root.to_owned(), staged: AtomicU64::new(0), _lock: lock }));
+            Self(Arc::new(Inner { root: root.to_owned(), staged: AtomicU64::new(0), _claim: claim }));
         data_dir.empty_staging()?;
         Ok(data_dir)
     }

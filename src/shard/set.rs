@@ -4,14 +4,14 @@
 //! drops what was kept during a lock. They are apart because a merge may take seconds and a recovery point must
 //! not wait for it. Both end when the set is closed.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, after, bounded, never, select_biased};
 use slog::{Logger, error};
 
-use crate::durable::AtPath;
+use crate::durable::{AtPath, Claim};
 use crate::thread::{self, Fin, FinHolder, Thread, Until, fin};
 
 use super::error::{CommitError, OpenError};
@@ -68,9 +68,9 @@ impl ShardSet {
         Ok(())
     }
 
-    /// Takes every shard below `folder` for as long as the files are held, so that the folder may be moved or
+    /// Takes every shard below `folder` for as long as the claims are held, so that the folder may be moved or
     /// removed. Fails where one of them is open.
-    pub(crate) fn claim(folder: &Path) -> Result<Vec<File>, OpenError> {
+    pub(crate) fn claim(folder: &Path) -> Result<Vec<Claim>, OpenError> {
         let mut claims = Vec::new();
         for entry in fs::read_dir(folder).at("list", folder)? {
             let shard = entry.at("list", folder)?.path();

@@ -3,7 +3,7 @@
 //! A shard's folder belongs to one open shard at a time: its metadata file, which is never replaced, is locked
 //! for as long as anything holds the shard, a scan included.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use slog::{Logger, error};
 
-use crate::durable::{self, AtPath};
+use crate::durable::{self, AtPath, Claim};
 use crate::event::{Generation, VbId};
 use crate::thread::{Fin, FinHolder, Stopped, Until, fin};
 use crate::timestamp::TsVbuuid;
@@ -97,7 +97,7 @@ pub(super) struct Inner {
     applied_changes: AtomicU64,
     pub(super) commits: AtomicU64,
     /// Locked; the last field, so that it is given back when everything else is gone.
-    _claim: File,
+    _claim: Claim,
 }
 
 /// What anyone may look at, for a moment.
@@ -500,15 +500,11 @@ enum Refusal {
     Never(ApplyError),
 }
 
-/// Takes the folder of a shard for as long as the file is held.
-pub(super) fn claim(folder: &Path) -> Result<File, OpenError> {
+/// Takes the folder of a shard for as long as the claim is held.
+pub(super) fn claim(folder: &Path) -> Result<Claim, OpenError> {
     let path = folder.join(SPEC_FILE);
     let file = File::open(&path).at("open", &path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { folder: folder.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(source).at("lock", &path)?,
-    }
+    Claim::take(file, &path)?.map_err(|_| OpenError::InUse { folder: folder.to_owned() })
 }
 
 /// Takes a mutex that may be held over file access, while the limit lasts.
