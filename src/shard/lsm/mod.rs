@@ -58,8 +58,13 @@ mod life;
 
 /// Folder of the tree within the shard's folder.
 const FOLDER: &str = "lsm";
-/// Small tables make the next archive of the shard cheap: a merge rewrites, and so uploads, less.
-const TABLE_TARGET_BYTES: u64 = 8 * 1024 * 1024;
+/// Tables are so small a share of the tree, between these bounds, and so many of the newest ones wait before they are
+/// merged. The first level then has a 16th of the tree: changes gather there before they are merged into the last,
+/// which few of them rewrite, so the next archive of the shard has most of its files already.
+const TABLE_SHARE: u64 = 128;
+const TABLE_BYTES_MIN: u64 = 512 * 1024;
+const TABLE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+const NEW_TABLES: u8 = 8;
 /// Keys of a dropped instance that one sweep removes.
 const SWEEP_KEYS: usize = 4096;
 
@@ -433,7 +438,8 @@ impl ShardStore for LsmStore {
         }
         let tree = self.tree();
         let before = tree.engine.current_version().id();
-        let strategy = Leveled::default().with_table_target_size(TABLE_TARGET_BYTES);
+        let table_bytes = (tree.engine.disk_space() / TABLE_SHARE).clamp(TABLE_BYTES_MIN, TABLE_BYTES_MAX);
+        let strategy = Leveled::default().with_table_target_size(table_bytes).with_l0_threshold(NEW_TABLES);
         tree.engine.compact(Arc::new(strategy), tree.watermark()).map_err(tree_fault("compact the tree"))?;
         Ok(tree.engine.current_version().id() != before)
     }
