@@ -2,7 +2,8 @@
 //!
 //! Pausing is a [`plan_upload`], an [`upload`] and, last, a [`Manifest::publish`]; resuming is a
 //! [`Manifest::read`] and a [`download`], or a [`check_local`] where the files are still there. The room knows
-//! files, hashes and objects; what a shard is, and when it may be read, is the caller's knowledge.
+//! files, hashes and objects; what a shard is, and when it may be read, is the caller's knowledge. What state a
+//! bucket is in, and what may follow on it, is decided by [`BucketState::after`].
 //!
 //! An archive holds, for each bucket:
 //!
@@ -23,20 +24,22 @@
 mod catalog;
 mod download;
 mod id;
+mod manager;
 mod manifest;
 mod prune;
 mod upload;
 mod verify;
 
 pub use catalog::{PauseSummary, describe_pauses, list_buckets};
-pub use download::{DownloadError, download};
+pub use download::{DownloadError, Staged, download, take_up};
 pub use id::{AttemptId, GENERATION_MAX, IdError, PauseId};
+pub use manager::{BucketState, Event, Refusal};
 pub use manifest::{
     FORMAT_VERSION, Manifest, ManifestError, ManifestFile, Membership, list_pauses, object_key,
 };
 pub use prune::{GRACE_DEFAULT, PruneError, PruneOptions, PruneReport, prune};
 pub use upload::{
-    ImageFile, KnownHashes, PlannedFile, Reusable, UploadError, UploadPlan, plan_upload, upload,
+    ImageFile, KnownHashes, PlannedFile, Reusable, UploadError, UploadPlan, plan_upload, probe, upload,
 };
 pub use verify::{BadObject, CheckError, Difference, VerifyError, check_local, verify};
 
