@@ -55,7 +55,7 @@ fn assert_is_told(bucket: &Bucket, paused: &Result<(), PauseError>, what: &str) 
     assert!(state.is_lasting(), "{what}: it is {state}");
     match paused {
         Ok(()) | Err(PauseError::Evict { .. }) => {
-            assert!(matches!(state, BucketState::Paused { .. }), "{what}")
+            assert!(matches!(state, BucketState::Paused { .. }), "{what}");
         }
         Err(PauseError::InDoubt { .. }) => assert!(matches!(state, BucketState::InDoubt { .. }), "{what}"),
         Err(error) => assert_eq!(state, BucketState::Online, "{what}: {error}"),
@@ -70,7 +70,7 @@ fn finish(world: &World, memory: &MemoryStore, evict: bool, documents: &[String]
         pause(&bucket, memory, evict).unwrap_or_else(|error| panic!("{what}: {error}"));
         close(bucket);
     }
-    let resumed = world.data.resume(&named("b"), memory, None, &world.config, &watchdog(), &mut |_| {});
+    let resumed = world.resume_from(memory, "b", &watchdog());
     resumed.unwrap_or_else(|error| panic!("{what}: {error}"));
     let bucket = world.open("b");
     assert!(scan(&bucket) == documents, "{what}: the scan differs");
@@ -119,9 +119,7 @@ fn whichever_call_of_a_resume_fails_it_goes_on_afterwards(kind: StoreKind) {
             let what = format!("call {number} {fails:?}");
             let world = world.copy();
             let failing = failing(&memory, number, fails);
-            let resume = |store: &FailingStore<'_>| {
-                world.data.resume(&named("b"), store, None, &world.config, &watchdog(), &mut |_| {})
-            };
+            let resume = |store: &FailingStore<'_>| world.resume_from(store, "b", &watchdog());
             let resumed = resume(&failing);
             if !failing.has_failed() {
                 let files = resumed.unwrap().files;

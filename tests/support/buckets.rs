@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use dormouse::bucket::{
     Bucket, BucketConfig, BucketName, BucketSpec, BucketState, DataDir, IngestError, IngestOptions,
-    IngestReport, PauseError, ResumeError,
+    IngestReport, PauseError, ResumeError, ResumeReport,
 };
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::objstore::{FileStore, ObjectKey, ObjectStore};
@@ -16,7 +17,7 @@ use dormouse::shard::{ShardSetConfig, StoreKind};
 use dormouse::source::{Input, ReplayFormat};
 use dormouse::thread::{RecvError, Until, recv};
 
-use super::{forever, tree, watchdog};
+use super::{eventually, forever, tree, watchdog};
 
 pub(crate) const SPEC: fn() -> BucketSpec = || BucketSpec { vbuckets: 8, shards: 2, ..BucketSpec::default() };
 
@@ -55,12 +56,20 @@ impl World {
     }
 
     pub(crate) fn open(&self, name: &str) -> Bucket {
-        self.data.open_bucket(&named(name), &self.config).unwrap()
+        once_free(|| self.data.open_bucket(&named(name), &self.config)).unwrap()
     }
 
     pub(crate) fn resume(&self, name: &str, until: &Until) -> Result<(), ResumeError> {
-        let resumed = self.data.resume(&named(name), &self.store, None, &self.config, until, &mut |_| {});
-        resumed.map(drop)
+        self.resume_from(&self.store, name, until).map(drop)
+    }
+
+    pub(crate) fn resume_from(
+        &self,
+        store: &dyn ObjectStore,
+        name: &str,
+        until: &Until,
+    ) -> Result<ResumeReport, ResumeError> {
+        once_free(|| self.data.resume(&named(name), store, None, &self.config, until, &mut |_| {}))
     }
 
     /// The folders of all buckets, with every file in them.
@@ -71,14 +80,29 @@ impl World {
     /// The same folders once more, in another place. Nothing may be open in them.
     pub(crate) fn copy(&self) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        self.copy_to(dir.path());
+        self.at(dir)
+    }
+
+    /// Makes the same folders in `to`.
+    pub(crate) fn copy_to(&self, to: &Path) {
         for (name, content) in tree(self.dir.path()) {
-            let path = dir.path().join(name);
+            let path = to.join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, content).unwrap();
         }
-        let data = DataDir::open_or_create(&dir.path().join("data")).unwrap();
+    }
+
+    /// A world like this one, in folders that are there.
+    pub(crate) fn at(&self, dir: tempfile::TempDir) -> Self {
+        let mut data = None;
+        // A process that another test starts at the same time holds the lock of a folder until its program runs.
+        eventually("the data folder is free", || {
+            data = DataDir::open_or_create(&dir.path().join("data")).ok();
+            data.is_some()
+        });
         let store = FileStore::open(&dir.path().join("archive")).unwrap();
-        Self { dir, data, store, config: self.config.clone(), spec: self.spec }
+        Self { dir, data: data.unwrap(), store, config: self.config.clone(), spec: self.spec }
     }
 
     /// What is staged in the data folder.
@@ -196,6 +220,21 @@ pub(crate) fn while_ingesting(
         test(sender);
         ingest.join().unwrap()
     })
+}
+
+/// Does what needs files that nobody holds. A process that another test starts holds them, like all that is open here,
+/// until its program runs.
+pub(crate) fn once_free<T, E: std::fmt::Display>(attempt: impl Fn() -> Result<T, E>) -> Result<T, E> {
+    let is_held = |outcome: &Result<T, E>| {
+        outcome.as_ref().is_err_and(|error| error.to_string().contains("it is open already"))
+    };
+    let patience = Until::within(Duration::from_millis(100));
+    loop {
+        let outcome = attempt();
+        if !is_held(&outcome) || patience.check().is_err() {
+            return outcome;
+        }
+    }
 }
 
 /// Whether tests are to take their time.

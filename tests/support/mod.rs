@@ -135,6 +135,14 @@ pub(crate) fn tree(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
+/// Ends this process at once, as a crash does.
+pub(crate) fn kill_this_process() -> ! {
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
+    loop {
+        std::thread::park();
+    }
+}
+
 /// When the chosen call of a [`FailingStore`] fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fails {
@@ -144,6 +152,8 @@ pub(crate) enum Fails {
     After,
     /// Before it has done anything, and another try may help.
     Passing,
+    /// After it was carried out: the process is killed.
+    Kills,
     /// In the middle: of content that is asked for a half comes, of content that is sent nothing arrives.
     Half,
 }
@@ -205,6 +215,10 @@ impl<'a> FailingStore<'a> {
         match self.fails {
             Fails::Before => Err(made_up()),
             Fails::After => carry_out().and_then(|_| Err(made_up())),
+            Fails::Kills => {
+                let _ = carry_out();
+                kill_this_process()
+            }
             Fails::Passing | Fails::Half => {
                 let cause = StoreCause::Connection("it was made to fail".to_owned());
                 Err(StoreError::new(operation, key, self.describe(), cause))
