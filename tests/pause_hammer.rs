@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dormouse::bucket::{Bucket, BucketState, TaskState};
+use dormouse::index::KeyRange;
 use dormouse::shard::StoreKind;
 use dormouse::thread::{Cancel, Until};
 
@@ -53,7 +54,7 @@ fn look(bucket: &Bucket) {
         return;
     }
     let mut seen: Vec<String> = Vec::new();
-    let Ok(scan) = bucket.scan(&"by_n".parse().unwrap(), &Default::default(), false, &watchdog()) else {
+    let Ok(scan) = bucket.scan(&"by_n".parse().unwrap(), &KeyRange::default(), false, &watchdog()) else {
         return;
     };
     // What is evicted meanwhile is an error.
@@ -82,7 +83,9 @@ fn cancel_some(world: &World, over: &Cancel, dice: &mut Dice) -> usize {
 
 fn buckets_that_are_hammered_come_to_rest_with_every_document(kind: StoreKind) {
     let world = World::of(kind);
-    BUCKETS.into_iter().for_each(|name| close(world.bucket(name)));
+    for name in BUCKETS {
+        close(world.bucket(name));
+    }
     let rounds = if is_long() { 200 } else { 8 };
     let (over, cancels) = (Cancel::new(), AtomicUsize::new(0));
     std::thread::scope(|scope| {

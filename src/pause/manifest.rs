@@ -190,7 +190,7 @@ pub(super) fn condemned_folder(bucket: &str) -> Result<ObjectKey, ManifestError>
     folder(bucket, "condemned")
 }
 
-fn manifests_folder(bucket: &str) -> Result<ObjectKey, ManifestError> {
+pub(super) fn manifests_folder(bucket: &str) -> Result<ObjectKey, ManifestError> {
     folder(bucket, MANIFESTS)
 }
 

@@ -16,7 +16,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crossbeam::channel::Sender;
 
@@ -283,6 +283,16 @@ impl ObjectStore for FailingStore<'_> {
         until: &Until,
     ) -> Result<Page, StoreError> {
         self.call(Operation::List, folder, || self.inner.list_page(folder, after, until))
+    }
+
+    fn sweep(
+        &self,
+        folder: &ObjectKey,
+        before: SystemTime,
+        dry_run: bool,
+        until: &Until,
+    ) -> Result<usize, StoreError> {
+        self.call(Operation::Delete, Some(folder), || self.inner.sweep(folder, before, dry_run, until))
     }
 
     fn delete(&self, keys: &[ObjectKey], until: &Until) -> Result<(), StoreError> {
