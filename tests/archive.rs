@@ -1,9 +1,14 @@
 //! From files to an archive and back: nothing lost, nothing mixed up, nothing believed unseen.
 
 use std::fs;
+use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dormouse::objstore::{Body, FileStore, ObjectStore};
+use dormouse::objstore::{
+    Body, FileStore, ObjectKey, ObjectStore, Operation, Page, PageMark, StoreCause, StoreError,
+};
 use dormouse::pause::{
     CheckError, Difference, DownloadError, ImageFile, KnownHashes, Manifest, PauseId, Progress, Reusable,
     Staged, UploadError, VerifyError, check_local, download, list_pauses, plan_upload, take_up, upload,
@@ -12,7 +17,9 @@ use dormouse::pause::{
 use dormouse::thread::{Cancel, Stopped, Until};
 use tempfile::TempDir;
 
-use crate::support::{BUCKET, FailingStore, Fails, archive, cancelled, forever, image, tree};
+use crate::support::{
+    BUCKET, FailingStore, Fails, archive, cancelled, eventually, forever, image, tree, watchdog,
+};
 
 /// A folder with files of two shards, and a store beside them. Two of the four files are equal.
 struct Scene {
@@ -461,4 +468,71 @@ fn a_cancel_stops_every_walk() {
     let checked = check_local(&manifest, &scene.path("staging"), &until);
     assert!(matches!(checked, Err(CheckError::Stopped(_))));
     assert!(matches!(verify(&manifest, &scene.store, &until), Err(VerifyError::Stopped(_))));
+}
+
+/// Calls on it end with their limit, but for the one that fails, once the others wait.
+struct FailsBesideOthers {
+    waiting: AtomicUsize,
+}
+
+impl ObjectStore for FailsBesideOthers {
+    fn describe(&self) -> String {
+        "hanging:".to_owned()
+    }
+
+    fn put(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
+        let failed = |cause| Err(StoreError::new(Operation::Put, Some(key), self.describe(), cause));
+        if body.length_bytes() == 0 {
+            eventually("the others wait", || self.waiting.load(Ordering::SeqCst) == 2);
+            return failed(StoreCause::Connection("it was made to fail".to_owned()));
+        }
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let ended = until.cancel().fin().wait(&watchdog());
+        assert!(ended.is_ok(), "nobody told the others");
+        failed(Stopped::Cancelled.into())
+    }
+
+    fn put_if_absent(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
+        self.put(key, body, until)
+    }
+
+    fn get(&self, _: &ObjectKey, _: &mut dyn Write, _: &Until) -> Result<u64, StoreError> {
+        unreachable!("nothing is read")
+    }
+
+    fn get_range(
+        &self,
+        _: &ObjectKey,
+        _: Range<u64>,
+        _: &mut dyn Write,
+        _: &Until,
+    ) -> Result<u64, StoreError> {
+        unreachable!("nothing is read")
+    }
+
+    fn head(&self, _: &ObjectKey, _: &Until) -> Result<Option<u64>, StoreError> {
+        Ok(None)
+    }
+
+    fn list_page(&self, _: Option<&ObjectKey>, _: Option<&PageMark>, _: &Until) -> Result<Page, StoreError> {
+        Ok(Page { objects: Vec::new(), next: None })
+    }
+
+    fn delete(&self, _: &[ObjectKey], _: &Until) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn parallel(&self) -> usize {
+        3
+    }
+}
+
+#[test]
+fn a_file_that_fails_ends_the_uploads_beside_it_and_is_the_cause_that_is_told() {
+    let scene = Scene::new();
+    let store = FailsBesideOthers { waiting: AtomicUsize::new(0) };
+    let until = Until::default();
+    let error = upload(&scene.plan(), &store, &until, &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("it was made to fail"), "{error}");
+    assert!(until.check().is_ok(), "the caller's own limit is not touched");
 }

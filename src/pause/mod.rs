@@ -17,12 +17,15 @@
 //! [`ContentHash`](crate::objstore::ContentHash). A manifest is a [sealed](crate::durable::seal) JSON document of
 //! the kind `manifest`, with the fields of [`Manifest`]. This is format version [`FORMAT_VERSION`].
 //!
+//! What is known to go wrong with pauses, and why it cannot here, stands in [`hazards`].
+//!
 //! Invariants: no key is ever written with two different contents, so a published pause cannot be damaged by a
 //! later attempt. A pause exists when its manifest does; what an unfinished attempt left is named by no manifest
 //! and is invisible. Nothing that comes from an archive is believed before its length and hash were checked.
 
 mod catalog;
 mod download;
+pub mod hazards;
 mod id;
 mod manager;
 mod manifest;
