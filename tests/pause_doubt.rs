@@ -1,8 +1,10 @@
 //! A pause whose manifest may be there or not: no change is taken until the archive has been asked.
 
+use std::process::Command;
+
 use dormouse::bucket::{Bucket, BucketError, BucketState, IndexError, IngestError, PauseError, ResumeError};
 use dormouse::index::{IndexDefinition, KeyRange};
-use dormouse::objstore::FileStore;
+use dormouse::objstore::{FileStore, ObjectStore};
 use dormouse::shard::StoreKind;
 use dormouse::thread::{Cancel, Until};
 
@@ -105,6 +107,29 @@ fn an_answer_that_is_found_out_while_the_limit_lasts_leaves_no_doubt() {
         let is_online = bucket.describe().state == BucketState::Online;
         assert_eq!(is_online, !arrives);
     }
+}
+
+#[test]
+fn a_status_shows_the_doubt_and_the_way_out() {
+    let world = World::new();
+    let bucket = bucket(&world);
+    doubtful_pause(&world, &bucket, true);
+    close(bucket);
+    drop(world.data);
+    let status = |format: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_dormouse"))
+            .args(["status", "--bucket", "b", "--format", format, "--data-dir"])
+            .arg(world.dir.path().join("data"))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let table = status("table");
+    assert!(table.contains("in doubt: paused as 0000000001-") && table.contains("a resume there"), "{table}");
+    let json: serde_json::Value = serde_json::from_str(&status("json")).unwrap();
+    assert_eq!(json["state"], "in doubt");
+    assert_eq!(json["archive"], serde_json::json!(world.store.describe()));
 }
 
 #[test]
