@@ -121,6 +121,35 @@ impl Drop for Claim {
     }
 }
 
+/// Why there is no room for something.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RoomError {
+    /// There is too little.
+    #[error("{} has room for {free_bytes} bytes, and {needed_bytes} are needed; free some", folder.display())]
+    TooLittle {
+        /// The folder that was to take it.
+        folder: PathBuf,
+        /// How much there is.
+        free_bytes: u64,
+        /// How much there has to be.
+        needed_bytes: u64,
+    },
+    /// The system does not say how much there is.
+    #[error(transparent)]
+    Path(#[from] PathError),
+}
+
+/// Whether the folder's disk has room for so much more, as far as can be told beforehand.
+pub fn require_room(folder: &Path, needed_bytes: u64) -> Result<(), RoomError> {
+    let disk = rustix::fs::statvfs(folder).map_err(io::Error::from).at("look at the disk of", folder)?;
+    let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if free_bytes >= needed_bytes {
+        return Ok(());
+    }
+    Err(RoomError::TooLittle { folder: folder.to_owned(), free_bytes, needed_bytes })
+}
+
 /// Lower-case hexadecimal digits of `bytes`.
 pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;

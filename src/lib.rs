@@ -43,17 +43,23 @@
 //!
 //! # The walk of a pause
 //!
-//! 1. [`bucket::Bucket::pause`] locks all shards, in ascending order, all or none. Each waits for the write in
-//!    flight, makes a recovery point and stands still; reads go on.
-//! 2. [`pause::plan_upload`] hashes the files and leaves out what an earlier pause has in the archive.
-//! 3. [`pause::upload`] copies the rest, under keys that were never used before.
-//! 4. The manifest is published, last: from here the pause exists.
+//! 1. [`bucket::Bucket::pause`] takes the bucket's entry in the list of tasks, checks state, indexes, room and archive,
+//!    and records that it begins. Each step after that is recorded, too, before it is made, by one function
+//!    ([`pause::BucketState::after`]).
+//! 2. [`pause::plan_upload`] hashes the files of pinned recovery points and leaves out what an earlier pause has in the
+//!    archive; [`pause::upload`] copies the rest, under keys that were never used before. In rounds, while changes come
+//!    in, until there is little left.
+//! 3. All shards are locked, in ascending order, all or none. Each waits for the write in flight, makes a recovery
+//!    point and stands still; reads go on. What is new since is copied.
+//! 4. The manifest is published, last: from here the pause exists. Where nobody knows whether it does, the bucket is in
+//!    doubt, and its shards stay closed for writes until the archive was asked.
 //! 5. The bucket's metadata says `paused`, durably: from here writes are refused, also after a restart.
-//! 6. The guards drop. On every failure before step 5 they drop too, and the bucket is online as it was.
+//! 6. The guards drop. On every failure before step 4 they drop too, and the bucket is online as it was.
 //! 7. With `evict`, what was published is read back and checked, and only then the local data goes.
 //!
-//! [`bucket::DataDir::resume`] walks back: read the manifest, fetch and check every file in a staging folder,
-//! and put the bucket in its place with one rename.
+//! [`bucket::DataDir::resume`] walks back: read the manifest, fetch and check every file in a staging folder, which
+//! keeps what is right in it across failures, and put the bucket in its place with one rename.
+//! [`bucket::DataDir::recover`] leads on or back what a crash interrupted.
 //!
 //! # Invariants
 //!

@@ -14,7 +14,7 @@
 use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -68,14 +68,33 @@ pub struct Cancel(Arc<CancelInner>);
 
 #[derive(Debug)]
 struct CancelInner {
-    holder: Mutex<Option<FinHolder>>,
+    state: Mutex<CancelState>,
     fin: Fin,
+    /// Kept, so that what is told to a parent reaches the children of a child that nobody holds.
+    _parent: Option<Arc<CancelInner>>,
+}
+
+#[derive(Debug)]
+struct CancelState {
+    /// Gone when the token was given.
+    holder: Option<FinHolder>,
+    children: Vec<Weak<CancelInner>>,
+}
+
+impl CancelInner {
+    fn cancel(&self) {
+        let (holder, children) = {
+            let mut state = self.state.lock();
+            (state.holder.take(), std::mem::take(&mut state.children))
+        };
+        drop(holder);
+        children.iter().filter_map(Weak::upgrade).for_each(|child| child.cancel());
+    }
 }
 
 impl Default for Cancel {
     fn default() -> Self {
-        let (holder, fin) = fin();
-        Self(Arc::new(CancelInner { holder: Mutex::new(Some(holder)), fin }))
+        Self::below(None)
     }
 }
 
@@ -85,9 +104,31 @@ impl Cancel {
         Self::default()
     }
 
-    /// Ends every call that holds this token, now and later.
+    fn below(parent: Option<Arc<CancelInner>>) -> Self {
+        let (holder, fin) = fin();
+        let state = CancelState { holder: Some(holder), children: Vec::new() };
+        Self(Arc::new(CancelInner { state: Mutex::new(state), fin, _parent: parent }))
+    }
+
+    /// Ends every call that holds this token or a child of it, now and later.
     pub fn cancel(&self) {
-        drop(self.0.holder.lock().take());
+        self.0.cancel();
+    }
+
+    /// A token that is given together with this one, and may be given alone.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        let child = Self::below(Some(Arc::clone(&self.0)));
+        let mut state = self.0.state.lock();
+        if state.holder.is_none() {
+            drop(state);
+            child.cancel();
+            return child;
+        }
+        state.children.retain(|other| other.strong_count() > 0);
+        state.children.push(Arc::downgrade(&child.0));
+        drop(state);
+        child
     }
 
     /// Whether [`Cancel::cancel`] was called.
@@ -139,6 +180,12 @@ impl Until {
             (a, b) => a.or(b),
         };
         Self { deadline, cancel: self.cancel.clone() }
+    }
+
+    /// The same limit with a token of its own, which ends it alone.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self { deadline: self.deadline, cancel: self.cancel.child() }
     }
 
     /// The moment at which the limit ends by itself.

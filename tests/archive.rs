@@ -1,17 +1,25 @@
 //! From files to an archive and back: nothing lost, nothing mixed up, nothing believed unseen.
 
 use std::fs;
+use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dormouse::objstore::{Body, FileStore, ObjectStore};
+use dormouse::objstore::{
+    Body, FileStore, ObjectKey, ObjectStore, Operation, Page, PageMark, StoreCause, StoreError,
+};
 use dormouse::pause::{
     CheckError, Difference, DownloadError, ImageFile, KnownHashes, Manifest, PauseId, Progress, Reusable,
-    UploadError, VerifyError, check_local, download, list_pauses, plan_upload, upload, verify,
+    Staged, UploadError, VerifyError, check_local, download, list_pauses, plan_upload, take_up, upload,
+    verify,
 };
 use dormouse::thread::{Cancel, Stopped, Until};
 use tempfile::TempDir;
 
-use crate::support::{BUCKET, FailingStore, Fails, archive, cancelled, forever, image, tree};
+use crate::support::{
+    BUCKET, FailingStore, Fails, archive, cancelled, eventually, forever, image, tree, watchdog,
+};
 
 /// A folder with files of two shards, and a store beside them. Two of the four files are equal.
 struct Scene {
@@ -64,7 +72,7 @@ impl Scene {
     }
 
     fn download(&self, manifest: &Manifest, store: &dyn ObjectStore) -> Result<(), DownloadError> {
-        download(manifest, store, &self.path("staging"), &forever(), &mut |_| {})
+        download(manifest, store, &self.path("staging"), &Staged::default(), &forever(), &mut |_| {})
     }
 
     /// Changes one bit in the middle of the object of the manifest's first file.
@@ -285,7 +293,8 @@ fn whichever_call_fails_a_download_says_so() {
     for number in 1.. {
         let staging = tempfile::tempdir().unwrap();
         let failing = FailingStore::new(&scene.store, number, Fails::Before);
-        let result = download(&manifest, &failing, staging.path(), &forever(), &mut |_| {});
+        let result =
+            download(&manifest, &failing, staging.path(), &Staged::default(), &forever(), &mut |_| {});
         if !failing.has_failed() {
             assert!(result.is_ok());
             break;
@@ -348,6 +357,32 @@ fn a_download_writes_over_nothing() {
 }
 
 #[test]
+fn what_an_interrupted_download_left_is_used_where_its_content_is_right_and_removed_where_not() {
+    let scene = Scene::new();
+    let manifest = scene.archived();
+    scene.download(&manifest, &scene.store).unwrap();
+    let staging = scene.path("staging");
+    let mut flipped = fs::read(staging.join("shard-0000/a.sst")).unwrap();
+    flipped[700_000] ^= 1;
+    fs::write(staging.join("shard-0000/a.sst"), flipped).unwrap();
+    cut(&staging.join("shard-0001/a.sst"), 2);
+    fs::write(staging.join("shard-0001/foreign"), "of another pause").unwrap();
+    let staged = take_up(&manifest, &staging, &forever()).unwrap();
+    assert_eq!((staged.files(), staged.bytes()), (2, 4));
+    assert_eq!(
+        tree(&staging).into_keys().collect::<Vec<_>>(),
+        ["shard-0000/deep/er/b.sst", "shard-0001/empty"]
+    );
+    let counting = FailingStore::new(&scene.store, 0, Fails::Before);
+    let mut seen = Vec::new();
+    download(&manifest, &counting, &staging, &staged, &forever(), &mut |at| seen.push(at.done_bytes))
+        .unwrap();
+    assert_eq!(counting.calls(), 2, "the two objects that were missing");
+    assert_eq!((seen.first(), seen.last()), (Some(&4), Some(&1_500_008)));
+    assert!(tree(&staging) == restored(&scene));
+}
+
+#[test]
 fn local_files_that_differ_from_the_manifest_are_named() {
     let scene = Scene::new();
     let manifest = scene.archived();
@@ -387,8 +422,10 @@ fn progress_only_grows_and_ends_at_the_total() {
     upload(&plan.unwrap(), &scene.store, &forever(), &mut |progress| uploading.push(progress)).unwrap();
     let manifest = scene.archived();
     let staging = scene.path("staging");
-    download(&manifest, &scene.store, &staging, &forever(), &mut |progress| downloading.push(progress))
-        .unwrap();
+    download(&manifest, &scene.store, &staging, &Staged::default(), &forever(), &mut |progress| {
+        downloading.push(progress);
+    })
+    .unwrap();
     for (calls, total_bytes) in seen.iter().zip([1_500_008, 1_500_004, 1_500_008]) {
         assert!(calls.is_sorted_by_key(|progress| progress.done_bytes));
         assert!(calls.iter().all(|progress| progress.total_bytes == total_bytes));
@@ -424,10 +461,78 @@ fn a_cancel_stops_every_walk() {
     assert!(matches!(planned, Err(UploadError::Stopped(_))));
     let found = Reusable::find(BUCKET, Some(&manifest), attempt(), &scene.store, &until);
     assert!(matches!(found, Err(UploadError::Stopped(_))));
-    let downloaded = download(&manifest, &scene.store, &scene.path("staging"), &until, &mut |_| {});
+    let downloaded =
+        download(&manifest, &scene.store, &scene.path("staging"), &Staged::default(), &until, &mut |_| {});
     assert!(matches!(downloaded, Err(DownloadError::Stopped(_))));
     scene.download(&manifest, &scene.store).unwrap();
     let checked = check_local(&manifest, &scene.path("staging"), &until);
     assert!(matches!(checked, Err(CheckError::Stopped(_))));
     assert!(matches!(verify(&manifest, &scene.store, &until), Err(VerifyError::Stopped(_))));
+}
+
+/// Calls on it end with their limit, but for the one that fails, once the others wait.
+struct FailsBesideOthers {
+    waiting: AtomicUsize,
+}
+
+impl ObjectStore for FailsBesideOthers {
+    fn describe(&self) -> String {
+        "hanging:".to_owned()
+    }
+
+    fn put(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
+        let failed = |cause| Err(StoreError::new(Operation::Put, Some(key), self.describe(), cause));
+        if body.length_bytes() == 0 {
+            eventually("the others wait", || self.waiting.load(Ordering::SeqCst) == 2);
+            return failed(StoreCause::Connection("it was made to fail".to_owned()));
+        }
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let ended = until.cancel().fin().wait(&watchdog());
+        assert!(ended.is_ok(), "nobody told the others");
+        failed(Stopped::Cancelled.into())
+    }
+
+    fn put_if_absent(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
+        self.put(key, body, until)
+    }
+
+    fn get(&self, _: &ObjectKey, _: &mut dyn Write, _: &Until) -> Result<u64, StoreError> {
+        unreachable!("nothing is read")
+    }
+
+    fn get_range(
+        &self,
+        _: &ObjectKey,
+        _: Range<u64>,
+        _: &mut dyn Write,
+        _: &Until,
+    ) -> Result<u64, StoreError> {
+        unreachable!("nothing is read")
+    }
+
+    fn head(&self, _: &ObjectKey, _: &Until) -> Result<Option<u64>, StoreError> {
+        Ok(None)
+    }
+
+    fn list_page(&self, _: Option<&ObjectKey>, _: Option<&PageMark>, _: &Until) -> Result<Page, StoreError> {
+        Ok(Page { objects: Vec::new(), next: None })
+    }
+
+    fn delete(&self, _: &[ObjectKey], _: &Until) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn parallel(&self) -> usize {
+        3
+    }
+}
+
+#[test]
+fn a_file_that_fails_ends_the_uploads_beside_it_and_is_the_cause_that_is_told() {
+    let scene = Scene::new();
+    let store = FailsBesideOthers { waiting: AtomicUsize::new(0) };
+    let until = Until::default();
+    let error = upload(&scene.plan(), &store, &until, &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("it was made to fail"), "{error}");
+    assert!(until.check().is_ok(), "the caller's own limit is not touched");
 }

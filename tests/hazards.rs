@@ -1,18 +1,29 @@
-//! The table of hazards is whole, and what it names exists.
+//! The tables of hazards are whole, and what they name exists.
 
 use std::collections::BTreeSet;
 
-const TABLE: &str = include_str!("../src/projector/hazards.rs");
-
-/// The numbers of the specification's list.
-fn numbers() -> impl Iterator<Item = u32> {
-    (1..=25).chain(30..=44).chain(50..=64).chain(70..=75)
+/// A specification's list of hazards, and the table that answers it.
+struct Table {
+    text: &'static str,
+    numbers: Vec<u32>,
 }
 
-/// The cells of each row.
-fn rows() -> Vec<Vec<&'static str>> {
-    let rows = TABLE.lines().filter_map(|line| line.strip_prefix("//! | H"));
-    rows.map(|row| row.trim_end_matches('|').split(" | ").map(str::trim).collect()).collect()
+fn tables() -> [Table; 2] {
+    [
+        Table {
+            text: include_str!("../src/projector/hazards.rs"),
+            numbers: (1..=25).chain(30..=44).chain(50..=64).chain(70..=75).collect(),
+        },
+        Table { text: include_str!("../src/pause/hazards.rs"), numbers: (1..=39).collect() },
+    ]
+}
+
+impl Table {
+    /// The cells of each row.
+    fn rows(&self) -> Vec<Vec<&'static str>> {
+        let rows = self.text.lines().filter_map(|line| line.strip_prefix("//! | H"));
+        rows.map(|row| row.trim_end_matches('|').split(" | ").map(str::trim).collect()).collect()
+    }
 }
 
 fn test_names() -> BTreeSet<String> {
@@ -26,6 +37,10 @@ fn test_names() -> BTreeSet<String> {
                 let name = after.split_once("fn ").unwrap().1.split('(').next().unwrap();
                 names.insert(name.to_owned());
             }
+            for after in text.split("\nfor_each_store! {").skip(1) {
+                let list = after.split('}').next().unwrap();
+                names.extend(list.split(',').map(|name| name.trim().to_owned()));
+            }
         }
     }
     names
@@ -33,15 +48,17 @@ fn test_names() -> BTreeSet<String> {
 
 #[test]
 fn every_hazard_of_the_specification_has_one_row() {
-    let found: Vec<u32> = rows().iter().map(|row| row[0].parse().unwrap()).collect();
-    assert_eq!(found, numbers().collect::<Vec<_>>());
-    assert!(rows().iter().all(|row| row.len() == 4), "a row has another number of cells");
+    for table in tables() {
+        let found: Vec<u32> = table.rows().iter().map(|row| row[0].parse().unwrap()).collect();
+        assert_eq!(found, table.numbers);
+        assert!(table.rows().iter().all(|row| row.len() == 4), "a row has another number of cells");
+    }
 }
 
 #[test]
-fn every_test_that_the_table_names_exists() {
+fn every_test_that_the_tables_name_exists() {
     let names = test_names();
-    for row in rows() {
+    for row in tables().iter().flat_map(Table::rows) {
         let name = row[3].trim_matches('`');
         assert!(names.contains(name), "H{} names {name}, which is no test", row[0]);
     }

@@ -274,7 +274,8 @@ fn an_archive_of_format_1_is_read_verified_and_restored() {
     assert_eq!(manifest.bucket_uuid, 0xfedc_ba98_7654_3210);
     assert_eq!(verify(&manifest, &store, &forever()).unwrap(), []);
     let staging = tempfile::tempdir().unwrap();
-    download(&manifest, &store, staging.path(), &forever(), &mut |_| {}).unwrap();
+    download(&manifest, &store, staging.path(), &dormouse::pause::Staged::default(), &forever(), &mut |_| {})
+        .unwrap();
     check_local(&manifest, staging.path(), &forever()).unwrap();
     let expected = [("shard-0000/a.sst", "alpha"), ("shard-0001/sub/b.sst", "beta")];
     let expected = expected.map(|(name, content)| (name.to_owned(), content.as_bytes().to_vec()));

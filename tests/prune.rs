@@ -9,6 +9,7 @@ use dormouse::pause::{
 };
 use tempfile::TempDir;
 
+use crate::support::stores::memory::MemoryStore;
 use crate::support::{BUCKET, FailingStore, Fails, archive, forever, image, tree, watchdog};
 
 struct Scene {
@@ -114,6 +115,48 @@ fn what_an_unfinished_pause_left_goes_too() {
     assert_eq!(scene.prune(None, NOW).condemned_objects, 1);
     assert_eq!(scene.prune(None, HOUR * 25).deleted_bytes, 4);
     assert_eq!(scene.objects(), 2);
+}
+
+#[test]
+fn parts_that_nobody_finished_are_given_up_after_the_grace_time_and_not_before() {
+    let memory = MemoryStore::default();
+    let begin = |bucket: &str| {
+        let key = format!("{bucket}/objects/{}-00000000000000cc", "ab".repeat(32)).parse().unwrap();
+        memory.in_parts().unwrap().begin(&key, &forever()).unwrap()
+    };
+    let (left, of_another, now) = (begin(BUCKET), begin("another"), SystemTime::now());
+    let prune_at = |later: Duration, dry_run| {
+        let options = PruneOptions { keep: None, grace: GRACE_DEFAULT, now: now + later, dry_run };
+        prune(&memory, BUCKET, &options, &watchdog()).unwrap()
+    };
+    assert_eq!(prune_at(NOW, true).condemned_uploads, 1);
+    assert_eq!(prune_at(NOW, false).condemned_uploads, 1);
+    let later = begin(BUCKET);
+    let report = prune_at(HOUR * 23, false);
+    assert_eq!((report.condemned_uploads, report.deleted_leftovers), (1, 0), "the later one is noted");
+    assert_eq!(prune_at(HOUR * 25, true).deleted_leftovers, 1);
+    assert_eq!(prune_at(HOUR * 25, false).deleted_leftovers, 1);
+    let unfinished = memory.in_parts().unwrap().uploads(None, &forever()).unwrap();
+    assert_eq!(unfinished, [of_another, later], "{left:?} goes alone");
+    assert_eq!(prune_at(HOUR * 50, false).deleted_leftovers, 1);
+    assert!(memory.objects().is_empty(), "no record is left");
+}
+
+#[test]
+fn files_that_puts_left_half_written_go_when_nobody_has_written_to_them_for_the_grace_time() {
+    let scene = Scene::new();
+    scene.pause(1, None);
+    let before = scene.files();
+    for folder in ["objects", "manifests"] {
+        let name = format!("archive/{BUCKET}/{folder}/.0123456789abcdef.tmp");
+        std::fs::write(scene.folder.path().join(name), b"half").unwrap();
+    }
+    assert_eq!(scene.prune(None, HOUR * 23).deleted_leftovers, 0);
+    let dry = PruneOptions { dry_run: true, ..scene.options(None, HOUR * 25) };
+    assert_eq!(prune(&scene.store, BUCKET, &dry, &watchdog()).unwrap().deleted_leftovers, 2);
+    assert_eq!(scene.files().len(), before.len() + 2);
+    assert_eq!(scene.prune(None, HOUR * 25).deleted_leftovers, 2);
+    assert_eq!(scene.files(), before);
 }
 
 #[test]

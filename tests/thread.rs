@@ -117,3 +117,14 @@ fn a_panic_is_delivered_with_the_name_of_its_thread_and_its_text() {
     };
     assert_eq!(panicked.to_string(), "thread t-panic panicked: number 5");
 }
+
+#[test]
+fn a_child_of_a_token_ends_with_it_and_alone() {
+    let parent = Cancel::new();
+    let (alone, together) = (parent.child(), parent.child().child());
+    alone.cancel();
+    assert!(alone.is_cancelled() && !parent.is_cancelled() && !together.is_cancelled());
+    parent.cancel();
+    assert!(together.is_cancelled());
+    assert!(parent.child().is_cancelled(), "one that is born late");
+}

@@ -7,21 +7,22 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
-use slog::{Discard, Logger, info, o};
+use slog::{Discard, Logger, debug, info, o};
 
-use crate::durable::PathError;
 use crate::event::{Generation, VbId};
-use crate::index::{IndexDefinition, IndexName, OpenScans, QueryError, ScanError};
+use crate::index::{IndexDefinition, IndexName, OpenScans};
+use crate::pause::{BucketState, Event, Refusal};
 use crate::projector::Engine;
 use crate::shard::{
-    CommitError, InstId, InstanceError, InstanceStart, OpenError, Shard, ShardSet, ShardSetConfig, ShardSpec,
-    ShardStatus,
+    InstId, InstanceError, InstanceStart, Shard, ShardSet, ShardSetConfig, ShardSpec, ShardStatus,
 };
 use crate::thread::Until;
 use crate::timestamp::{Position, TsVbuuid};
 
-use super::folder::{DataDir, DataDirError};
-use super::meta::{BucketMeta, BucketName, BucketState, IndexEntry, IndexState, MetaError, SourceKind};
+use super::error::{BucketError, CloseError, IndexError, StepError};
+use super::folder::DataDir;
+use super::meta::{BucketMeta, BucketName, IndexEntry, IndexState, MetaError, SourceKind};
+use super::tasks::{Task, TaskKind};
 
 /// How a bucket works, as opposed to what it is. Every field has a default.
 #[derive(Debug, Clone)]
@@ -57,165 +58,6 @@ impl Default for BucketConfig {
             scan_max_age: Duration::from_secs(3600),
         }
     }
-}
-
-/// Why a bucket was not opened, made or dropped.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BucketError {
-    /// There is none.
-    #[error("there is no bucket {bucket} in {}: {}", data_dir.display(), there_are(there))]
-    Missing {
-        /// The name that was asked for.
-        bucket: BucketName,
-        /// Where it was looked for.
-        data_dir: PathBuf,
-        /// The buckets that are there.
-        there: Vec<BucketName>,
-    },
-    /// There is one already.
-    #[error("cannot create bucket {bucket}: it is there already; drop it first, or take another name")]
-    Exists {
-        /// Its name.
-        bucket: BucketName,
-    },
-    /// Its numbers are out of range.
-    #[error("cannot create bucket {bucket}: {problem}")]
-    Spec {
-        /// Its name.
-        bucket: BucketName,
-        /// What is wrong.
-        problem: String,
-    },
-    /// Its local data was removed after a pause.
-    #[error("bucket {bucket} sleeps in {archive} and its local data was removed: resume it first")]
-    Evicted {
-        /// Its name.
-        bucket: BucketName,
-        /// Where its data is.
-        archive: String,
-    },
-    /// The data folder.
-    #[error(transparent)]
-    DataDir(DataDirError),
-    /// A file or folder.
-    #[error(transparent)]
-    Path(#[from] PathError),
-    /// Its metadata.
-    #[error(transparent)]
-    Meta(#[from] MetaError),
-    /// A shard.
-    #[error(transparent)]
-    Shard(OpenError),
-    /// A shard's instances could not be brought in line with the metadata.
-    #[error(transparent)]
-    Instance(#[from] InstanceError),
-}
-
-fn there_are(buckets: &[BucketName]) -> String {
-    if buckets.is_empty() {
-        return "it has none yet; `ingest` makes one".to_owned();
-    }
-    let names: Vec<&str> = buckets.iter().map(BucketName::as_str).collect();
-    format!("it has {}", names.join(", "))
-}
-
-/// Why an index was not made, dropped or scanned.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum IndexError {
-    /// There is none.
-    #[error("bucket {bucket} has no index `{index}`: {}", indexes_are(there))]
-    Missing {
-        /// The bucket.
-        bucket: BucketName,
-        /// The name that was asked for.
-        index: IndexName,
-        /// The indexes that are there.
-        there: Vec<IndexName>,
-    },
-    /// There is another one of the name.
-    #[error("cannot create index `{wanted}`: there is one with another definition, `{there}`; drop it first")]
-    Differs {
-        /// What was asked for.
-        wanted: IndexDefinition,
-        /// What is there.
-        there: IndexDefinition,
-    },
-    /// The bucket has data already.
-    #[error(
-        "cannot create index `{wanted}`: bucket {bucket} has data already; ingest all its documents again with \
-         --rebuild"
-    )]
-    NeedsRebuild {
-        /// The bucket.
-        bucket: BucketName,
-        /// What was asked for.
-        wanted: IndexDefinition,
-    },
-    /// It does not hold everything yet.
-    #[error(
-        "cannot scan index `{index}`: it is unfinished, {documents} changes came since it was created over {before} \
-         earlier ones; ingest all documents of bucket {bucket} with --rebuild"
-    )]
-    Unfinished {
-        /// The bucket.
-        bucket: BucketName,
-        /// The index.
-        index: IndexName,
-        /// Changes that it has seen.
-        documents: u64,
-        /// Changes that came before it was created, those of documents that changed again among them.
-        before: u64,
-    },
-    /// Something is being ingested, paused or changed.
-    #[error(
-        "cannot {doing} in bucket {bucket}: an ingest, a pause or another change is under way; wait for it"
-    )]
-    Busy {
-        /// What was asked for.
-        doing: &'static str,
-        /// The bucket.
-        bucket: BucketName,
-    },
-    /// The bucket sleeps.
-    #[error("cannot {doing} in bucket {bucket}: it is paused in {archive}; resume it first")]
-    Paused {
-        /// What was asked for.
-        doing: &'static str,
-        /// The bucket.
-        bucket: BucketName,
-        /// Where it sleeps.
-        archive: String,
-    },
-    /// The index cannot be asked for this.
-    #[error("cannot scan index `{index}`: {error}")]
-    Query {
-        /// The index.
-        index: IndexName,
-        /// What is wrong.
-        error: QueryError,
-    },
-    /// The bucket's metadata.
-    #[error(transparent)]
-    Meta(#[from] MetaError),
-    /// A shard's instances.
-    #[error(transparent)]
-    Instance(#[from] InstanceError),
-    /// A shard's recovery point.
-    #[error(transparent)]
-    Commit(#[from] CommitError),
-    /// The scan itself.
-    #[error(transparent)]
-    Scan(#[from] ScanError),
-}
-
-fn indexes_are(indexes: &[IndexName]) -> String {
-    if indexes.is_empty() {
-        return "it has none; `ingest --index` makes one".to_owned();
-    }
-    let names: Vec<&str> = indexes.iter().map(IndexName::as_str).collect();
-    format!("it has {}", names.join(", "))
 }
 
 /// A look at an index.
@@ -261,8 +103,6 @@ pub struct Bucket {
     pub(super) generations: AtomicU64,
     /// Held for as long as something is ingested.
     pub(super) ingesting: Mutex<()>,
-    /// Held for as long as the bucket is being paused or its indexes change.
-    pub(super) changing: Mutex<()>,
     pub(super) scans: OpenScans,
     /// Never held over a file access but that of the metadata itself.
     meta: Mutex<BucketMeta>,
@@ -288,14 +128,21 @@ impl Bucket {
         let folder = data_dir.bucket_folder(&meta.name);
         let logger = config.logger.new(o!("bucket" => meta.name.to_string()));
         let sealed_by = match &meta.state {
-            BucketState::Online => None,
             BucketState::Paused { archive, evicted: true, .. } => {
                 return Err(BucketError::Evicted { bucket: meta.name, archive: archive.clone() });
             }
-            BucketState::Paused { pause, .. } => Some(format!("pause {pause}")),
+            BucketState::Paused { pause, .. }
+            | BucketState::InDoubt { pause, .. }
+            | BucketState::Publishing { pause, .. }
+            | BucketState::Resuming { pause, .. } => Some(format!("pause {pause}")),
+            BucketState::Online | BucketState::Preparing { .. } | BucketState::Pausing { .. } => None,
         };
         let set = ShardSet::open(&folder, meta.shard_specs(), &config.shards, sealed_by.as_deref(), &logger)
             .map_err(BucketError::Shard)?;
+        // Before the shards were held, somebody else may have had the bucket.
+        if BucketMeta::read(&folder)? != meta {
+            return Err(BucketError::Changed { bucket: meta.name });
+        }
         let bucket = Self {
             data_dir: data_dir.clone(),
             folder,
@@ -304,7 +151,6 @@ impl Bucket {
             set,
             generations: AtomicU64::new(1),
             ingesting: Mutex::new(()),
-            changing: Mutex::new(()),
             scans: OpenScans::new(config.scan_max_age),
             meta: Mutex::new(meta),
         };
@@ -346,6 +192,16 @@ impl Bucket {
         Ok(())
     }
 
+    /// Changes the state durably, as `event` has it, before the step that it speaks of. Whoever calls has the
+    /// bucket's entry, so no other step comes between.
+    pub(super) fn step(&self, event: Event) -> Result<(), StepError> {
+        let next = self.meta().after(event)?;
+        debug!(self.logger, "a step begins"; "state" => %next.state);
+        self.change_meta(|meta| (meta.state, meta.attempt) = (next.state, next.attempt))?;
+        debug!(self.logger, "a step is recorded");
+        Ok(())
+    }
+
     /// Its name.
     pub fn name(&self) -> BucketName {
         self.meta().name.clone()
@@ -361,25 +217,24 @@ impl Bucket {
         self.set.shards()
     }
 
-    /// The archive that the bucket sleeps in, if it does.
-    pub(super) fn paused_in(&self) -> Option<String> {
-        match &self.meta().state {
-            BucketState::Online => None,
-            BucketState::Paused { archive, .. } => Some(archive.clone()),
-        }
+    /// Why the bucket takes no changes, if it takes none.
+    pub(super) fn closed_for_writes(&self) -> Option<Refusal> {
+        self.meta().state.closed_for_writes()
+    }
+
+    /// Takes the bucket's entry, in which nothing else may be under way.
+    fn begin_change(&self, doing: &'static str, until: &Until) -> Result<Task, IndexError> {
+        let begun = self.data_dir.begin_task(&self.name(), TaskKind::Index, until);
+        begun.map_err(|busy| IndexError::Task { doing, bucket: self.name(), busy })
     }
 
     /// Refuses to change the indexes of a bucket that sleeps, or whose stream was built with the present ones.
-    fn begin_change(
-        &self,
-        doing: &'static str,
-    ) -> Result<(MutexGuard<'_, ()>, MutexGuard<'_, ()>), IndexError> {
-        let busy = || IndexError::Busy { doing, bucket: self.name() };
-        let changing = self.changing.try_lock().ok_or_else(busy)?;
-        let ingesting = self.ingesting.try_lock().ok_or_else(busy)?;
-        match self.paused_in() {
-            Some(archive) => Err(IndexError::Paused { doing, bucket: self.name(), archive }),
-            None => Ok((changing, ingesting)),
+    fn admit_change(&self, doing: &'static str) -> Result<MutexGuard<'_, ()>, IndexError> {
+        let bucket = self.name();
+        match self.closed_for_writes() {
+            Some(Refusal::Asleep { archive, .. }) => Err(IndexError::Paused { doing, bucket, archive }),
+            Some(refusal) => Err(IndexError::InDoubt { doing, bucket, refusal }),
+            None => self.ingesting.try_lock().ok_or(IndexError::Busy { doing, bucket }),
         }
     }
 
@@ -433,7 +288,12 @@ impl Bucket {
         if self.new_indexes(wanted)?.is_empty() && !self.lacks_instances() {
             return Ok(());
         }
-        let _change = self.begin_change("create an index")?;
+        let task = self.begin_change("create an index", &Until::default())?;
+        task.end(self.make_indexes(wanted, rebuild))
+    }
+
+    fn make_indexes(&self, wanted: &[IndexDefinition], rebuild: bool) -> Result<(), IndexError> {
+        let _not_ingesting = self.admit_change("create an index")?;
         // Asked again: somebody else may have been quicker.
         let new = self.new_indexes(wanted)?;
         if let Some(first) = new.first() {
@@ -494,7 +354,13 @@ impl Bucket {
     /// Removes an index, durably; its entries go bit by bit afterwards.
     pub fn drop_index(&self, name: &IndexName, until: &Until) -> Result<(), IndexError> {
         self.find_index(name)?;
-        let _change = self.begin_change("drop an index")?;
+        let task = self.begin_change("drop an index", until)?;
+        let dropped = self.drop_index_now(name, task.until());
+        task.end(dropped)
+    }
+
+    fn drop_index_now(&self, name: &IndexName, until: &Until) -> Result<(), IndexError> {
+        let _not_ingesting = self.admit_change("drop an index")?;
         let inst = self.find_index(name)?.inst;
         self.change_meta(|meta| meta.indexes.retain(|entry| entry.inst != inst))?;
         for shard in self.set.shards() {
@@ -532,25 +398,10 @@ impl Bucket {
     /// Makes everything that was applied durable and ends the threads. Gives back the names of threads that
     /// still run when the limit ends; the call may then be repeated.
     pub fn close(&mut self, until: &Until) -> Result<(), CloseError> {
-        let committed = if self.paused_in().is_some() { Ok(()) } else { self.set.commit(until) };
+        let committed = if self.closed_for_writes().is_some() { Ok(()) } else { self.set.commit(until) };
         self.set.close(until).map_err(|threads| CloseError::StillRunning { threads })?;
         Ok(committed?)
     }
-}
-
-/// Why a bucket did not close in order.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CloseError {
-    /// Threads did not end in time.
-    #[error("cannot close the bucket: these threads are still running: {}; close again to wait longer", threads.join(", "))]
-    StillRunning {
-        /// Their names.
-        threads: Vec<String>,
-    },
-    /// The last recovery point could not be made.
-    #[error(transparent)]
-    Commit(#[from] CommitError),
 }
 
 impl BucketStatus {

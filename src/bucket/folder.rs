@@ -8,14 +8,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use crate::durable::{self, AtPath, Claim, PathError};
+use crate::pause::PauseId;
 use crate::shard::ShardSet;
+use crate::thread::{Stopped, Until};
 
-use super::bucket::{Bucket, BucketConfig, BucketError};
+use super::bucket::{Bucket, BucketConfig};
+use super::error::BucketError;
 use super::meta::{BucketMeta, BucketName, BucketSpec};
+use super::tasks::{CancelError, Task, TaskBusy, TaskId, TaskKind, TaskList, TaskStatus, Tasks};
 
 const LOCK_FILE: &str = "dormouse.lock";
 const BUCKETS: &str = "buckets";
 const STAGING: &str = "staging";
+/// What a resume has downloaded: `resume-<pause>-<bucket>`. It outlives the process.
+const RESUMES: &str = "resume-";
+/// What gave its place to another folder: `replaced-<number>-<bucket>`.
+const REPLACED: &str = "replaced";
 
 /// Why a data folder was not opened.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +57,7 @@ struct Inner {
     root: PathBuf,
     /// Tells what is staged for one call from what is staged for another.
     staged: AtomicU64,
+    tasks: Arc<Tasks>,
     _claim: Claim,
 }
 
@@ -85,19 +94,27 @@ impl DataDir {
             }
         };
         write_holder(claim.file()).at("write", &path)?;
-        let data_dir =
-            Self(Arc::new(Inner { root: root.to_owned(), staged: AtomicU64::new(0), _claim: claim }));
-        data_dir.empty_staging()?;
+        let (root, staged, tasks) = (root.to_owned(), AtomicU64::new(0), Arc::default());
+        let data_dir = Self(Arc::new(Inner { root, staged, tasks, _claim: claim }));
+        data_dir.tidy_staging()?;
         Ok(data_dir)
     }
 
-    fn empty_staging(&self) -> Result<(), PathError> {
+    /// Gives back its place to what lost it to nothing, and removes the rest but for what resumes have downloaded.
+    fn tidy_staging(&self) -> Result<(), PathError> {
         let staging = self.staging();
-        match fs::remove_dir_all(&staging) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).at("empty", &staging),
-            _ => {}
+        durable::create_folders(&staging)?;
+        for entry in fs::read_dir(&staging).at("list", &staging)? {
+            let path = entry.at("list", &staging)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if let Some(bucket) = replaced_bucket(&name).filter(|bucket| !self.has_bucket(bucket)) {
+                self.move_in(&path, &bucket)?;
+            } else if !name.starts_with(RESUMES) {
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                removed.at("remove", &path)?;
+            }
         }
-        fs::create_dir(&staging).at("create the folder", &staging)
+        Ok(())
     }
 
     /// The folder.
@@ -109,11 +126,56 @@ impl DataDir {
         self.root().join(STAGING)
     }
 
-    /// A path in the staging folder that nothing else uses. What a failure leaves there is removed when the data
-    /// folder is opened again.
+    /// A path in the staging folder that nothing else uses. What a failure leaves there goes when the data folder is
+    /// opened again.
     pub(super) fn staged(&self, purpose: &str, name: &str) -> PathBuf {
         let number = self.0.staged.fetch_add(1, Ordering::Relaxed);
         self.staging().join(format!("{purpose}-{number}-{name}"))
+    }
+
+    /// Where a resume of the bucket from `pause` puts what it downloads.
+    pub(super) fn resume_staging(&self, pause: PauseId, bucket: &BucketName) -> PathBuf {
+        self.staging().join(format!("{RESUMES}{pause}-{bucket}"))
+    }
+
+    /// Removes what resumes of the bucket have downloaded, but for `kept`.
+    pub(super) fn forget_resumes(&self, bucket: &BucketName, kept: Option<PauseId>) -> Result<(), PathError> {
+        let staging = self.staging();
+        let kept = kept.map(|pause| self.resume_staging(pause, bucket));
+        for entry in fs::read_dir(&staging).at("list", &staging)? {
+            let path = entry.at("list", &staging)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if resumed_bucket(&name).is_some_and(|of| of == *bucket) && kept.as_ref() != Some(&path) {
+                fs::remove_dir_all(&path).at("remove", &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the entry of a bucket: nothing else is done with it until the result is gone.
+    pub(super) fn begin_task(
+        &self,
+        bucket: &BucketName,
+        kind: TaskKind,
+        until: &Until,
+    ) -> Result<Task, TaskBusy> {
+        self.0.tasks.begin(bucket, kind, until)
+    }
+
+    /// What is or was under way: pauses, resumes and changes of indexes, one entry a bucket.
+    pub fn tasks(&self) -> TaskList {
+        self.0.tasks.list()
+    }
+
+    /// Waits until the list of tasks is another than the one with this revision.
+    pub fn wait_for_tasks(&self, revision: u64, until: &Until) -> Result<TaskList, Stopped> {
+        self.0.tasks.wait(revision, until)
+    }
+
+    /// Cancels a task and waits until it is over: it has cleaned up, and holds no lock. One that has ended already
+    /// is as it is.
+    pub fn cancel_task(&self, task: TaskId, until: &Until) -> Result<TaskStatus, CancelError> {
+        self.0.tasks.cancel(task, until)
     }
 
     pub(super) fn bucket_folder(&self, name: &BucketName) -> PathBuf {
@@ -151,9 +213,10 @@ impl DataDir {
         Ok(BucketError::Missing { bucket: name.clone(), data_dir: self.root().to_owned(), there })
     }
 
-    /// Opens a bucket and starts its threads.
+    /// Opens a bucket and starts its threads. What was interrupted is cleaned up before, as by
+    /// [`DataDir::recover`].
     pub fn open_bucket(&self, name: &BucketName, config: &BucketConfig) -> Result<Bucket, BucketError> {
-        let meta = self.bucket_meta(name)?;
+        let meta = self.recover(name, &config.logger)?;
         Bucket::open(self, meta, config)
     }
 
@@ -189,6 +252,13 @@ impl DataDir {
 
     /// Removes a bucket that is closed, with all its local data. What it left in archives stays.
     pub fn drop_bucket(&self, name: &BucketName) -> Result<(), BucketError> {
+        let task = self
+            .begin_task(name, TaskKind::Drop, &Until::default())
+            .map_err(|busy| BucketError::Busy { doing: "drop", bucket: name.clone(), busy })?;
+        task.end(self.drop_now(name))
+    }
+
+    fn drop_now(&self, name: &BucketName) -> Result<(), BucketError> {
         let folder = self.bucket_folder(name);
         if !folder.is_dir() {
             return Err(self.no_such_bucket(name)?);
@@ -196,20 +266,23 @@ impl DataDir {
         let claims = ShardSet::claim(&folder).map_err(BucketError::Shard)?;
         self.discard(&folder)?;
         drop(claims);
-        Ok(())
+        Ok(self.forget_resumes(name, None)?)
     }
 
-    /// Puts a finished bucket folder in the place of another. On failure the other one is back in its place.
+    /// Puts a finished bucket folder in the place of another. On failure the other one is back in its place; after
+    /// a crash the next opening of the data folder brings it back.
     pub(super) fn replace(&self, finished: &Path, name: &BucketName) -> Result<(), PathError> {
         let target = self.bucket_folder(name);
-        let away = self.staged("replaced", name.as_str());
+        let away = self.staged(REPLACED, name.as_str());
         fs::rename(&target, &away).at("take away", &target)?;
         if let Err(error) = self.move_in(finished, name) {
             // Where even this fails, the first error says more.
             let _ = fs::rename(&away, &target);
             return Err(error);
         }
-        fs::remove_dir_all(&away).at("remove", &away)
+        // It is replaced. What cannot be removed goes when the data folder is opened again.
+        let _ = fs::remove_dir_all(&away);
+        Ok(())
     }
 
     /// Takes a folder away in one step, then removes it.
@@ -220,6 +293,19 @@ impl DataDir {
         folder.parent().map_or(Ok(()), durable::sync_folder)?;
         fs::remove_dir_all(&away).at("remove", &away)
     }
+}
+
+/// The bucket whose folder was replaced.
+fn replaced_bucket(name: &str) -> Option<BucketName> {
+    let (number, bucket) = name.strip_prefix(REPLACED)?.strip_prefix('-')?.split_once('-')?;
+    number.parse::<u64>().ok().and_then(|_| bucket.parse().ok())
+}
+
+/// The bucket that a resume has downloaded files of.
+fn resumed_bucket(name: &str) -> Option<BucketName> {
+    let (generation, rest) = name.strip_prefix(RESUMES)?.split_once('-')?;
+    let (random, bucket) = rest.split_once('-')?;
+    format!("{generation}-{random}").parse::<PauseId>().ok().and_then(|_| bucket.parse().ok())
 }
 
 fn write_holder(lock: &mut File) -> io::Result<()> {

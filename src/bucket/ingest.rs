@@ -12,6 +12,7 @@ use serde::Serialize;
 use slog::{info, warn};
 
 use crate::event::{ByteBudget, EventBatch};
+use crate::pause::Refusal;
 use crate::projector::{
     EndReason, Endpoint, Feed, FeedError, Keyspace, KvDataConfig, ShardEndpoint, WorkerStats,
 };
@@ -82,6 +83,14 @@ pub enum IngestError {
         bucket: BucketName,
         /// Where it sleeps.
         archive: String,
+    },
+    /// It may sleep.
+    #[error("cannot ingest into bucket {bucket}: {refusal}")]
+    InDoubt {
+        /// The bucket.
+        bucket: BucketName,
+        /// The pause, its archive, and the way out.
+        refusal: Refusal,
     },
     /// It was put to sleep meanwhile.
     #[error("the ingest ended: bucket {bucket} was put to sleep by {by}; resume it and ingest again")]
@@ -268,8 +277,10 @@ impl Bucket {
 
     fn admit(&self, options: &IngestOptions) -> Result<(), IngestError> {
         let bucket = self.name();
-        if let Some(archive) = self.paused_in() {
-            return Err(IngestError::Paused { bucket, archive });
+        match self.closed_for_writes() {
+            Some(Refusal::Asleep { archive, .. }) => return Err(IngestError::Paused { bucket, archive }),
+            Some(refusal) => return Err(IngestError::InDoubt { bucket, refusal }),
+            None => {}
         }
         let meta = self.meta();
         let unfinished = meta.indexes.iter().find(|entry| entry.state == IndexState::Building);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::durable::{self, AtPath, PathError, UnsealError};
 use crate::event::{VBUCKETS_MAX, VbUuid};
 use crate::index::IndexDefinition;
-use crate::pause::{AttemptId, PauseId};
+use crate::pause::{AttemptId, BucketState, Event, Refusal};
 use crate::shard::{InstId, StoreKind};
 
 /// The metadata's file within the bucket's folder.
@@ -145,23 +145,6 @@ pub struct IndexEntry {
     pub changes_before: u64,
 }
 
-/// What a bucket is doing, across restarts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "lowercase")]
-pub enum BucketState {
-    /// It takes changes.
-    Online,
-    /// It sleeps in an archive.
-    Paused {
-        /// The pause that holds it.
-        pause: PauseId,
-        /// URL of the archive.
-        archive: String,
-        /// The local data was removed.
-        evicted: bool,
-    },
-}
-
 /// Everything that a bucket keeps about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BucketMeta {
@@ -177,10 +160,10 @@ pub struct BucketMeta {
     pub indexes: Vec<IndexEntry>,
     /// The number that the next instance gets.
     pub next_inst: InstId,
-    /// What it is doing.
+    /// What it is doing; changed by [`BucketState::after`] alone.
     #[serde(flatten)]
     pub state: BucketState,
-    /// A pause that began and is not known to have ended.
+    /// A pause that uploaded something and did not come to its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<PauseAttempt>,
 }
@@ -253,6 +236,14 @@ impl BucketMeta {
             state: BucketState::Online,
             attempt: None,
         })
+    }
+
+    /// The same bucket after `event`. What an attempt uploaded belongs to the pause that came of it.
+    pub(super) fn after(&self, event: Event) -> Result<Self, Refusal> {
+        let state = self.state.after(event)?;
+        let is_paused = matches!(state, BucketState::Paused { .. });
+        let attempt = if is_paused { None } else { self.attempt.clone() };
+        Ok(Self { state, attempt, ..self.clone() })
     }
 
     /// Reads the metadata of the bucket in `folder`.

@@ -7,7 +7,8 @@
 //! ```text
 //! <data folder>/dormouse.lock          held while the process uses the folder
 //! <data folder>/buckets/<name>/        bucket.meta, shard-0000/, shard-0001/, …
-//! <data folder>/staging/               what is being made or removed; emptied when the folder is opened
+//! <data folder>/staging/               what is being made or removed, gone when the folder is opened again;
+//!                                      and what resumes have downloaded, until they come to their end
 //! ```
 //!
 //! Invariants:
@@ -15,21 +16,32 @@
 //! * `bucket.meta` is written whole. It is the authority on the bucket's state and its indexes; shards are made
 //!   to agree with it when they are opened.
 //! * Once a bucket is `paused`, no write is accepted until it is resumed.
+//! * The state in `bucket.meta` is written before the step that it speaks of, and changes by one function
+//!   ([`BucketState::after`]). What a crash interrupted is led to a state that lasts when the bucket is opened.
+//! * A pause, a resume and a change of indexes have the bucket's only entry in the list of tasks while they work.
 
 #[expect(clippy::module_inception, reason = "the room's main type lives in the file of its name")]
 mod bucket;
+mod carriage;
+mod error;
 mod folder;
 mod ingest;
 mod meta;
+mod pause_error;
 mod pausing;
+mod recovery;
 mod resuming;
 mod scanning;
+mod settling;
+mod tasks;
 
-pub use bucket::{Bucket, BucketConfig, BucketError, BucketStatus, CloseError, IndexError, IndexStatus};
+pub use crate::pause::BucketState;
+pub use bucket::{Bucket, BucketConfig, BucketStatus, IndexStatus};
+pub use error::{BucketError, CloseError, IndexError, StepError};
 pub use folder::{DataDir, DataDirError};
 pub use ingest::{IngestError, IngestOptions, IngestProgress, IngestReport};
-pub use meta::{
-    BucketMeta, BucketName, BucketNameError, BucketSpec, BucketState, IndexEntry, IndexState, SourceKind,
-};
-pub use pausing::{PauseError, PauseReport};
+pub use meta::{BucketMeta, BucketName, BucketNameError, BucketSpec, IndexEntry, IndexState, SourceKind};
+pub use pause_error::PauseError;
+pub use pausing::PauseReport;
 pub use resuming::{ResumeError, ResumeReport};
+pub use tasks::{CancelError, TaskBusy, TaskId, TaskKind, TaskList, TaskState, TaskStatus};

@@ -1,23 +1,34 @@
 //! Waking a bucket up: verify everything, then switch over with one rename.
+//!
+//! What is downloaded goes to a folder that is named after the pause and the bucket, and stays there until the bucket
+//! is in its place: a resume that was killed, cancelled or failed is taken up by the next one from the same pause,
+//! which reads every file that is there again before it counts. A resume from another pause removes it.
+//!
+//! A bucket that is in the data folder already says in its state that it is being woken up. On a failure the state is
+//! led back; of a crash it is when the bucket is looked at the next time.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
-use slog::info;
+use slog::{Logger, debug, info, warn};
 
-use crate::durable::PathError;
+use crate::durable::{PathError, RoomError, require_room};
 use crate::objstore::ObjectStore;
 use crate::pause::{
-    CheckError, DownloadError, Manifest, ManifestError, PauseId, Progress, check_local, download, list_pauses,
+    BucketState, CheckError, DownloadError, Event, Manifest, ManifestError, PauseId, Progress, Refusal,
+    Staged, check_local, download, list_pauses, take_up,
 };
-use crate::shard::{OpenError, ShardSet};
+use crate::shard::{LockError, ShardSet, lock_sealed};
 use crate::thread::{Stopped, Until};
 
-use super::bucket::{BucketConfig, BucketError};
+use super::bucket::BucketConfig;
+use super::error::BucketError;
 use super::folder::DataDir;
-use super::meta::{BucketMeta, BucketName, BucketState, MetaError};
+use super::meta::{BucketMeta, BucketName, MetaError};
 use super::pausing::millis;
+use super::settling::{Fate, ask};
+use super::tasks::{TaskBusy, TaskKind};
 
 /// What a resume did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -28,7 +39,8 @@ pub struct ResumeReport {
     pub files: usize,
     /// Their bytes.
     pub bytes: u64,
-    /// Files that were downloaded; none where the bucket still lay in the folder.
+    /// Files that were downloaded; none where the bucket still lay in the folder, and without those that an earlier
+    /// try had downloaded.
     pub downloaded_files: usize,
     /// Their bytes.
     pub downloaded_bytes: u64,
@@ -68,6 +80,51 @@ pub enum ResumeError {
         wanted: PauseId,
         /// The pause that it is in.
         there: PauseId,
+    },
+    /// Something else is being done with it.
+    #[error("cannot resume bucket {bucket}: {busy}")]
+    Busy {
+        /// The bucket.
+        bucket: BucketName,
+        /// What is under way.
+        busy: TaskBusy,
+    },
+    /// Its state allows no resume.
+    #[error("cannot resume bucket {bucket}: {refusal}")]
+    State {
+        /// The bucket.
+        bucket: BucketName,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// It was in doubt and turned out to be awake.
+    #[error(
+        "bucket {bucket} need not be resumed: pause {pause} never came to be in {archive}; the bucket is online again \
+         and takes changes"
+    )]
+    NotPaused {
+        /// The bucket.
+        bucket: BucketName,
+        /// The pause that was in doubt.
+        pause: PauseId,
+        /// URL of the archive.
+        archive: String,
+    },
+    /// The disk is full.
+    #[error("cannot resume bucket {bucket}: {error}")]
+    NoRoom {
+        /// The bucket.
+        bucket: BucketName,
+        /// How much is missing.
+        error: RoomError,
+    },
+    /// The restored shards.
+    #[error("cannot resume bucket {bucket}: {error}")]
+    Lock {
+        /// The bucket.
+        bucket: BucketName,
+        /// Why.
+        error: LockError,
     },
     /// The manifest describes no bucket of this program.
     #[error("cannot resume bucket {bucket} from pause {pause}: its manifest is not understood: {cause}")]
@@ -129,10 +186,52 @@ pub enum ResumeError {
 
 /// What there is to do.
 enum Way {
-    /// Download into this folder. An evicted bucket is there and gives way.
-    Download { replaces: bool },
+    /// Download into this folder.
+    Download,
     /// Check what is here and switch it on.
-    SwitchOn(BucketMeta),
+    SwitchOn,
+}
+
+/// A bucket that is here and is being woken up. Dropping it leads the state back, unless it was woken up.
+struct Waking<'a> {
+    meta: BucketMeta,
+    folder: PathBuf,
+    logger: &'a Logger,
+    is_over: bool,
+}
+
+impl Waking<'_> {
+    /// Records the step before it is made.
+    fn record(&mut self, event: Event) -> Result<(), ResumeError> {
+        let bucket = self.meta.name.clone();
+        let next = self.meta.after(event).map_err(|refusal| refused(&bucket, refusal))?;
+        debug!(self.logger, "a step begins"; "bucket" => %bucket, "state" => %next.state);
+        next.write(&self.folder)?;
+        debug!(self.logger, "a step is recorded"; "bucket" => %bucket);
+        self.meta = next;
+        Ok(())
+    }
+}
+
+impl Drop for Waking<'_> {
+    fn drop(&mut self) {
+        if !self.is_over
+            && matches!(self.meta.state, BucketState::Resuming { .. })
+            && let Err(error) = self.record(Event::Failed)
+        {
+            // What is on disk is led on when the bucket is opened or resumed again.
+            warn!(self.logger, "the end of a resume could not be recorded"; "error" => %error);
+        }
+    }
+}
+
+fn refused(bucket: &BucketName, refusal: Refusal) -> ResumeError {
+    let bucket = bucket.clone();
+    match refusal {
+        Refusal::Awake => ResumeError::Online { bucket },
+        Refusal::OtherPause { wanted, there } => ResumeError::OtherPause { bucket, wanted, there },
+        refusal => ResumeError::State { bucket, refusal },
+    }
 }
 
 impl DataDir {
@@ -146,13 +245,23 @@ impl DataDir {
     ) -> Result<ResumeReport, ResumeError> {
         let began = Instant::now();
         let manifest = find_pause(name, store, pause, until)?;
-        let way = self.choose_way(name, manifest.pause)?;
-        Ok(report(&manifest, &way, began))
+        let there = self.has_bucket(name).then(|| self.bucket_meta(name)).transpose();
+        let there = there.map_err(|error| cannot_open(name, error))?;
+        let way = choose_way(there.as_ref());
+        if let Some(meta) = there {
+            let lasting = meta.after(Event::Restarted).map_err(|refusal| refused(name, refusal))?;
+            lasting
+                .after(Event::Waking { pause: manifest.pause })
+                .map_err(|refusal| refused(name, refusal))?;
+        }
+        Ok(report(&manifest, &way, &Staged::default(), began))
     }
 
     /// Restores a bucket from its newest pause in `store`, or from `pause`, and leaves it online and closed.
     /// Where the paused bucket still lies in the folder it is checked against the manifest and switched on
-    /// without download. `on_progress` is called on this thread with the bytes that are checked and durable.
+    /// without download. What was downloaded stays for another try where the resume does not come to its end. A
+    /// bucket that is in doubt is settled first. `on_progress` is called on this thread with the bytes that are
+    /// checked and durable.
     pub fn resume(
         &self,
         name: &BucketName,
@@ -162,91 +271,167 @@ impl DataDir {
         until: &Until,
         on_progress: &mut dyn FnMut(Progress),
     ) -> Result<ResumeReport, ResumeError> {
+        let task = self
+            .begin_task(name, TaskKind::Resume, until)
+            .map_err(|busy| ResumeError::Busy { bucket: name.clone(), busy })?;
+        let mut on_progress = |at: Progress| {
+            task.report(at);
+            on_progress(at);
+        };
+        let resumed = self.resume_alone(name, store, pause, config, task.until(), &mut on_progress);
+        task.end(resumed)
+    }
+
+    fn resume_alone(
+        &self,
+        name: &BucketName,
+        store: &dyn ObjectStore,
+        pause: Option<PauseId>,
+        config: &BucketConfig,
+        until: &Until,
+        on_progress: &mut dyn FnMut(Progress),
+    ) -> Result<ResumeReport, ResumeError> {
         let began = Instant::now();
+        let there = self.settled(name, store, config, until)?;
         let manifest = find_pause(name, store, pause, until)?;
-        let way = self.choose_way(name, manifest.pause)?;
-        let done = report(&manifest, &way, began);
+        let way = choose_way(there.as_ref());
         let folder = self.bucket_folder(name);
-        match way {
-            Way::SwitchOn(meta) => {
-                let _claims = ShardSet::claim(&folder).map_err(|error| cannot_open(name, error))?;
+        // Until it is over nobody opens the shards that are here.
+        let claims = there.as_ref().map(|_| ShardSet::claim(&folder)).transpose();
+        let claims = claims.map_err(|error| cannot_open(name, BucketError::Shard(error)))?;
+        let mut waking = there.map(|meta| {
+            let (folder, logger) = (folder.clone(), &config.logger);
+            Waking { meta, folder, logger, is_over: false }
+        });
+        if let Some(waking) = &mut waking {
+            waking.record(Event::Waking { pause: manifest.pause })?;
+        }
+        let mut staged = Staged::default();
+        match (&way, waking) {
+            (Way::SwitchOn, Some(mut waking)) => {
                 check_local(&manifest, &folder, until)
                     .map_err(|error| ResumeError::Check { bucket: name.clone(), error })?;
-                BucketMeta { state: BucketState::Online, ..meta }.write(&folder)?;
+                waking.record(Event::Resumed)?;
             }
-            Way::Download { replaces } => {
-                let staging = self.staged("resuming", name.as_str());
-                let meta = restore(name, &manifest, store, &staging, until, on_progress)?;
-                self.switch_over(&meta, &staging, replaces, config, until)?;
+            (_, waking) => {
+                let staging = self.resume_staging(manifest.pause, name);
+                let meta;
+                (meta, staged) = self.download(name, &manifest, store, config, until, on_progress)?;
+                self.switch_over(&meta, (&staging, manifest.pause), waking, config, until)?;
             }
         }
+        drop(claims);
+        self.forget_resumes(name, None)?;
         info!(config.logger, "resumed"; "bucket" => %name, "pause" => %manifest.pause);
-        Ok(ResumeReport { total_ms: millis(began), ..done })
+        Ok(report(&manifest, &way, &staged, began))
     }
 
-    fn choose_way(&self, name: &BucketName, wanted: PauseId) -> Result<Way, ResumeError> {
-        let bucket = || name.clone();
+    /// What is here of the bucket, after what was interrupted was cleaned up and what was in doubt was settled.
+    fn settled(
+        &self,
+        name: &BucketName,
+        store: &dyn ObjectStore,
+        config: &BucketConfig,
+        until: &Until,
+    ) -> Result<Option<BucketMeta>, ResumeError> {
         if !self.has_bucket(name) {
-            return Ok(Way::Download { replaces: false });
+            return Ok(None);
         }
-        let meta = match self.bucket_meta(name) {
-            Ok(meta) => meta,
-            Err(error) => return Err(ResumeError::Open { bucket: bucket(), error: Box::new(error) }),
-        };
-        match meta.state {
-            BucketState::Online => Err(ResumeError::Online { bucket: bucket() }),
-            // Nothing but the record of the pause is left of it, so any pause may take its place.
-            BucketState::Paused { evicted: true, .. } => Ok(Way::Download { replaces: true }),
-            BucketState::Paused { pause: there, .. } if there != wanted => {
-                Err(ResumeError::OtherPause { bucket: bucket(), wanted, there })
+        let meta = self.recover_alone(name, &config.logger).map_err(|error| cannot_open(name, error))?;
+        let BucketState::InDoubt { pause, archive } = meta.state.clone() else { return Ok(Some(meta)) };
+        let bucket = name.clone();
+        if archive != store.describe() {
+            let refusal = Refusal::InDoubt { pause, archive };
+            return Err(ResumeError::State { bucket, refusal });
+        }
+        let folder = self.bucket_folder(name);
+        let _claims =
+            ShardSet::claim(&folder).map_err(|error| cannot_open(name, BucketError::Shard(error)))?;
+        let mut settling = Waking { meta, folder, logger: &config.logger, is_over: false };
+        match ask(store, name.as_str(), pause, until) {
+            Fate::There(_) => {
+                settling.record(Event::Published)?;
+                info!(config.logger, "the pause that was in doubt exists"; "bucket" => %name, "pause" => %pause);
+                Ok(Some(settling.meta.clone()))
             }
-            BucketState::Paused { .. } => Ok(Way::SwitchOn(meta)),
+            Fate::Absent => {
+                settling.record(Event::Absent)?;
+                info!(config.logger, "the pause that was in doubt does not exist"; "bucket" => %name,
+                    "pause" => %pause);
+                Err(ResumeError::NotPaused { bucket, pause, archive })
+            }
+            Fate::Unknown(error) => Err(ResumeError::Manifest { bucket, error }),
         }
     }
 
-    /// Opens the restored shards where they are, as a last proof, and puts the bucket in its place.
+    /// Fills the staging folder with what the manifest names, and keeps of it what an earlier try has downloaded.
+    fn download(
+        &self,
+        name: &BucketName,
+        manifest: &Manifest,
+        store: &dyn ObjectStore,
+        config: &BucketConfig,
+        until: &Until,
+        on_progress: &mut dyn FnMut(Progress),
+    ) -> Result<(BucketMeta, Staged), ResumeError> {
+        let meta = bucket_of(name, manifest)?;
+        let staging = self.resume_staging(manifest.pause, name);
+        let failed = |error| ResumeError::Download { bucket: name.clone(), error };
+        self.forget_resumes(name, Some(manifest.pause))?;
+        let staged = take_up(manifest, &staging, until).map_err(failed)?;
+        if staged.files() > 0 {
+            info!(config.logger, "an interrupted resume is taken up"; "bucket" => %name,
+                "files" => staged.files(), "bytes" => staged.bytes());
+        }
+        require_room(self.root(), manifest.bytes().saturating_sub(staged.bytes()))
+            .map_err(|error| ResumeError::NoRoom { bucket: name.clone(), error })?;
+        debug!(config.logger, "a download begins"; "bucket" => %name);
+        download(manifest, store, &staging, &staged, until, on_progress).map_err(failed)?;
+        debug!(config.logger, "a download is checked and durable"; "bucket" => %name);
+        Ok((meta, staged))
+    }
+
+    /// Opens the restored shards where they are, as a last proof, and puts the bucket in its place. The shards are
+    /// locked until it is there, where its state is online.
     fn switch_over(
         &self,
         meta: &BucketMeta,
-        staging: &Path,
-        replaces: bool,
+        (staging, pause): (&Path, PauseId),
+        waking: Option<Waking<'_>>,
         config: &BucketConfig,
         until: &Until,
     ) -> Result<(), ResumeError> {
         let name = &meta.name;
         let stopped = |why| ResumeError::Stopped { bucket: name.clone(), why };
-        let mut set =
-            ShardSet::open(staging, meta.shard_specs(), &config.shards, Some("resume"), &config.logger)
-                .map_err(|error| cannot_open(name, error))?;
+        let owner = format!("resume {pause}");
+        let set = ShardSet::open(staging, meta.shard_specs(), &config.shards, Some(&owner), &config.logger);
+        let mut set = set.map_err(|error| cannot_open(name, BucketError::Shard(error)))?;
+        let guards = lock_sealed(set.shards(), &owner)
+            .map_err(|error| ResumeError::Lock { bucket: name.clone(), error })?;
         set.close(until).map_err(|_| stopped(until.check().err().unwrap_or(Stopped::DeadlinePassed)))?;
-        drop(set);
+        meta.write(staging)?;
         until.check().map_err(stopped)?;
-        if replaces {
-            self.replace(staging, name)?;
-        } else {
-            self.move_in(staging, name)?;
+        debug!(config.logger, "a bucket is put in its place"; "bucket" => %name);
+        match waking {
+            None => self.move_in(staging, name)?,
+            Some(mut waking) => {
+                self.replace(staging, name)?;
+                waking.is_over = true;
+            }
         }
+        debug!(config.logger, "a bucket is in its place"; "bucket" => %name);
+        drop(guards);
         Ok(())
     }
 }
 
-fn cannot_open(bucket: &BucketName, error: OpenError) -> ResumeError {
-    ResumeError::Open { bucket: bucket.clone(), error: Box::new(BucketError::Shard(error)) }
+/// Of an evicted bucket nothing but the record of the pause is left.
+fn choose_way(there: Option<&BucketMeta>) -> Way {
+    if there.is_none_or(|meta| meta.state.is_evicted()) { Way::Download } else { Way::SwitchOn }
 }
 
-fn restore(
-    name: &BucketName,
-    manifest: &Manifest,
-    store: &dyn ObjectStore,
-    staging: &Path,
-    until: &Until,
-    on_progress: &mut dyn FnMut(Progress),
-) -> Result<BucketMeta, ResumeError> {
-    let meta = bucket_of(name, manifest)?;
-    download(manifest, store, staging, until, on_progress)
-        .map_err(|error| ResumeError::Download { bucket: name.clone(), error })?;
-    meta.write(staging)?;
-    Ok(meta)
+fn cannot_open(bucket: &BucketName, error: BucketError) -> ResumeError {
+    ResumeError::Open { bucket: bucket.clone(), error: Box::new(error) }
 }
 
 fn find_pause(
@@ -284,11 +469,11 @@ fn bucket_of(name: &BucketName, manifest: &Manifest) -> Result<BucketMeta, Resum
     Ok(BucketMeta { state: BucketState::Online, ..meta })
 }
 
-fn report(manifest: &Manifest, way: &Way, began: Instant) -> ResumeReport {
+fn report(manifest: &Manifest, way: &Way, staged: &Staged, began: Instant) -> ResumeReport {
     let (files, bytes) = (manifest.files.len(), manifest.bytes());
     let (downloaded_files, downloaded_bytes) = match way {
-        Way::Download { .. } => (files, bytes),
-        Way::SwitchOn(_) => (0, 0),
+        Way::Download => (files.saturating_sub(staged.files()), bytes.saturating_sub(staged.bytes())),
+        Way::SwitchOn => (0, 0),
     };
     ResumeReport {
         pause: manifest.pause,

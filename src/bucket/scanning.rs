@@ -1,11 +1,13 @@
 //! Scans of a bucket's indexes.
 
 use crate::index::{IndexName, KeyRange, QueryError, Scan, ScanError, ScanQuery};
+use crate::pause::BucketState;
 use crate::shard::InstId;
 use crate::thread::Until;
 
-use super::bucket::{Bucket, IndexError};
-use super::meta::{BucketState, IndexState};
+use super::bucket::Bucket;
+use super::error::IndexError;
+use super::meta::IndexState;
 
 impl Bucket {
     /// Scans a part of an index, in key order or in reverse, as it is now.

@@ -142,9 +142,11 @@ fn prune_all(args: &PruneArgs, session: &mut Session) -> anyhow::Result<()> {
         let deleted = files(report.deleted_objects, report.deleted_bytes);
         let condemned = files(report.condemned_objects, report.condemned_bytes);
         session.out.line(format!(
-            "{bucket}: {} pauses {would}removed; {deleted} {would}deleted; {condemned} {would}noted, to be deleted in \
-             {}",
+            "{bucket}: {} pauses {would}removed; {deleted} and {} leftovers {would}deleted; {condemned} and {} unfinished \
+             uploads {would}noted, to be deleted in {}",
             report.removed_pauses.len(),
+            report.deleted_leftovers,
+            report.condemned_uploads,
             humantime::format_duration(args.grace)
         ))?;
     }

@@ -13,7 +13,8 @@ use super::session::{Session, close_after};
 /// Put a bucket to sleep in an archive
 ///
 /// Only what the archive does not have is uploaded. Until it is resumed the bucket takes no changes; it can still be
-/// scanned, unless its local data was removed.
+/// scanned, unless its local data was removed. A pause that was interrupted goes on where it was; one whose end nobody
+/// knows is found out first.
 #[derive(Args)]
 #[command(after_help = "Examples:
   dormouse pause --data-dir d --bucket travel --archive /var/archive --dry-run
@@ -26,7 +27,8 @@ pub(super) struct PauseArgs {
     into: ArchiveArgs,
     #[command(flatten)]
     only: DryRunArgs,
-    /// Remove the local data, once the archive was read back and checked [default: off]
+    /// Remove the local data, once the archive was read back and checked, also of a bucket that is paused there already
+    /// [default: off]
     #[arg(long)]
     evict: bool,
 }

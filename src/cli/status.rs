@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use dormouse::bucket::{BucketName, BucketState, BucketStatus, DataDir, IndexState};
+use dormouse::bucket::{BucketName, BucketStatus, DataDir, IndexState};
 use indicatif::HumanBytes;
 use serde::Serialize;
 
@@ -62,8 +62,8 @@ pub(super) fn run(args: &StatusArgs, session: &mut Session) -> anyhow::Result<()
 }
 
 fn look_at(data_dir: &DataDir, name: &BucketName, session: &Session) -> anyhow::Result<BucketStatus> {
-    let meta = data_dir.bucket_meta(name)?;
-    if matches!(meta.state, BucketState::Paused { evicted: true, .. }) {
+    let meta = data_dir.recover(name, &session.logger)?;
+    if meta.state.is_evicted() {
         return Ok(BucketStatus::closed(&meta));
     }
     let bucket = data_dir.open_bucket(name, &session.bucket_config())?;
@@ -73,15 +73,8 @@ fn look_at(data_dir: &DataDir, name: &BucketName, session: &Session) -> anyhow::
 
 fn print(status: &BucketStatus, out: &mut Output) -> Result<(), OutputError> {
     let BucketStatus { bucket, source, store, vbuckets, shards, .. } = status;
-    let state = match &status.state {
-        BucketState::Online => "online".to_owned(),
-        BucketState::Paused { pause, archive, evicted } => {
-            let removed = if *evicted { ", local data removed" } else { "" };
-            format!("paused as {pause} in {archive}{removed}")
-        }
-    };
     let bytes = shards.iter().map(|shard| shard.disk_bytes).sum();
-    out.line(format_args!("bucket {bucket}: {state}"))?;
+    out.line(format_args!("bucket {bucket}: {}", status.state))?;
     out.line(format_args!(
         "  source {source}, store {store}, {vbuckets} vbuckets, {} shards here with {}",
         shards.len(),

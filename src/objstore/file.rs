@@ -15,6 +15,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::error::{Operation, StoreCause, StoreError};
 use super::hash::{COPY_BYTES, ContentHash, HashingWriter, ReadError, read_pieces};
@@ -179,6 +180,39 @@ impl FileStore {
             result => Ok(result?),
         }
     }
+
+    fn sweep_folder(
+        &self,
+        folder: &ObjectKey,
+        before: SystemTime,
+        dry_run: bool,
+        until: &Until,
+    ) -> Result<usize, StoreCause> {
+        until.check()?;
+        let path = self.root.join(folder.as_str());
+        if !self.is_reachable(folder)? || !folder_is_there(&path)? {
+            return Ok(0);
+        }
+        let mut swept = 0;
+        for entry in fs::read_dir(&path)? {
+            until.check()?;
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let is_temporary = name.starts_with('.') && name.ends_with(TEMPORARY_SUFFIX);
+            let found = match entry.metadata() {
+                // It was finished.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                found => found?,
+            };
+            if is_temporary && found.is_file() && found.modified()? < before {
+                swept += 1;
+                if !dry_run {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+        }
+        Ok(swept)
+    }
 }
 
 impl ObjectStore for FileStore {
@@ -232,6 +266,17 @@ impl ObjectStore for FileStore {
         let mut objects = self.named(Operation::List, folder, self.walk(folder, until))?;
         objects.retain(|object| after.is_none_or(|mark| object.key.as_str() > mark.0.as_str()));
         Ok(Page { objects, next: None })
+    }
+
+    fn sweep(
+        &self,
+        folder: &ObjectKey,
+        before: SystemTime,
+        dry_run: bool,
+        until: &Until,
+    ) -> Result<usize, StoreError> {
+        let swept = self.sweep_folder(folder, before, dry_run, until);
+        self.named(Operation::Delete, Some(folder), swept)
     }
 
     fn delete(&self, keys: &[ObjectKey], until: &Until) -> Result<(), StoreError> {

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
+use std::time::SystemTime;
 
 use super::error::StoreError;
 use super::hash::ChunkHash;
@@ -84,6 +85,18 @@ pub trait ObjectStore: Send + Sync {
     /// Removes the objects, as many as there are; one that is not there is fine. An error names one that is still
     /// there, and others may be too. After a power failure they may be there again.
     fn delete(&self, keys: &[ObjectKey], until: &Until) -> Result<(), StoreError>;
+
+    /// Counts what puts that broke off left in `folder` and nobody has written to since `before`, and removes it unless
+    /// this is a `dry_run`. No listing shows it. Parts do not belong to it: see [`PartStore::uploads`].
+    fn sweep(
+        &self,
+        _folder: &ObjectKey,
+        _before: SystemTime,
+        _dry_run: bool,
+        _until: &Until,
+    ) -> Result<usize, StoreError> {
+        Ok(0)
+    }
 
     /// The store as one that takes objects in parts; `None` where each object is put whole, whatever its size.
     fn in_parts(&self) -> Option<&dyn PartStore> {

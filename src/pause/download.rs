@@ -1,18 +1,19 @@
 //! From an archive to a staging folder.
 //!
-//! The staging folder is the caller's and goes into use, whole, after the download; until then nothing of it is
-//! looked at. An error leaves it half filled: the caller removes it.
+//! The staging folder is the caller's and goes into use, whole, after the download. An error leaves it half filled:
+//! [`take_up`] finds what of it can be used, from its content, and removes the rest.
 //!
-//! Invariant: after success every file of the manifest is there, its content is the one the manifest names, and
-//! files and folders are flushed to the disk.
+//! Invariant: after success every file of the manifest is there and no other, its content is the one the manifest
+//! names, and files and folders are flushed to the disk.
 
-use std::collections::BTreeSet;
-use std::fs::DirBuilder;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder, File};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::manifest::{Manifest, ManifestFile};
-use super::verify::{BadObject, judge};
+use super::verify::{BadObject, CheckError, judge, local_difference};
 use super::{Meter, PauseId, Progress};
 use crate::durable::{AtPath, PathError, sync_folder};
 use crate::objstore::{FileFetch, ObjectStore, StoreError, TransferError, fetch_files};
@@ -46,6 +47,9 @@ pub enum DownloadError {
     /// The staging folder failed.
     #[error(transparent)]
     Local(#[from] PathError),
+    /// What an earlier download left cannot be read.
+    #[error(transparent)]
+    Staged(#[from] CheckError),
     /// The threads that fetch the objects.
     #[error("cannot download all files: {0}")]
     Thread(TransferError),
@@ -54,16 +58,68 @@ pub enum DownloadError {
     Stopped(#[from] Stopped),
 }
 
-/// Writes every file of the manifest to `<staging>/<shard folder>/<name>`. `staging` is created if it is not
-/// there; a file that is there already is an error. Bytes count as done when their file was checked and flushed.
+/// Files of a manifest that an earlier download left, checked and flushed to the disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Staged(BTreeMap<PathBuf, u64>);
+
+impl Staged {
+    /// How many there are.
+    pub fn files(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Their bytes.
+    pub fn bytes(&self) -> u64 {
+        self.0.values().sum()
+    }
+}
+
+/// Reads every file below `staging`, which need not be there, and keeps those that the manifest names with this very
+/// content. Everything else in it is removed.
+pub fn take_up(manifest: &Manifest, staging: &Path, until: &Until) -> Result<Staged, DownloadError> {
+    let named: BTreeMap<PathBuf, &ManifestFile> =
+        manifest.files.iter().map(|file| (staging.join(file.path()), file)).collect();
+    let mut staged = Staged::default();
+    let mut folders = vec![staging.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries = match fs::read_dir(&folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries.at("list", &folder)?,
+        };
+        for entry in entries {
+            until.check()?;
+            let entry = entry.at("list", &folder)?;
+            let path = entry.path();
+            if entry.file_type().at("look at", &path)?.is_dir() {
+                folders.push(path);
+            } else if let Some(file) = named.get(&path).filter(|_| path.is_file())
+                && local_difference(file, &path, until)?.is_none()
+            {
+                File::open(&path).and_then(|file| file.sync_all()).at("sync", &path)?;
+                staged.0.insert(path, file.length_bytes);
+            } else {
+                fs::remove_file(&path).at("remove", &path)?;
+            }
+        }
+    }
+    Ok(staged)
+}
+
+/// Writes every file of the manifest that is not `staged` to `<staging>/<shard folder>/<name>`. `staging` is created
+/// if it is not there; any other file that is there already is an error. Bytes count as done when their file was
+/// checked and flushed.
 pub fn download(
     manifest: &Manifest,
     store: &dyn ObjectStore,
     staging: &Path,
+    staged: &Staged,
     until: &Until,
     on_progress: &mut dyn FnMut(Progress),
 ) -> Result<(), DownloadError> {
     let mut meter = Meter::new(manifest.bytes(), on_progress);
+    if staged.files() > 0 {
+        meter.add(staged.bytes());
+    }
     let mut folders = BTreeSet::from([staging.to_owned()]);
     create_folder(staging)?;
     let mut wanted = Vec::with_capacity(manifest.files.len());
@@ -75,7 +131,9 @@ pub fn download(
                 folders.insert(folder);
             }
         }
-        wanted.push((file, path));
+        if !staged.0.contains_key(&path) {
+            wanted.push((file, path));
+        }
     }
     fetch(manifest, store, &wanted, until, &mut |bytes| meter.add(bytes))?;
     // Inner folders before those that hold them, and last the one that holds the staging folder.

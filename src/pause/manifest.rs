@@ -190,7 +190,7 @@ pub(super) fn condemned_folder(bucket: &str) -> Result<ObjectKey, ManifestError>
     folder(bucket, "condemned")
 }
 
-fn manifests_folder(bucket: &str) -> Result<ObjectKey, ManifestError> {
+pub(super) fn manifests_folder(bucket: &str) -> Result<ObjectKey, ManifestError> {
     folder(bucket, MANIFESTS)
 }
 
@@ -203,7 +203,7 @@ fn folder(bucket: &str, name: &str) -> Result<ObjectKey, ManifestError> {
     ObjectKey::new(bucket).and_then(|key| key.join(name)).map_err(|e| unusable(bucket, e))
 }
 
-fn unusable(bucket: &str, source: KeyError) -> ManifestError {
+pub(super) fn unusable(bucket: &str, source: KeyError) -> ManifestError {
     ManifestError::Bucket { bucket: bucket.to_owned(), source }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Pausing is a [`plan_upload`], an [`upload`] and, last, a [`Manifest::publish`]; resuming is a
 //! [`Manifest::read`] and a [`download`], or a [`check_local`] where the files are still there. The room knows
-//! files, hashes and objects; what a shard is, and when it may be read, is the caller's knowledge.
+//! files, hashes and objects; what a shard is, and when it may be read, is the caller's knowledge. What state a
+//! bucket is in, and what may follow on it, is decided by [`BucketState::after`].
 //!
 //! An archive holds, for each bucket:
 //!
@@ -16,27 +17,32 @@
 //! [`ContentHash`](crate::objstore::ContentHash). A manifest is a [sealed](crate::durable::seal) JSON document of
 //! the kind `manifest`, with the fields of [`Manifest`]. This is format version [`FORMAT_VERSION`].
 //!
+//! What is known to go wrong with pauses, and why it cannot here, stands in [`hazards`].
+//!
 //! Invariants: no key is ever written with two different contents, so a published pause cannot be damaged by a
 //! later attempt. A pause exists when its manifest does; what an unfinished attempt left is named by no manifest
 //! and is invisible. Nothing that comes from an archive is believed before its length and hash were checked.
 
 mod catalog;
 mod download;
+pub mod hazards;
 mod id;
+mod manager;
 mod manifest;
 mod prune;
 mod upload;
 mod verify;
 
 pub use catalog::{PauseSummary, describe_pauses, list_buckets};
-pub use download::{DownloadError, download};
+pub use download::{DownloadError, Staged, download, take_up};
 pub use id::{AttemptId, GENERATION_MAX, IdError, PauseId};
+pub use manager::{BucketState, Event, Refusal};
 pub use manifest::{
     FORMAT_VERSION, Manifest, ManifestError, ManifestFile, Membership, list_pauses, object_key,
 };
 pub use prune::{GRACE_DEFAULT, PruneError, PruneOptions, PruneReport, prune};
 pub use upload::{
-    ImageFile, KnownHashes, PlannedFile, Reusable, UploadError, UploadPlan, plan_upload, upload,
+    ImageFile, KnownHashes, PlannedFile, Reusable, UploadError, UploadPlan, plan_upload, probe, upload,
 };
 pub use verify::{BadObject, CheckError, Difference, VerifyError, check_local, verify};
 

@@ -11,14 +11,13 @@ use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use super::manifest::{Manifest, ManifestError, ManifestFile, object_key, objects_folder};
+use super::manifest::{Manifest, ManifestError, ManifestFile, object_key, objects_folder, unusable};
 use super::{AttemptId, Meter, Progress};
 use crate::durable::{AtPath, PathError};
 use crate::objstore::{
-    ChunkHash, ContentHash, FileUpload, ObjectKey, ObjectStore, ReadError, StoreCause, StoreError,
-    TransferError, give_up, hash_chunks, upload_files,
+    Body, ChunkHash, ContentHash, FileUpload, ObjectKey, ObjectStore, ReadError, StoreCause, StoreError,
+    TransferError, hash_chunks, upload_files,
 };
 use crate::shard::ShardId;
 use crate::thread::{Stopped, Until};
@@ -131,6 +130,19 @@ impl fmt::Display for UploadPlan {
     }
 }
 
+/// Whether the archive takes objects: puts a small one and deletes it. An error of the latter comes back beside: the
+/// object is one that no manifest names, and a prune deletes it.
+pub fn probe(
+    store: &dyn ObjectStore,
+    bucket: &str,
+    attempt: AttemptId,
+    until: &Until,
+) -> Result<Option<StoreError>, ManifestError> {
+    let key = objects_folder(bucket)?.join(&format!("probe-{attempt}")).map_err(|e| unusable(bucket, e))?;
+    store.put(&key, Body::Bytes(b"dormouse"), until)?;
+    Ok(store.delete(&[key], until).err())
+}
+
 /// Objects that a pause may name without uploading them, by the hash and the length of what they hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reusable(HashMap<(ContentHash, u64), ObjectKey>);
@@ -225,12 +237,9 @@ pub fn plan_upload(
     Ok(UploadPlan { files: planned })
 }
 
-/// How long removing what a failed upload left may take.
-const GIVE_UP_LIMIT: Duration = Duration::from_secs(20);
-
 /// Carries the plan out and gives the files for the manifest, in the plan's order. Bytes count as done when
-/// they are durable in the store. Carrying out a plan again is fine. After an error no part of an object is left,
-/// as far as the store lets itself be told so.
+/// they are durable in the store. Carrying out a plan again is fine: an object that went half in parts is taken up.
+/// Parts that nobody takes up are removed by a prune.
 pub fn upload(
     plan: &UploadPlan,
     store: &dyn ObjectStore,
@@ -247,13 +256,8 @@ pub fn upload(
             chunks,
         })
         .collect();
-    upload_files(store, &files, until, &mut |bytes| meter.add(bytes)).map_err(|error| {
-        let in_parts: Vec<&ObjectKey> =
-            files.iter().filter(|file| file.chunks.len() > 1).map(|file| file.key).collect();
-        // The caller's limit may be over. What cannot be removed now is named by no manifest.
-        let _ = give_up(store, &in_parts, &Until::within(GIVE_UP_LIMIT));
-        upload_error(error, &files)
-    })?;
+    upload_files(store, &files, until, &mut |bytes| meter.add(bytes))
+        .map_err(|error| upload_error(error, &files))?;
     Ok(plan.files.iter().map(|planned| planned.file.clone()).collect())
 }
 

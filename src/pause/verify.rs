@@ -138,27 +138,36 @@ pub fn verify(
 /// be there with equal length and hash. Other files do not matter. The first difference ends the comparison.
 pub fn check_local(manifest: &Manifest, folder: &Path, until: &Until) -> Result<(), CheckError> {
     for file in &manifest.files {
-        let differs =
-            |difference| CheckError::Differs { file: file.path(), pause: manifest.pause, difference };
-        let path = folder.join(file.path());
-        let opened = match File::open(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(differs(Difference::Missing)),
-            opened => opened.at("open", &path)?,
-        };
-        let found_bytes = opened.metadata().at("look at", &path)?.len();
-        let hash = if found_bytes == file.length_bytes {
-            match hash_file(&opened, found_bytes, until) {
-                Err(ReadError::Stopped(why)) => return Err(why.into()),
-                Err(ReadError::Io(e)) => return Err(e).at("read", &path)?,
-                Err(e) => return Err(io::Error::other(e.to_string())).at("read", &path)?,
-                Ok(hash) => hash,
-            }
-        } else {
-            file.hash
-        };
-        compare(file, Content { length_bytes: found_bytes, hash }).map_err(differs)?;
+        if let Some(difference) = local_difference(file, &folder.join(file.path()), until)? {
+            return Err(CheckError::Differs { file: file.path(), pause: manifest.pause, difference });
+        }
     }
     Ok(())
+}
+
+/// How a local file differs from what the manifest says of it.
+pub(super) fn local_difference(
+    file: &ManifestFile,
+    path: &Path,
+    until: &Until,
+) -> Result<Option<Difference>, CheckError> {
+    until.check()?;
+    let opened = match File::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Some(Difference::Missing)),
+        opened => opened.at("open", path)?,
+    };
+    let length_bytes = opened.metadata().at("look at", path)?.len();
+    let hash = if length_bytes == file.length_bytes {
+        match hash_file(&opened, length_bytes, until) {
+            Err(ReadError::Stopped(why)) => return Err(why.into()),
+            Err(ReadError::Io(e)) => return Err(e).at("read", path)?,
+            Err(e) => return Err(io::Error::other(e.to_string())).at("read", path)?,
+            Ok(hash) => hash,
+        }
+    } else {
+        file.hash
+    };
+    Ok(compare(file, Content { length_bytes, hash }).err())
 }
 
 /// What is wrong with an object, by what came of it; an error of the store that says nothing of it comes back.

@@ -92,7 +92,7 @@ impl Shard {
     pub fn lock(&self, owner: &str, until: &Until) -> Result<ShardLock, LockError> {
         let wanted_by = || owner.to_owned();
         let shard = self.id();
-        let mut guard = self.grant(owner)?;
+        let mut guard = self.grant(owner, false)?;
         self.wait_for_compaction(until).map_err(|why| LockError::Stopped {
             shard,
             wanted_by: wanted_by(),
@@ -105,11 +105,20 @@ impl Shard {
         Ok(guard)
     }
 
-    fn grant(&self, owner: &str) -> Result<ShardLock, LockError> {
+    /// Takes the lock of a shard that is sealed. Dropping the guard opens it for writes, unless it is told to seal.
+    fn lock_sealed(&self, owner: &str) -> Result<ShardLock, LockError> {
+        let (shard, wanted_by) = (self.id(), owner.to_owned());
+        let mut guard = self.grant(owner, true)?;
+        guard.files = self.files().map_err(|fault| LockError::Store { shard, wanted_by, fault })?;
+        Ok(guard)
+    }
+
+    fn grant(&self, owner: &str, takes_sealed: bool) -> Result<ShardLock, LockError> {
         let mut state = self.0.state.lock();
         let (shard, wanted_by) = (self.id(), owner.to_owned());
         match &state.access {
             Access::Open => {}
+            Access::Sealed { .. } if takes_sealed => {}
             Access::Locked(grant) => {
                 let (owner, held_for) = (grant.owner.clone(), grant.since.elapsed());
                 return Err(LockError::Held { shard, wanted_by, owner, held_for });
@@ -174,4 +183,10 @@ pub fn lock_all(shards: &[Shard], owner: &str, until: &Until) -> Result<Vec<Shar
     let mut ascending: Vec<&Shard> = shards.iter().collect();
     ascending.sort_by_key(|shard| shard.id());
     ascending.into_iter().map(|shard| shard.lock(owner, until)).collect()
+}
+
+/// Locks shards that are sealed, all or none, so that dropping the guards opens them for writes. Nobody but who
+/// sealed them, or opened them so, may ask for it.
+pub(crate) fn lock_sealed(shards: &[Shard], owner: &str) -> Result<Vec<ShardLock>, LockError> {
+    shards.iter().map(|shard| shard.lock_sealed(owner)).collect()
 }

@@ -59,6 +59,7 @@ use crate::event::VbId;
 pub use error::{
     ApplyError, CommitError, InstanceError, Later, OpenError, ReadError, Refused, RollBackError,
 };
+pub(crate) use lock::lock_sealed;
 pub use lock::{LockError, ShardLock, lock_all};
 pub use recovery::MergeHold;
 pub use set::{ShardSet, ShardSetConfig};

@@ -1,5 +1,6 @@
 //! What several modules of tests use.
 
+pub(crate) mod buckets;
 pub(crate) mod cli;
 pub(crate) mod endpoint;
 pub(crate) mod followed;
@@ -15,12 +16,12 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crossbeam::channel::Sender;
 
 use dormouse::objstore::{
-    Body, ObjectKey, ObjectStore, Operation, Page, PageMark, Part, PartStore, StoreError, Upload,
+    Body, ObjectKey, ObjectStore, Operation, Page, PageMark, Part, PartStore, StoreCause, StoreError, Upload,
 };
 use dormouse::pause::{
     ImageFile, KnownHashes, Manifest, ManifestFile, Membership, PauseId, Reusable, plan_upload, upload,
@@ -134,6 +135,14 @@ pub(crate) fn tree(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
+/// Ends this process at once, as a crash does.
+pub(crate) fn kill_this_process() -> ! {
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
+    loop {
+        std::thread::park();
+    }
+}
+
 /// When the chosen call of a [`FailingStore`] fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fails {
@@ -141,7 +150,16 @@ pub(crate) enum Fails {
     Before,
     /// After it was carried out: its answer is lost.
     After,
+    /// Before it has done anything, and another try may help.
+    Passing,
+    /// After it was carried out: the process is killed.
+    Kills,
+    /// In the middle: of content that is asked for a half comes, of content that is sent nothing arrives.
+    Half,
 }
+
+/// The ways of failing, for who has time for one of them.
+pub(crate) const ALL_FAILS: [Fails; 4] = [Fails::Before, Fails::After, Fails::Passing, Fails::Half];
 
 /// Hands calls on to another store, counts them, and fails one of them.
 pub(crate) struct FailingStore<'a> {
@@ -197,7 +215,31 @@ impl<'a> FailingStore<'a> {
         match self.fails {
             Fails::Before => Err(made_up()),
             Fails::After => carry_out().and_then(|_| Err(made_up())),
+            Fails::Kills => {
+                let _ = carry_out();
+                kill_this_process()
+            }
+            Fails::Passing | Fails::Half => {
+                let cause = StoreCause::Connection("it was made to fail".to_owned());
+                Err(StoreError::new(operation, key, self.describe(), cause))
+            }
         }
+    }
+
+    /// The call hands content on; the one that is chosen may hand on a half.
+    fn receive(
+        &self,
+        key: &ObjectKey,
+        to: &mut dyn Write,
+        carry_out: impl FnOnce(&mut dyn Write) -> Result<u64, StoreError>,
+    ) -> Result<u64, StoreError> {
+        if self.fails == Fails::Half && self.calls() + 1 == self.fail_at {
+            let mut content = Vec::new();
+            carry_out(&mut content)?;
+            to.write_all(&content[..content.len() / 2]).unwrap();
+            return self.call(Operation::Get, Some(key), || Ok(0));
+        }
+        self.call(Operation::Get, Some(key), || carry_out(to))
     }
 }
 
@@ -217,7 +259,7 @@ impl ObjectStore for FailingStore<'_> {
     }
 
     fn get(&self, key: &ObjectKey, to: &mut dyn Write, until: &Until) -> Result<u64, StoreError> {
-        self.call(Operation::Get, Some(key), || self.inner.get(key, to, until))
+        self.receive(key, to, |to| self.inner.get(key, to, until))
     }
 
     fn head(&self, key: &ObjectKey, until: &Until) -> Result<Option<u64>, StoreError> {
@@ -231,7 +273,7 @@ impl ObjectStore for FailingStore<'_> {
         to: &mut dyn Write,
         until: &Until,
     ) -> Result<u64, StoreError> {
-        self.call(Operation::Get, Some(key), || self.inner.get_range(key, range, to, until))
+        self.receive(key, to, |to| self.inner.get_range(key, range, to, until))
     }
 
     fn list_page(
@@ -241,6 +283,16 @@ impl ObjectStore for FailingStore<'_> {
         until: &Until,
     ) -> Result<Page, StoreError> {
         self.call(Operation::List, folder, || self.inner.list_page(folder, after, until))
+    }
+
+    fn sweep(
+        &self,
+        folder: &ObjectKey,
+        before: SystemTime,
+        dry_run: bool,
+        until: &Until,
+    ) -> Result<usize, StoreError> {
+        self.call(Operation::Delete, Some(folder), || self.inner.sweep(folder, before, dry_run, until))
     }
 
     fn delete(&self, keys: &[ObjectKey], until: &Until) -> Result<(), StoreError> {

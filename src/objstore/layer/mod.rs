@@ -20,6 +20,7 @@ pub use retry::{Retry, RetryConfig};
 use std::cell::Cell;
 use std::io::{self, Write};
 use std::ops::Range;
+use std::time::SystemTime;
 
 use super::error::{Operation, StoreCause, StoreError};
 use super::key::ObjectKey;
@@ -173,6 +174,16 @@ impl<P: Policy> ObjectStore for Layer<P> {
         until: &Until,
     ) -> Result<Page, StoreError> {
         self.call(Operation::List, 0, until, |until| self.inner.list_page(folder, after, until))
+    }
+
+    fn sweep(
+        &self,
+        folder: &ObjectKey,
+        before: SystemTime,
+        dry_run: bool,
+        until: &Until,
+    ) -> Result<usize, StoreError> {
+        self.call(Operation::Delete, 0, until, |until| self.inner.sweep(folder, before, dry_run, until))
     }
 
     fn delete(&self, keys: &[ObjectKey], until: &Until) -> Result<(), StoreError> {

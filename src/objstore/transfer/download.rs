@@ -65,7 +65,7 @@ pub fn fetch_files(
         .iter()
         .flat_map(|fetching| (0..fetching.pieces()).map(move |piece| (fetching, piece)))
         .collect();
-    let work = |&(fetching, piece): &(&Fetching<'_>, u64)| fetching.fetch(store, piece, until);
+    let work = |&(fetching, piece): &(&Fetching<'_>, u64), until: &Until| fetching.fetch(store, piece, until);
     run_jobs(store.parallel(), &jobs, until, work, &mut |found| match found {
         Some((number, result)) => on_object(number, result),
         None => Ok(()),

@@ -48,29 +48,36 @@ pub enum TransferError {
 }
 
 /// Does `jobs` in about their order and hands each result to `on_done`, on this thread. The first error, of a job
-/// or of `on_done`, keeps the jobs that have not begun from beginning, and is returned when all threads have ended.
+/// or of `on_done`, keeps the jobs that have not begun from beginning and ends the limit of those that have, and is
+/// returned when all threads have ended.
 fn run_jobs<J: Sync, D: Send>(
     parallel: usize,
     jobs: &[J],
     until: &Until,
-    work: impl Fn(&J) -> Result<D, TransferError> + Sync,
+    work: impl Fn(&J, &Until) -> Result<D, TransferError> + Sync,
     on_done: &mut dyn FnMut(D) -> Result<(), TransferError>,
 ) -> Result<(), TransferError> {
     if parallel.min(jobs.len()) <= 1 {
         return jobs.iter().try_for_each(|job| {
             until.check()?;
-            on_done(work(job)?)
+            on_done(work(job, until)?)
         });
     }
+    let until = &until.child();
     let (next, has_failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let (sender, results) = unbounded();
     let worker = |sender: crossbeam::channel::Sender<Result<D, TransferError>>| {
         while !has_failed.load(Ordering::Relaxed) {
             let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-            let result = until.check().map_err(TransferError::from).and_then(|()| work(job));
-            has_failed.fetch_or(result.is_err(), Ordering::Relaxed);
+            let result = until.check().map_err(TransferError::from).and_then(|()| work(job, until));
+            let failed = result.is_err();
+            has_failed.fetch_or(failed, Ordering::Relaxed);
             // It has room without end, and its receiver outlives the threads.
             let _ = sender.try_send(result);
+            // Last, so that the cause stands before what it ends.
+            if failed {
+                until.cancel().cancel();
+            }
         }
     };
     let workers: Vec<_> = (0..parallel.min(jobs.len()))
@@ -86,6 +93,7 @@ fn run_jobs<J: Sync, D: Send>(
         while let Ok(result) = thread::recv(&results, &Until::default()) {
             if let Err(error) = result.and_then(&mut *on_done) {
                 has_failed.store(true, Ordering::Relaxed);
+                until.cancel().cancel();
                 first_error.get_or_insert(error);
             }
         }

@@ -77,7 +77,7 @@ pub fn upload_files(
         .collect();
     let jobs: Vec<(&Sending<'_>, u32)> =
         sending.iter().flat_map(|sending| (1..=sending.parts()).map(move |part| (sending, part))).collect();
-    let work = |&(sending, number): &(&Sending<'_>, u32)| sending.send(store, number, until);
+    let work = |&(sending, number): &(&Sending<'_>, u32), until: &Until| sending.send(store, number, until);
     run_jobs(store.parallel(), &jobs, until, work, &mut |bytes| {
         on_durable(bytes);
         Ok(())

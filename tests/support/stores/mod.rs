@@ -2,6 +2,7 @@
 
 pub(crate) mod gateway;
 pub(crate) mod http;
+pub(crate) mod lost;
 pub(crate) mod memory;
 pub(crate) mod proxy;
 

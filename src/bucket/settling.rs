@@ -1,0 +1,184 @@
+//! The ends of a pause: its manifest is published, what is in doubt is settled, local data is removed.
+//!
+//! Whether a pause exists is told by its manifest's key alone. Where the answer to the manifest's put is lost, the key
+//! is read until it is known what became of it, for as long as the caller's limit lasts and a little after; then the
+//! bucket is in doubt. Its shards stay sealed, and the next call that has the archive asks again.
+
+use std::time::Duration;
+
+use slog::{debug, info, warn};
+
+use crate::objstore::{ObjectStore, StoreCause};
+use crate::pause::{BucketState, Event, Manifest, ManifestError, PauseId, VerifyError, verify};
+use crate::shard::lock_sealed;
+use crate::thread::Until;
+
+use super::bucket::Bucket;
+use super::pause_error::PauseError;
+
+/// How long an archive is asked for what became of a manifest, at most: the shards are locked.
+const ASKING_MAX: Duration = Duration::from_secs(30);
+/// How long it is asked after the caller's limit has ended.
+const ASKING_GRACE: Duration = Duration::from_millis(500);
+/// Between two questions.
+const ASKING_PAUSE: Duration = Duration::from_millis(50);
+
+/// What is known of a manifest.
+pub(super) enum Fate {
+    There(Box<Manifest>),
+    Absent,
+    Unknown(ManifestError),
+}
+
+/// Asks the archive whether the pause exists, until that is known or the time is over.
+pub(super) fn ask(store: &dyn ObjectStore, bucket: &str, pause: PauseId, until: &Until) -> Fate {
+    let mut limits = [until.at_most(ASKING_MAX), Until::within(ASKING_GRACE)].into_iter();
+    let mut limit = limits.next().unwrap_or_default();
+    loop {
+        match Manifest::read(store, bucket, pause, &limit) {
+            Ok(manifest) => return Fate::There(Box::new(manifest)),
+            Err(ManifestError::Missing { .. }) => return Fate::Absent,
+            Err(error) if limit.check().is_err() => match limits.next() {
+                Some(next) => limit = next,
+                None => return Fate::Unknown(error),
+            },
+            // It is cancelled, or its time is over: the next question is told so.
+            Err(_) => {
+                let _ = limit.cancel().fin().wait(&limit.at_most(ASKING_PAUSE));
+            }
+        }
+    }
+}
+
+impl Bucket {
+    /// Publishes the manifest. Where the store's answer is lost, the manifest's key says what happened. On an error
+    /// the state is `online`, or still `publishing` where nobody knows.
+    pub(super) fn publish(
+        &self,
+        manifest: &Manifest,
+        store: &dyn ObjectStore,
+        until: &Until,
+    ) -> Result<(), PauseError> {
+        let bucket = self.name();
+        let error = match manifest.publish(store, until) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let fate = match error {
+            ManifestError::Store(_) => ask(store, &manifest.bucket, manifest.pause, until),
+            // Nothing was put.
+            _ => Fate::Absent,
+        };
+        match fate {
+            Fate::There(found) if *found == *manifest => {
+                warn!(self.logger, "the manifest's answer was lost, and it is there"; "error" => %error);
+                Ok(())
+            }
+            Fate::There(_) | Fate::Absent => {
+                self.record(Event::Absent)?;
+                match error {
+                    ManifestError::Store(error) => match error.cause {
+                        StoreCause::Stopped(why) => Err(PauseError::Stopped { bucket, why }),
+                        _ => Err(PauseError::Manifest { bucket, error: error.into() }),
+                    },
+                    error => Err(PauseError::Manifest { bucket, error }),
+                }
+            }
+            Fate::Unknown(cause) => {
+                let (pause, archive) = (manifest.pause, store.describe());
+                Err(PauseError::InDoubt { bucket, pause, archive, cause: Some(cause) })
+            }
+        }
+    }
+
+    /// What is left to do of an earlier pause: one that is in doubt is settled, and one that kept the local data
+    /// can still be evicted. Gives its manifest, where no other pause is to be made.
+    pub(super) fn go_on(
+        &self,
+        store: &dyn ObjectStore,
+        evict: bool,
+        until: &Until,
+    ) -> Result<Option<Manifest>, PauseError> {
+        if !self.meta().state.is_lasting() {
+            // The end of an earlier call could not be recorded.
+            self.record(Event::Restarted)?;
+        }
+        let (bucket, state) = (self.name(), self.meta().state.clone());
+        match state {
+            BucketState::InDoubt { pause, archive } if archive == store.describe() => {
+                self.settle(pause, store, until)
+            }
+            BucketState::InDoubt { pause, archive } => {
+                Err(PauseError::InDoubt { bucket, pause, archive, cause: None })
+            }
+            BucketState::Paused { pause, archive, evicted: false }
+                if evict && archive == store.describe() =>
+            {
+                let read = Manifest::read(store, bucket.as_str(), pause, until);
+                read.map(Some).map_err(|e| PauseError::Evict { bucket, pause, cause: e.to_string() })
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn settle(
+        &self,
+        pause: PauseId,
+        store: &dyn ObjectStore,
+        until: &Until,
+    ) -> Result<Option<Manifest>, PauseError> {
+        let (bucket, archive) = (self.name(), store.describe());
+        match ask(store, bucket.as_str(), pause, until) {
+            Fate::There(manifest) => {
+                self.record(Event::Published)?;
+                info!(self.logger, "the pause that was in doubt exists"; "pause" => %pause);
+                Ok(Some(*manifest))
+            }
+            Fate::Absent => {
+                let guards = lock_sealed(self.set.shards(), &format!("pause {pause}"))
+                    .map_err(|error| PauseError::Lock { bucket, error })?;
+                self.record(Event::Absent)?;
+                drop(guards);
+                info!(self.logger, "the pause that was in doubt does not exist"; "pause" => %pause);
+                Ok(None)
+            }
+            Fate::Unknown(cause) => Err(PauseError::InDoubt { bucket, pause, archive, cause: Some(cause) }),
+        }
+    }
+
+    /// Removes the local data, once the archive was proved to hold it and nobody reads it.
+    pub(super) fn evict(
+        &self,
+        manifest: &Manifest,
+        store: &dyn ObjectStore,
+        until: &Until,
+    ) -> Result<(), PauseError> {
+        let (bucket, pause) = (self.name(), manifest.pause);
+        let kept = |cause: String| PauseError::Evict { bucket: bucket.clone(), pause, cause };
+        let read = Manifest::read(store, &manifest.bucket, pause, until).map_err(|e| kept(e.to_string()))?;
+        if read != *manifest {
+            return Err(kept("the archive gave back another manifest than the one published".to_owned()));
+        }
+        let bad = verify(&read, store, until).map_err(|e: VerifyError| kept(e.to_string()))?;
+        if let Some(first) = bad.first() {
+            return Err(kept(format!("{} objects are bad, such as {first}", bad.len())));
+        }
+        let scans = self.open_scans();
+        if scans > 0 {
+            return Err(kept(format!("{scans} scans are open, which read it")));
+        }
+        // From here on no scan begins, and what is not removed by this call is when the bucket is opened again.
+        self.step(Event::Evicting).map_err(|e| kept(e.to_string()))?;
+        for shard in self.set.shards() {
+            let folder = self.folder.join(shard.id().folder());
+            self.data_dir.discard(&folder).map_err(|error| PauseError::EvictLater {
+                bucket: bucket.clone(),
+                pause,
+                error,
+            })?;
+            debug!(self.logger, "a shard was removed"; "shard" => shard.id().0);
+        }
+        info!(self.logger, "the local data was removed"; "pause" => %pause);
+        Ok(())
+    }
+}

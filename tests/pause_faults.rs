@@ -1,0 +1,168 @@
+//! Every call of an archive fails once, during a pause and during a resume: nothing is lost, locked or left behind,
+//! and the same call succeeds afterwards.
+//!
+//! Each number of call fails in one of the ways of [`ALL_FAILS`], with `DORMOUSE_LONG` in each of them.
+
+use dormouse::bucket::{Bucket, BucketState, PauseError};
+use dormouse::objstore::CHUNK_BYTES;
+use dormouse::shard::StoreKind;
+
+use crate::support::buckets::{
+    World, close, ids, ingest, is_locked, is_long, lines, named, pause, prune_to_what_is_named, scan,
+};
+use crate::support::shards::for_each_store;
+use crate::support::stores::memory::MemoryStore;
+use crate::support::{ALL_FAILS, FailingStore, Fails, watchdog};
+
+for_each_store! {
+    whichever_call_of_a_pause_fails_it_goes_on_afterwards,
+    whichever_call_of_a_resume_fails_it_goes_on_afterwards,
+    objects_in_parts_survive_the_failure_of_any_call,
+}
+
+const DOCUMENTS: u32 = 60;
+/// Enough for files of several chunks.
+const LONG_DOCUMENTS: u32 = 3300;
+const LONG_KEY_BYTES: usize = 4000;
+
+/// A bucket that is online and closed.
+fn world(kind: StoreKind, text: String) -> World {
+    filled(World::of(kind), text)
+}
+
+fn filled(world: World, text: String) -> World {
+    let bucket = world.bucket("b");
+    ingest(&bucket, text).unwrap();
+    close(bucket);
+    world
+}
+
+/// In which ways call `number` fails.
+fn fails(number: usize) -> Vec<Fails> {
+    if is_long() { ALL_FAILS.to_vec() } else { vec![ALL_FAILS[number % ALL_FAILS.len()]] }
+}
+
+/// A store that makes its calls one after the other, of which one fails.
+fn failing(memory: &MemoryStore, number: usize, fails: Fails) -> FailingStore<'_> {
+    let mut failing = FailingStore::new(memory, number, fails);
+    failing.one_at_a_time = true;
+    failing
+}
+
+fn assert_is_told(bucket: &Bucket, paused: &Result<(), PauseError>, what: &str) {
+    let state = bucket.describe().state;
+    assert!(!is_locked(bucket), "{what}: a lock is left");
+    assert!(state.is_lasting(), "{what}: it is {state}");
+    match paused {
+        Ok(()) | Err(PauseError::Evict { .. }) => {
+            assert!(matches!(state, BucketState::Paused { .. }), "{what}");
+        }
+        Err(PauseError::InDoubt { .. }) => assert!(matches!(state, BucketState::InDoubt { .. }), "{what}"),
+        Err(error) => assert_eq!(state, BucketState::Online, "{what}: {error}"),
+    }
+}
+
+/// Puts the bucket to sleep, wakes it up and looks whether everything is there and nothing else.
+fn finish(world: &World, memory: &MemoryStore, evict: bool, documents: &[String], what: &str) {
+    let state = world.data.bucket_meta(&named("b")).unwrap().state;
+    if !matches!(state, BucketState::Paused { evicted, .. } if evicted == evict) {
+        let bucket = world.open("b");
+        pause(&bucket, memory, evict).unwrap_or_else(|error| panic!("{what}: {error}"));
+        close(bucket);
+    }
+    let resumed = world.resume_from(memory, "b", &watchdog());
+    resumed.unwrap_or_else(|error| panic!("{what}: {error}"));
+    let bucket = world.open("b");
+    assert!(scan(&bucket) == documents, "{what}: the scan differs");
+    assert!(!is_locked(&bucket));
+    close(bucket);
+    assert!(world.staged().is_empty(), "{what}: something is staged");
+    prune_to_what_is_named(memory, "b");
+    assert_eq!(memory.uploads_left(), 0, "{what}: parts are left");
+}
+
+/// Each call of a pause fails once. Gives how many there are.
+fn every_call_of_a_pause(world: &World, evict: bool, documents: &[String]) -> usize {
+    for number in 1.. {
+        for fails in fails(number) {
+            let what = format!("call {number} {fails:?}");
+            let (world, memory) = (world.copy(), MemoryStore::default());
+            let failing = failing(&memory, number, fails);
+            let bucket = world.open("b");
+            let paused = pause(&bucket, &failing, evict);
+            assert_is_told(&bucket, &paused, &what);
+            close(bucket);
+            if !failing.has_failed() {
+                paused.unwrap();
+                return number;
+            }
+            finish(&world, &memory, evict, documents, &what);
+        }
+    }
+    unreachable!()
+}
+
+fn whichever_call_of_a_pause_fails_it_goes_on_afterwards(kind: StoreKind) {
+    let calls = every_call_of_a_pause(&world(kind, lines(0..DOCUMENTS)), true, &ids(0..DOCUMENTS));
+    assert!(calls > 10, "a pause has more calls than {calls}");
+}
+
+fn whichever_call_of_a_resume_fails_it_goes_on_afterwards(kind: StoreKind) {
+    let (world, memory) = (world(kind, lines(0..DOCUMENTS)), MemoryStore::default());
+    let bucket = world.open("b");
+    pause(&bucket, &memory, true).unwrap();
+    close(bucket);
+    let before = world.local();
+    let mut kept_max = 0;
+    for number in 1.. {
+        for fails in fails(number) {
+            let what = format!("call {number} {fails:?}");
+            let world = world.copy();
+            let failing = failing(&memory, number, fails);
+            let resume = |store: &FailingStore<'_>| world.resume_from(store, "b", &watchdog());
+            let resumed = resume(&failing);
+            if !failing.has_failed() {
+                let files = resumed.unwrap().files;
+                assert_eq!(kept_max, files - 1, "what was downloaded is not downloaded again");
+                return;
+            }
+            resumed.unwrap_err();
+            assert!(world.local() == before, "{what}: local state changed");
+            let again = FailingStore::new(&memory, 0, Fails::Before);
+            let report = resume(&again).unwrap();
+            // One call lists the pauses, one reads the manifest, and each object is one.
+            assert_eq!(again.calls(), 2 + report.downloaded_files, "{what}");
+            kept_max = kept_max.max(report.files - report.downloaded_files);
+            let bucket = world.open("b");
+            assert_eq!(scan(&bucket), ids(0..DOCUMENTS), "{what}");
+            assert!(!is_locked(&bucket) && world.staged().is_empty(), "{what}");
+            ingest(&bucket, lines(0..1)).unwrap();
+            close(bucket);
+        }
+    }
+}
+
+/// Lines of documents whose keys are long and not alike.
+fn long_lines() -> String {
+    let text = |n: u32| -> String {
+        let mut state = u64::from(n) + 1;
+        let digits = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            format!("{:08x}", state >> 32)
+        });
+        digits.take(LONG_KEY_BYTES / 8).collect()
+    };
+    let line = |n| format!("{{\"id\":\"d{n:05}\",\"n\":\"{n:05}{}\"}}\n", text(n));
+    (0..LONG_DOCUMENTS).map(line).collect()
+}
+
+fn objects_in_parts_survive_the_failure_of_any_call(kind: StoreKind) {
+    let mut world = World::of(kind);
+    // Two thirds of the documents are in one shard.
+    world.spec.vbuckets = 3;
+    let world = filled(world, long_lines());
+    let largest = world.local().values().map(Vec::len).max().unwrap();
+    assert!(largest as u64 > CHUNK_BYTES, "the largest file has {largest} bytes");
+    let calls = every_call_of_a_pause(&world, false, &ids(0..LONG_DOCUMENTS));
+    assert!(calls > 15, "a pause has more calls than {calls}");
+}

@@ -1,0 +1,190 @@
+//! What has to be true of every pause and every resume, on every store.
+
+use std::fs;
+use std::path::PathBuf;
+
+use dormouse::bucket::{Bucket, BucketError, PauseError, ResumeError};
+use dormouse::index::{IndexDefinition, KeyRange};
+use dormouse::pause::{Manifest, list_pauses, verify};
+use dormouse::shard::StoreKind;
+use dormouse::thread::{Cancel, Until};
+use dormouse::timestamp::TsVbuuid;
+
+use crate::support::buckets::{World, by_n, close, ids, ingest, is_locked, lines, named, pause, scan};
+use crate::support::shards::for_each_store;
+use crate::support::{FailingStore, Fails, forever, tree, watchdog};
+
+for_each_store! {
+    every_kind_of_index_comes_back_with_its_positions,
+    an_archive_that_is_not_whole_is_refused_and_nothing_local_changes,
+    a_later_pause_leaves_an_earlier_one_whole_at_every_call,
+    a_cancel_at_any_progress_leaves_a_bucket_that_is_online_and_indexes_that_may_change,
+    a_lock_that_somebody_holds_fails_the_pause_and_leaves_all_shards_as_they_were,
+    a_bucket_without_an_index_is_not_archived_and_not_paused,
+    a_resume_without_room_is_refused_before_anything_is_downloaded,
+}
+
+fn bucket(world: &World) -> Bucket {
+    let bucket = world.bucket("b");
+    ingest(&bucket, lines(0..30)).unwrap();
+    bucket
+}
+
+fn all(bucket: &Bucket) -> Vec<(String, Vec<String>, TsVbuuid)> {
+    let of_index = |entry: dormouse::bucket::IndexEntry| {
+        let range = KeyRange::default();
+        let entries = bucket.scan(entry.definition.name(), &range, false, &forever()).unwrap();
+        let entries = entries.map(|entry| format!("{:?}", entry.unwrap())).collect();
+        let mut positions = TsVbuuid::default();
+        for of_shard in bucket.shards().iter().filter_map(|shard| shard.positions(entry.inst)) {
+            positions.union(&of_shard);
+        }
+        (entry.definition.to_string(), entries, positions)
+    };
+    bucket.describe().indexes.into_iter().map(of_index).collect()
+}
+
+fn every_kind_of_index_comes_back_with_its_positions(kind: StoreKind) {
+    let world = World::of(kind);
+    let bucket = world.bucket("b");
+    bucket.ensure_index(&IndexDefinition::primary("primary".parse().unwrap()), false).unwrap();
+    bucket.ensure_index(&IndexDefinition::parse("by_tag=tags[]").unwrap(), false).unwrap();
+    bucket.ensure_index(&IndexDefinition::parse("both=n,tags[0]").unwrap(), false).unwrap();
+    let documents =
+        (0..50).map(|n| format!("{{\"id\":\"d{n}\",\"n\":{},\"tags\":[\"a{n}\",\"b\"]}}\n", n % 7));
+    ingest(&bucket, documents.collect()).unwrap();
+    let before = all(&bucket);
+    assert_eq!(before.len(), 4);
+    pause(&bucket, &world.store, true).unwrap();
+    close(bucket);
+    world.resume("b", &watchdog()).unwrap();
+    let bucket = world.open("b");
+    assert!(all(&bucket) == before, "an index or a position differs");
+    close(bucket);
+}
+
+/// The objects and the manifest of the archive.
+fn archived(world: &World) -> Vec<PathBuf> {
+    let archive = world.dir.path().join("archive");
+    tree(&archive).into_keys().map(|name| archive.join(name)).collect()
+}
+
+fn an_archive_that_is_not_whole_is_refused_and_nothing_local_changes(kind: StoreKind) {
+    let world = World::of(kind);
+    let bucket = bucket(&world);
+    pause(&bucket, &world.store, true).unwrap();
+    close(bucket);
+    let before = world.local();
+    for path in archived(&world) {
+        let content = fs::read(&path).unwrap();
+        let mut flipped = content.clone();
+        flipped[content.len() / 2] ^= 1;
+        let newer = String::from_utf8_lossy(&content).replacen("manifest 1 ", "manifest 2 ", 1).into_bytes();
+        let damaged = [Some(flipped), Some(content[..content.len() / 2].to_vec()), Some(newer), None];
+        for damage in damaged.into_iter().filter(|damage| damage.as_ref() != Some(&content)) {
+            match damage {
+                Some(bytes) => fs::write(&path, bytes).unwrap(),
+                None => fs::remove_file(&path).unwrap(),
+            }
+            world.resume("b", &watchdog()).unwrap_err();
+            assert!(world.local() == before, "{}: local state changed", path.display());
+            world.forget_downloads();
+        }
+        fs::write(&path, content).unwrap();
+    }
+    let archive = world.dir.path().join("archive");
+    fs::rename(archive.join("b"), archive.join("c")).unwrap();
+    let foreign = world.data.resume(&named("c"), &world.store, None, &world.config, &watchdog(), &mut |_| {});
+    assert!(matches!(foreign, Err(ResumeError::Manifest { .. })), "{foreign:?}");
+    fs::rename(archive.join("c"), archive.join("b")).unwrap();
+    assert!(world.local() == before);
+    world.resume("b", &watchdog()).unwrap();
+    assert_eq!(scan(&world.open("b")), ids(0..30));
+}
+
+fn a_later_pause_leaves_an_earlier_one_whole_at_every_call(kind: StoreKind) {
+    let world = World::of(kind);
+    let bucket = bucket(&world);
+    pause(&bucket, &world.store, false).unwrap();
+    close(bucket);
+    let first = list_pauses(&world.store, "b", &forever()).unwrap()[0];
+    world.resume("b", &watchdog()).unwrap();
+    let bucket = world.open("b");
+    ingest(&bucket, lines(30..60)).unwrap();
+    for number in 1.. {
+        let failing = FailingStore::new(&world.store, number, Fails::After);
+        let paused = pause(&bucket, &failing, false);
+        let manifest = Manifest::read(&world.store, "b", first, &forever()).unwrap();
+        assert!(verify(&manifest, &world.store, &forever()).unwrap().is_empty(), "call {number}");
+        // The last answer that is lost, that of the manifest, is found out.
+        if paused.is_ok() {
+            break;
+        }
+    }
+    let pauses = list_pauses(&world.store, "b", &forever()).unwrap();
+    assert_eq!(pauses.len(), 2);
+    assert_eq!(Manifest::read(&world.store, "b", pauses[1], &forever()).unwrap().parent, Some(first));
+}
+
+fn a_cancel_at_any_progress_leaves_a_bucket_that_is_online_and_indexes_that_may_change(kind: StoreKind) {
+    let world = World::of(kind);
+    let bucket = bucket(&world);
+    for cancelled in 1..4 {
+        let cancel = Cancel::new();
+        let until = Until::new(None, cancel.clone());
+        let paused = bucket.pause(&world.store, false, &until, &mut |_| cancel.cancel());
+        // What an earlier one uploaded is not uploaded again, so a later one may have nothing to tell of.
+        assert!(paused.is_err() || cancelled > 1);
+        if paused.is_ok() {
+            return;
+        }
+        assert!(!is_locked(&bucket) && bucket.describe().state.is_lasting());
+        let name = format!("i{cancelled}");
+        let definition = IndexDefinition::parse(&format!("{name}=n")).unwrap();
+        bucket.ensure_index(&definition, true).unwrap();
+        bucket.drop_index(&name.parse().unwrap(), &watchdog()).unwrap();
+        assert_eq!(scan(&bucket), ids(0..30));
+    }
+    pause(&bucket, &world.store, false).unwrap();
+}
+
+fn a_lock_that_somebody_holds_fails_the_pause_and_leaves_all_shards_as_they_were(kind: StoreKind) {
+    let world = World::of(kind);
+    let bucket = bucket(&world);
+    let guard = bucket.shards()[1].lock("the test", &watchdog()).unwrap();
+    let error = pause(&bucket, &world.store, false).unwrap_err();
+    assert!(error.to_string().contains("the test"), "{error}");
+    let locked_by = |at: usize| bucket.status().shards[at].locked_by.as_ref().map(|(owner, _)| owner.clone());
+    assert_eq!((locked_by(0), locked_by(1)), (None, Some("the test".to_owned())));
+    drop(guard);
+    ingest(&bucket, lines(30..60)).unwrap();
+    pause(&bucket, &world.store, false).unwrap();
+    assert!(!is_locked(&bucket));
+}
+
+fn a_bucket_without_an_index_is_not_archived_and_not_paused(kind: StoreKind) {
+    let world = World::of(kind);
+    let bucket = world.data.create_bucket(&named("b"), world.spec, &world.config).unwrap();
+    assert!(matches!(pause(&bucket, &world.store, true), Err(PauseError::Empty { .. })));
+    assert!(archived(&world).is_empty());
+    bucket.ensure_index(&by_n(), false).unwrap();
+    ingest(&bucket, lines(0..30)).unwrap();
+    assert_eq!(scan(&bucket), ids(0..30));
+}
+
+fn a_resume_without_room_is_refused_before_anything_is_downloaded(kind: StoreKind) {
+    let world = World::of(kind);
+    let bucket = bucket(&world);
+    pause(&bucket, &world.store, true).unwrap();
+    close(bucket);
+    let first = list_pauses(&world.store, "b", &forever()).unwrap()[0];
+    let mut manifest = Manifest::read(&world.store, "b", first, &forever()).unwrap();
+    manifest.pause = "0000000002-00000000000000aa".parse().unwrap();
+    manifest.files[0].length_bytes = u64::MAX / 2;
+    manifest.publish(&world.store, &forever()).unwrap();
+    let before = world.local();
+    let refused = world.resume("b", &watchdog()).unwrap_err();
+    assert!(matches!(refused, ResumeError::NoRoom { .. }), "{refused}");
+    assert!(world.local() == before && world.staged().is_empty());
+    assert!(matches!(world.data.open_bucket(&named("b"), &world.config), Err(BucketError::Evicted { .. })));
+}
