@@ -321,7 +321,7 @@ impl Bucket {
             let there = shard.instances();
             for inst in wanted.iter().filter(|inst| !there.contains(inst)) {
                 info!(self.logger, "an index is made again in a shard"; "shard" => shard.id().0, "instance" => inst.0);
-                shard.create_instance(*inst, InstanceStart::AtShard)?;
+                shard.create_instance(*inst, self.instance_start())?;
             }
             for inst in there.iter().filter(|inst| !wanted.contains(inst)) {
                 info!(self.logger, "an index is dropped from a shard"; "shard" => shard.id().0, "instance" => inst.0);
@@ -454,13 +454,21 @@ impl Bucket {
         // All of them: a shard that was locked when an index was made has no instance of it yet.
         for shard in self.set.shards() {
             for inst in self.instances() {
-                shard.create_instance(inst, InstanceStart::AtShard)?;
+                shard.create_instance(inst, self.instance_start())?;
             }
         }
         Ok(())
     }
 
-    fn instances(&self) -> Vec<InstId> {
+    /// Where a new instance begins: files bring documents again as new changes, streams bring the old ones.
+    fn instance_start(&self) -> InstanceStart {
+        match self.meta().spec.source {
+            SourceKind::Files => InstanceStart::AtShard,
+            SourceKind::Couchbase => InstanceStart::Zero,
+        }
+    }
+
+    pub(super) fn instances(&self) -> Vec<InstId> {
         self.meta().indexes.iter().map(|entry| entry.inst).collect()
     }
 

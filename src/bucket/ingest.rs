@@ -23,12 +23,12 @@ use crate::thread::{self, Fin, FinHolder, JoinError, Panicked, Stopped, Thread, 
 use crate::timestamp::TsVbuuid;
 
 use super::bucket::Bucket;
-use super::meta::{BucketName, IndexState, MetaError};
+use super::meta::{BucketName, IndexState, MetaError, SourceKind};
 
 /// How often the caller is told of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// What the end of an ingest may take after its limit has passed: to close, to join and to commit.
-const GRACE: Duration = Duration::from_secs(30);
+pub(super) const GRACE: Duration = Duration::from_secs(30);
 
 /// What is ingested, and how.
 #[derive(Debug, Clone)]
@@ -96,6 +96,17 @@ pub enum IngestError {
     Busy {
         /// The bucket.
         bucket: BucketName,
+    },
+    /// The bucket was made for something else.
+    #[error(
+        "cannot ingest files into bucket {bucket}: it was made for {kind} as its source, which is fixed; take another \
+         bucket"
+    )]
+    SourceKind {
+        /// The bucket.
+        bucket: BucketName,
+        /// What it was made for.
+        kind: SourceKind,
     },
     /// An index waits for its documents.
     #[error(
@@ -214,7 +225,7 @@ impl Bucket {
         let _only_one = self.ingesting.try_lock().ok_or_else(busy)?;
         self.admit(options)?;
         let start = self.start_positions();
-        let mut following = self.follow(inputs, options, &start, until)?;
+        let mut following = self.begin(inputs, options, &start, until)?;
         let mut on_progress = |at: IngestProgress| {
             // What is written meanwhile must not pile up behind a scan that somebody forgot.
             self.scans.end_old();
@@ -272,6 +283,9 @@ impl Bucket {
             return Err(IngestError::Paused { bucket, archive });
         }
         let meta = self.meta();
+        if meta.spec.source != SourceKind::Files {
+            return Err(IngestError::SourceKind { bucket, kind: meta.spec.source });
+        }
         let unfinished = meta.indexes.iter().find(|entry| entry.state == IndexState::Building);
         match unfinished.filter(|_| !options.rebuild) {
             Some(entry) => {
@@ -295,7 +309,7 @@ impl Bucket {
     }
 
     /// Builds the data path and starts the source.
-    fn follow(
+    fn begin(
         &self,
         inputs: Vec<Input>,
         options: &IngestOptions,

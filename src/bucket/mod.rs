@@ -19,6 +19,7 @@
 #[expect(clippy::module_inception, reason = "the room's main type lives in the file of its name")]
 mod bucket;
 mod folder;
+mod following;
 mod ingest;
 mod meta;
 mod pausing;
@@ -27,6 +28,7 @@ mod scanning;
 
 pub use bucket::{Bucket, BucketConfig, BucketError, BucketStatus, CloseError, IndexError, IndexStatus};
 pub use folder::{DataDir, DataDirError};
+pub use following::{FollowEnd, FollowError, FollowOptions, FollowProgress, FollowReport};
 pub use ingest::{IngestError, IngestOptions, IngestProgress, IngestReport};
 pub use meta::{
     BucketMeta, BucketName, BucketNameError, BucketSpec, BucketState, IndexEntry, IndexState, SourceKind,

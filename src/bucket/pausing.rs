@@ -19,8 +19,8 @@ use slog::{info, warn};
 use crate::durable::PathError;
 use crate::objstore::{KeyError, ObjectKey, ObjectStore};
 use crate::pause::{
-    AttemptId, GRACE_DEFAULT, IdError, ImageFile, KnownHashes, Manifest, ManifestError, Membership, PauseId,
-    Progress, Reusable, UploadError, UploadPlan, VerifyError, list_pauses, plan_upload, upload, verify,
+    AttemptId, GRACE_DEFAULT, IdError, ImageFile, KnownHashes, Manifest, ManifestError, PauseId, Progress,
+    Reusable, UploadError, UploadPlan, VerifyError, list_pauses, plan_upload, upload, verify,
 };
 use crate::shard::store::{PinnedFiles, ShardFile};
 use crate::shard::{CommitError, LockError, MergeHold, Shard, ShardId, ShardLock, lock_all};
@@ -382,7 +382,7 @@ impl Bucket {
             shards: meta.spec.shards,
             store: meta.spec.store.to_string(),
             source: meta.spec.source.to_string(),
-            membership: Membership::WHOLE,
+            membership: meta.spec.membership,
             // Neither can fail: plain numbers and texts under text keys.
             definitions: serde_json::to_value(&meta).unwrap_or_default(),
             positions: serde_json::to_value(&positions).unwrap_or_default(),

@@ -69,6 +69,12 @@ pub struct Membership {
     pub of: u16,
 }
 
+impl Default for Membership {
+    fn default() -> Self {
+        Self::WHOLE
+    }
+}
+
 impl Membership {
     /// The only member there is.
     pub const WHOLE: Self = Self { member: 1, of: 1 };

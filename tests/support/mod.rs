@@ -1,6 +1,7 @@
 //! What several modules of tests use.
 
 pub(crate) mod cli;
+pub(crate) mod consumer;
 pub(crate) mod endpoint;
 pub(crate) mod followed;
 pub(crate) mod json;

@@ -17,8 +17,8 @@ use crossbeam::channel::{Receiver, Sender, select_biased};
 use parking_lot::Mutex;
 use slog::{Logger, info, warn};
 
-use crate::event::{Seqno, VbId};
-use crate::shard::InstId;
+use crate::event::{Generation, Seqno, VbId};
+use crate::shard::{InstId, ShardId};
 use crate::thread::{self, Cancel, Fin, FinHolder, RecvError, Until};
 use crate::timestamp::TsVbuuid;
 
@@ -49,6 +49,7 @@ pub(super) enum Change {
     AddEngines(Vec<Engine>),
     DeleteEngines(Vec<InstId>),
     Tune(Tuning),
+    Fence(ShardId, Generation),
 }
 
 /// A change that the workers are taking up.
@@ -136,6 +137,7 @@ impl GenServer {
     fn begin(&self, changes: &mut Changes, change: Change, reply: Reply<InstallPoint>) {
         let order = match change {
             Change::Tune(tuning) => Order::Tune(tuning),
+            Change::Fence(shard, generation) => Order::Fence(shard, generation),
             Change::AddEngines(engines) => {
                 changes.engines = changes.engines.with(&engines);
                 Order::Swap(Arc::new(changes.engines.clone()))

@@ -109,7 +109,8 @@ pub(super) struct Evaluation {
     number: u16,
     workers: u16,
     shards: u16,
-    generation: Generation,
+    /// For each lane, what its batches are stamped with.
+    generations: Vec<Generation>,
     engines: Arc<EngineSet>,
     streams: Vec<Option<Stream>>,
     marks: Vec<Mark>,
@@ -137,11 +138,13 @@ struct Quarantine {
 
 impl Evaluation {
     pub(super) fn new(config: &WorkerConfig, stats: Arc<WorkerStats>, logger: Logger) -> Self {
+        let workers = config.workers.max(1);
+        let lanes = usize::from(config.shards.saturating_sub(config.number).div_ceil(workers));
         Self {
             number: config.number,
-            workers: config.workers.max(1),
+            workers,
             shards: config.shards,
-            generation: config.generation,
+            generations: vec![config.generation; lanes],
             engines: Arc::default(),
             streams: vec![None; usize::from(config.vbuckets)],
             marks: vec![Mark::default(); usize::from(config.vbuckets)],
@@ -164,6 +167,15 @@ impl Evaluation {
         self.quarantine_log_interval = interval;
     }
 
+    /// Stamps what is written to one of this worker's shards with another generation from now on.
+    pub(super) fn fence(&mut self, shard: ShardId, generation: Generation) {
+        let lane = shard.0.checked_sub(self.number).filter(|from_first| from_first % self.workers == 0);
+        let lane = lane.map(|from_first| usize::from(from_first / self.workers));
+        if let Some(current) = lane.and_then(|lane| self.generations.get_mut(lane)) {
+            *current = generation;
+        }
+    }
+
     /// The highest seqno of each stream that was evaluated.
     pub(super) fn evaluated(&self) -> Vec<(VbId, Seqno)> {
         let streams = (0_u16..).zip(&self.streams);
@@ -181,14 +193,13 @@ impl Evaluation {
         // the rest of the way.
         let engines = Arc::clone(&self.engines);
         let with = With { buffer: &scattered.batch.buffer, engines: &engines };
-        let lanes = usize::from((self.shards.saturating_sub(self.number)).div_ceil(self.workers));
-        let mut batches: Vec<Option<Box<WriteBatch>>> = Vec::with_capacity(lanes);
-        batches.resize_with(lanes, || None);
+        let mut batches: Vec<Option<Box<WriteBatch>>> = Vec::with_capacity(self.generations.len());
+        batches.resize_with(self.generations.len(), || None);
         for index in &scattered.events {
             let Some(event) = scattered.batch.events.get(*index as usize) else { continue };
             let lane = usize::from((ShardId::of_vb(event.vb, self.shards).0 - self.number) / self.workers);
-            if let Some(batch) = batches.get_mut(lane) {
-                self.take(event, &with, batch, spare);
+            if let (Some(batch), Some(generation)) = (batches.get_mut(lane), self.generations.get(lane)) {
+                self.take(event, *generation, &with, batch, spare);
             }
         }
         self.stats.add(std::mem::take(&mut self.counts));
@@ -198,6 +209,7 @@ impl Evaluation {
     fn take(
         &mut self,
         event: &DcpEvent,
+        generation: Generation,
         with: &With<'_>,
         batch: &mut Option<Box<WriteBatch>>,
         spare: &mut Spare,
@@ -206,7 +218,7 @@ impl Evaluation {
         let (Some(slot), Some(mark)) = (self.streams.get_mut(vb), self.marks.get_mut(vb)) else { return };
         let batch = batch.get_or_insert_with(|| {
             let mut empty = spare.pop().unwrap_or_default();
-            empty.generation = self.generation;
+            empty.generation = generation;
             empty.instances = with.engines.instances();
             empty
         });
@@ -222,6 +234,10 @@ impl Evaluation {
         }
         let Some(stream) = slot else {
             self.counts.without_stream += 1;
+            if let EventKind::StreamEnd { .. } = event.kind {
+                // That of a request that nobody answered.
+                batch.notes.push(*event);
+            }
             return;
         };
         match event.kind {

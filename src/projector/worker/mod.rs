@@ -15,6 +15,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use slog::Logger;
 
 use crate::event::{EventBatch, Generation, Seqno, VbId};
+use crate::shard::ShardId;
 use crate::shard::batch::WriteBatch;
 use crate::thread::{FinHolder, JoinError, Panicked, Roster, Thread, Until, fin};
 
@@ -36,6 +37,8 @@ pub(super) enum Order {
     Swap(Arc<EngineSet>),
     /// Work with these numbers from now on.
     Tune(Tuning),
+    /// What is written to this shard is of this generation from now on.
+    Fence(ShardId, Generation),
 }
 
 impl Order {
@@ -43,6 +46,7 @@ impl Order {
         match self {
             Self::Swap(_) => "evaluate with other engines",
             Self::Tune(_) => "work with other numbers",
+            Self::Fence(..) => "write to a shard in another generation",
         }
     }
 }

@@ -183,6 +183,7 @@ impl Run {
                 self.tuning = tuning;
                 self.evaluation.set_quarantine_log_interval(tuning.quarantine_log_interval);
             }
+            Order::Fence(shard, generation) => self.evaluation.fence(shard, generation),
         }
         let answer = Installed { evaluated: self.evaluation.evaluated() };
         // One order is under way at a time and the channel has room for an answer of each worker; nobody waits
