@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use dormouse::bucket::{FollowEnd, FollowError, FollowOptions, IngestError, IngestOptions};
+use dormouse::bucket::{
+    FollowEnd, FollowError, FollowOptions, IndexError, IndexState, IngestError, IngestOptions,
+};
+use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::shard::StoreKind;
 use dormouse::source::ReplayFormat;
 use tempfile::TempDir;
@@ -17,6 +20,7 @@ for_each_store! {
     it_stops_at_the_seqnos_of_when_it_began,
     a_bucket_that_is_opened_again_goes_on_where_it_was,
     a_vbucket_that_fails_over_takes_its_shard_back_while_the_other_goes_on,
+    a_new_index_is_built_by_a_second_stream_while_the_first_goes_on,
 }
 
 fn it_stops_at_the_seqnos_of_when_it_began(store: StoreKind) {
@@ -70,11 +74,40 @@ fn a_vbucket_that_fails_over_takes_its_shard_back_while_the_other_goes_on(store:
     assert_eq!(consumer.indexed(), expected(&producer));
     let starts = producer.state.lock().requests[asked..].to_vec();
     for vb in [0, 2, 4, 6] {
-        let again = starts.iter().filter(|(asked, _)| asked.0 == vb).next_back();
+        let again = starts.iter().rfind(|(asked, _)| asked.0 == vb);
         assert_eq!(again.map(|(_, start)| *start), Some(at_point[usize::from(vb)]), "vbucket {vb}");
     }
     assert!(starts.iter().all(|(vb, _)| vb.0 % 2 == 0), "the other shard was interrupted: {starts:?}");
     assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    consumer.close();
+    producer.check();
+}
+
+fn a_new_index_is_built_by_a_second_stream_while_the_first_goes_on(store: StoreKind) {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut dice) = (Producer::start(8), Dice::new(8));
+    write(&producer, &mut dice, 3000);
+    let mut consumer = Consumer::open(folder.path(), store, 8);
+    consumer.once(&producer);
+    let second = IndexDefinition::parse("second=n").unwrap();
+    consumer.bucket.ensure_index(&second, false).unwrap();
+    let refused = consumer.bucket.scan(second.name(), &KeyRange::default(), false, &watchdog());
+    assert!(matches!(refused, Err(IndexError::Building { covered: 0, .. })));
+    producer.behave(|behaviour| behaviour.cut_after = Some(20_000));
+    consumer.begin(follow(&producer, false));
+    for _ in 0..5 {
+        write(&producer, &mut dice, 200);
+        producer.fail_over(dice.choose(8), 10);
+        eventually("the first one goes on", || consumer.reached() == producer.highs());
+    }
+    let state = || consumer.bucket.describe().indexes[1].state;
+    eventually("it is built", || state() == IndexState::Ready);
+    write(&producer, &mut dice, 500);
+    consumer.catch_up(&producer);
+    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    consumer.once(&producer);
+    assert_eq!(consumer.indexed(), expected(&producer));
+    assert_eq!(consumer.indexed_by(&second), expected(&producer));
     consumer.close();
     producer.check();
 }

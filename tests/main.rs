@@ -5,6 +5,7 @@
 mod archive;
 mod bucket;
 mod cli;
+mod cli_follow;
 mod cli_pause;
 mod cli_process;
 mod cli_refusals;
@@ -22,6 +23,7 @@ mod event;
 mod feed;
 mod filter;
 mod following;
+mod following_faults;
 mod hazards;
 mod house;
 mod lsm;

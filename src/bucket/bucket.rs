@@ -1,7 +1,6 @@
 //! An open bucket: its shards, its indexes and what they hold.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -12,7 +11,6 @@ use slog::{Discard, Logger, info, o};
 use crate::durable::PathError;
 use crate::event::{Generation, VbId};
 use crate::index::{IndexDefinition, IndexName, OpenScans, QueryError, ScanError};
-use crate::projector::Engine;
 use crate::shard::{
     CommitError, InstId, InstanceError, InstanceStart, OpenError, Shard, ShardSet, ShardSetConfig, ShardSpec,
     ShardStatus,
@@ -167,6 +165,21 @@ pub enum IndexError {
         documents: u64,
         /// Changes that came before it was created, those of documents that changed again among them.
         before: u64,
+    },
+    /// A second stream fills it.
+    #[error(
+        "cannot scan index `{index}`: it is being built, {covered} of {changes} changes are in it; follow bucket \
+         {bucket} until it is finished"
+    )]
+    Building {
+        /// The bucket.
+        bucket: BucketName,
+        /// The index.
+        index: IndexName,
+        /// Changes that it has seen.
+        covered: u64,
+        /// Changes that the bucket has seen.
+        changes: u64,
     },
     /// Something is being ingested, paused or changed.
     #[error(
@@ -403,7 +416,7 @@ impl Bucket {
     }
 
     /// Changes that came so far: the sum of the furthest seqnos of all vbuckets.
-    fn changes(&self) -> u64 {
+    pub(super) fn changes(&self) -> u64 {
         self.start_positions().iter().map(|(_, position)| position.seqno.0).sum()
     }
 
@@ -412,16 +425,9 @@ impl Bucket {
         Generation(self.generations.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
     }
 
-    /// The engines of all indexes.
-    pub(super) fn engines(&self) -> Vec<Engine> {
-        let meta = self.meta();
-        let engine =
-            |entry: &IndexEntry| Engine { inst: entry.inst, evaluator: Arc::new(entry.definition.clone()) };
-        meta.indexes.iter().map(engine).collect()
-    }
-
-    /// Makes sure that there is such an index. On a bucket that has data a new one needs `rebuild`, which says
-    /// that all documents are going to be ingested again; it can be scanned after that. Indexes do not change
+    /// Makes sure that there is such an index. On a bucket that has data from files a new one needs `rebuild`, which
+    /// says that all documents are going to be ingested again; it can be scanned after that. On one that follows a
+    /// cluster it is built by a stream of its own the next time that it is followed. Indexes do not change
     /// while something is ingested: a new one would miss what is under way.
     pub fn ensure_index(&self, wanted: &IndexDefinition, rebuild: bool) -> Result<(), IndexError> {
         self.ensure_indexes(std::slice::from_ref(wanted), rebuild)
@@ -439,7 +445,8 @@ impl Bucket {
         if let Some(first) = new.first() {
             let changes_before = self.changes();
             let has_data = changes_before > 0;
-            if has_data && !rebuild {
+            let comes_again = self.meta().spec.source == SourceKind::Couchbase;
+            if has_data && !rebuild && !comes_again {
                 return Err(IndexError::NeedsRebuild { bucket: self.name(), wanted: first.clone() });
             }
             let state = if has_data { IndexState::Building } else { IndexState::Ready };

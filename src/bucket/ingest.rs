@@ -13,7 +13,7 @@ use slog::{info, warn};
 
 use crate::event::{ByteBudget, EventBatch};
 use crate::projector::{
-    EndReason, Endpoint, Feed, FeedError, Keyspace, KvDataConfig, ShardEndpoint, WorkerStats,
+    EndReason, Endpoint, Engine, Feed, FeedError, Keyspace, KvDataConfig, ShardEndpoint, WorkerStats,
 };
 use crate::shard::{ApplyError, CommitError, Shard};
 use crate::source::{
@@ -23,7 +23,7 @@ use crate::thread::{self, Fin, FinHolder, JoinError, Panicked, Stopped, Thread, 
 use crate::timestamp::TsVbuuid;
 
 use super::bucket::Bucket;
-use super::meta::{BucketName, IndexState, MetaError, SourceKind};
+use super::meta::{BucketName, IndexEntry, IndexState, MetaError, SourceKind};
 
 /// How often the caller is told of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -295,6 +295,14 @@ impl Bucket {
         }
     }
 
+    /// The engines of some indexes.
+    pub(super) fn engines_where(&self, wanted: impl Fn(&IndexEntry) -> bool) -> Vec<Engine> {
+        let meta = self.meta();
+        let engine =
+            |entry: &IndexEntry| Engine { inst: entry.inst, evaluator: Arc::new(entry.definition.clone()) };
+        meta.indexes.iter().filter(|entry| wanted(entry)).map(engine).collect()
+    }
+
     fn explain(&self, broken: Broken, fin: Option<EndReason>, kept: u64) -> IngestError {
         let bucket = self.name();
         match (broken, fin.unwrap_or(EndReason::Closed)) {
@@ -335,7 +343,7 @@ impl Bucket {
             shards: spec.shards,
             worker_queue_batches: self.config.queue_batches,
         };
-        let engines = self.engines();
+        let engines = self.engines_where(|_| true);
         let started =
             feed.start(&keyspace, generation, &kvdata_config, &endpoint, batches, engines, start, until);
         if let Err(error) = started {

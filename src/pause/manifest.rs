@@ -69,6 +69,12 @@ pub struct Membership {
     pub of: u16,
 }
 
+impl std::fmt::Display for Membership {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.member, self.of)
+    }
+}
+
 impl Default for Membership {
     fn default() -> Self {
         Self::WHOLE

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse::bucket::{
-    Bucket, BucketConfig, BucketSpec, DataDir, FollowError, FollowOptions, FollowReport, SourceKind,
+    Bucket, BucketConfig, BucketError, BucketSpec, DataDir, DataDirError, FollowError, FollowOptions,
+    FollowReport, SourceKind,
 };
 use dormouse::index::{IndexDefinition, KeyRange};
-use dormouse::shard::{ShardSetConfig, StoreKind};
+use dormouse::shard::{OpenError, ShardSetConfig, StoreKind};
 use dormouse::thread::{self, Cancel, Thread, Until};
 use serde_json::{Value, json};
 
@@ -61,13 +62,26 @@ impl Consumer {
     }
 
     pub(crate) fn open_with(folder: &Path, spec: BucketSpec, config: &BucketConfig) -> Self {
-        let data = DataDir::open_or_create(folder).unwrap();
         let name = "travel".parse().unwrap();
-        let bucket = if data.has_bucket(&name) {
-            data.open_bucket(&name, config).unwrap()
-        } else {
-            data.create_bucket(&name, spec, config).unwrap()
-        };
+        let mut opened = None;
+        // A process that another test starts at the same time holds the locks of this one's files until its program
+        // runs.
+        eventually("the folder is free", || {
+            let data = match DataDir::open_or_create(folder) {
+                Err(DataDirError::Held { .. }) => return false,
+                data => data.unwrap(),
+            };
+            opened = if data.has_bucket(&name) {
+                match data.open_bucket(&name, config) {
+                    Err(BucketError::Shard(OpenError::InUse { .. })) => None,
+                    bucket => Some(bucket.unwrap()),
+                }
+            } else {
+                Some(data.create_bucket(&name, spec, config).unwrap())
+            };
+            opened.is_some()
+        });
+        let bucket = opened.unwrap();
         bucket.ensure_index(&by_n(), false).unwrap();
         Self { bucket: Arc::new(bucket), following: None }
     }
@@ -111,6 +125,13 @@ impl Consumer {
     /// Waits until every vbucket is where the producer is.
     pub(crate) fn catch_up(&self, producer: &Producer) {
         eventually("everything is there", || self.reached() == producer.highs());
+    }
+
+    /// Waits until the index holds what the producer has, also where that has other changes at the same seqnos.
+    pub(crate) fn settle(&self, producer: &Producer) {
+        eventually("the index holds what the producer has", || {
+            self.reached() == producer.highs() && self.indexed() == expected(producer)
+        });
     }
 
     /// The seqno that each vbucket has, where there are any.

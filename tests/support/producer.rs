@@ -90,7 +90,8 @@ pub(crate) struct State {
 impl State {
     /// The cluster's configuration.
     fn map(&self) -> String {
-        let nodes: Vec<String> = self.nodes.iter().map(SocketAddr::to_string).collect();
+        // Whatever name the consumer knows this machine by.
+        let nodes: Vec<String> = self.nodes.iter().map(|node| format!("$HOST:{}", node.port())).collect();
         let owners: Vec<[i32; 1]> =
             self.owners.iter().map(|owner| [owner.map_or(-1, |node| i32::try_from(node).unwrap())]).collect();
         let ports =
@@ -116,6 +117,15 @@ pub(crate) struct Producer {
     pub(crate) state: Arc<Mutex<State>>,
     stop: Cancel,
     threads: Vec<Thread<()>>,
+}
+
+/// The cluster that a producer at this address is a node of.
+pub(crate) fn cluster_at(address: SocketAddr, vbuckets: u16) -> Cluster {
+    let login = Login { user: USER.to_owned(), password: PASSWORD.to_owned(), plain_without_tls: false };
+    let mut connection = DcpConfig::new(address, BUCKET_NAME, vbuckets, login);
+    connection.step_timeout = Duration::from_secs(20);
+    let seed = NodeAddress { host: address.ip().to_string(), port: address.port() };
+    Cluster { seeds: vec![seed], connection }
 }
 
 /// A certificate authority and a server's key, both made for one test.
@@ -201,17 +211,13 @@ impl Producer {
 
     /// What a follower needs to follow it.
     pub(crate) fn cluster(&self) -> Cluster {
-        let seed = NodeAddress { host: self.address.ip().to_string(), port: self.address.port() };
-        Cluster { seeds: vec![seed], connection: self.config() }
+        let vbuckets = u16::try_from(self.state.lock().vbs.len()).unwrap();
+        cluster_at(self.address, vbuckets)
     }
 
     /// What a consumer needs to follow it.
     pub(crate) fn config(&self) -> DcpConfig {
-        let login = Login { user: USER.to_owned(), password: PASSWORD.to_owned(), plain_without_tls: false };
-        let vbuckets = u16::try_from(self.state.lock().vbs.len()).unwrap();
-        let mut config = DcpConfig::new(self.address, BUCKET_NAME, vbuckets, login);
-        config.step_timeout = Duration::from_secs(20);
-        config
+        self.cluster().connection
     }
 
     pub(crate) fn config_with(&self, certificate: &Certificate) -> DcpConfig {

@@ -20,7 +20,9 @@ use crate::thread::{Stopped, Until};
 use crate::timestamp::{Position, TsVbuuid};
 
 use super::super::bucket::Bucket;
-use super::super::meta::BucketSpec;
+use super::super::ingest::GRACE;
+use super::super::meta::{BucketSpec, IndexState};
+use super::building::HandOver;
 use super::jobs::{Done, Jobs};
 use super::links::{Link, LinkId, LinkState, Topology};
 use super::notes::{NotedEndpoint, Notes};
@@ -72,6 +74,7 @@ pub(super) struct Follower<'b> {
     pub(super) links: BTreeMap<LinkId, Link>,
     pub(super) topology: Topology,
     pub(super) rolls: BTreeMap<ShardId, Roll>,
+    pub(super) hand_over: HandOver,
     /// The generation that each shard takes writes of.
     pub(super) fences: BTreeMap<ShardId, Generation>,
     pub(super) rolled_back: u64,
@@ -111,6 +114,7 @@ impl<'b> Follower<'b> {
             links: BTreeMap::new(),
             topology: Topology::new(map),
             rolls: BTreeMap::new(),
+            hand_over: HandOver::default(),
             fences: BTreeMap::new(),
             rolled_back: 0,
             opened: 0,
@@ -130,12 +134,18 @@ impl<'b> Follower<'b> {
             follower.fences.insert(shard.id(), generation);
         }
         let name = Keyspace(bucket.name().to_string());
-        follower.start_path(name, generation, bucket.engines(), until)?;
+        let ready = bucket.engines_where(|entry| entry.state == IndexState::Ready);
+        let started = follower.start_path(name, generation, ready, until);
+        if let Err(error) = started.and_then(|()| follower.start_building(until)) {
+            // What does not end within the time is left to end by itself: the first error says more.
+            let _ = follower.take_down(&Until::within(GRACE));
+            return Err(error);
+        }
         Ok(follower)
     }
 
     /// Builds a data path for some engines.
-    fn start_path(
+    pub(super) fn start_path(
         &mut self,
         keyspace: Keyspace,
         generation: Generation,
@@ -144,7 +154,8 @@ impl<'b> Follower<'b> {
     ) -> Result<(), FollowError> {
         let (bucket, config) = (self.bucket.name(), &self.bucket.config);
         let instances: Vec<InstId> = engines.iter().map(|engine| engine.inst).collect();
-        let requested = least_positions(self.bucket.shards(), &instances, self.members());
+        let members: Vec<VbId> = self.members().collect();
+        let requested = least_positions(self.bucket.shards(), &instances, &members);
         let notes = Notes::new(self.noted.0.clone());
         let endpoint: Arc<dyn Endpoint> = Arc::new(NotedEndpoint::new(self.bucket.shards(), &notes));
         let (upstream, batches) = bounded(config.queue_batches.max(1));
@@ -160,10 +171,19 @@ impl<'b> Follower<'b> {
             .start(&keyspace, generation, &shape, &endpoint, batches, engines, &requested, until)
             .map_err(failed)?;
         let stats = self.feed.kvdata(&keyspace).map_err(failed)?.worker_stats();
-        let streams = self.members().map(|vb| (vb, Stream::default())).collect();
+        let streams = members.into_iter().map(|vb| (vb, Stream::default())).collect();
         let budget = ByteBudget::new(config.budget_bytes);
         self.paths.push(Path { keyspace, generation, instances, upstream, budget, notes, stats, streams });
         Ok(())
+    }
+
+    pub(super) fn explain_start(&self, broken: Broken) -> FollowError {
+        let bucket = self.bucket.name();
+        match broken {
+            Broken::Failed(error) => error,
+            Broken::Stopped(why) => FollowError::Stopped { bucket, why, kept: 0 },
+            Broken::Ended => FollowError::DataPath { bucket, reason: EndReason::Closed },
+        }
     }
 
     fn all_vbs(&self) -> impl Iterator<Item = VbId> + use<> {
@@ -235,6 +255,7 @@ impl<'b> Follower<'b> {
         self.refresh_map(now)?;
         self.open_links(now)?;
         self.advance_rolls(now)?;
+        self.advance_building(until)?;
         self.ask_streams(now, until)?;
         self.poll_seqnos(now)
     }
@@ -277,7 +298,8 @@ impl<'b> Follower<'b> {
     /// Changes that the furthest behind of each vbucket's instances has not seen, once all nodes told how many there
     /// are.
     fn measure_lag(&self) -> Option<u64> {
-        let reached = least_positions(self.bucket.shards(), &self.bucket.instances(), self.members());
+        let members: Vec<VbId> = self.members().collect();
+        let reached = least_positions(self.bucket.shards(), &self.bucket.instances(), &members);
         reached.iter().try_fold(0, |lag: u64, (vb, position)| {
             let high = self.highs.get(&vb)?;
             Some(lag.saturating_add(high.0.saturating_sub(position.seqno.0)))
@@ -300,6 +322,7 @@ impl<'b> Follower<'b> {
             live_streams: self.live_streams(),
             wanted_streams: self.wanted_streams(),
             connections: links.count(),
+            building: self.paths.iter().skip(1).map(|path| path.instances.len()).sum(),
         }
     }
 
@@ -315,7 +338,8 @@ impl<'b> Follower<'b> {
     }
 
     fn reached_end(&self) -> Option<FollowEnd> {
-        let is_steady = self.rolls.is_empty() && self.live_streams() == self.wanted_streams();
+        let is_built = self.paths.len() == 1;
+        let is_steady = is_built && self.rolls.is_empty() && self.live_streams() == self.wanted_streams();
         if !is_steady {
             return None;
         }

@@ -149,11 +149,13 @@ impl Follower<'_> {
 
     fn needed_links(&self) -> BTreeSet<LinkId> {
         let paths = self.paths.iter().enumerate();
-        paths.flat_map(|(path, _)| self.members().filter_map(move |vb| self.link_of(path, vb))).collect()
+        paths
+            .flat_map(|(number, path)| path.streams.keys().filter_map(move |vb| self.link_of(number, *vb)))
+            .collect()
     }
 
     /// Closes a connection that has no streams any more.
-    fn leave(&mut self, id: &LinkId) {
+    pub(super) fn leave(&mut self, id: &LinkId) {
         let has_streams = self
             .paths
             .get(id.path)

@@ -8,7 +8,8 @@
 //!
 //! The [follower](follower::Follower) runs on the caller's thread. A stream begins where the instance stands that is
 //! least far, and each instance skips what it has. A stream that ends is asked for again once everything that it
-//! brought is applied; where the producer has lost what a shard has, the shard is [rolled back](rolling).
+//! brought is applied; where the producer has lost what a shard has, the shard is [rolled back](rolling). A new index
+//! over data that is there is [built](building) by streams of its own.
 //!
 //! Invariants:
 //! * Nothing here remembers how far a stream was: positions are those of the shards, so a crash changes nothing.
@@ -16,6 +17,7 @@
 //! * However following ends, what was applied is committed.
 
 mod backoff;
+mod building;
 mod follower;
 mod jobs;
 mod links;
@@ -66,6 +68,8 @@ pub struct FollowProgress {
     pub wanted_streams: usize,
     /// Connections that are open.
     pub connections: usize,
+    /// Indexes that are being built from what the bucket held before.
+    pub building: usize,
 }
 
 /// What ended following.

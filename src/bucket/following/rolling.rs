@@ -37,7 +37,7 @@ pub(super) struct Roll {
 impl Follower<'_> {
     /// Whether no stream of a shard may be asked for.
     pub(super) fn is_held(&self, shard: ShardId) -> bool {
-        self.rolls.contains_key(&shard)
+        self.rolls.contains_key(&shard) || self.hand_over.shard == Some(shard)
     }
 
     /// Notes that a vbucket that was asked for at one seqno has to go back to another.

@@ -106,11 +106,7 @@ impl Stream {
 }
 
 /// Where the instance stands that is least far, for each of `vbs`: there its stream begins.
-pub(super) fn least_positions(
-    shards: &[Shard],
-    instances: &[InstId],
-    vbs: impl Iterator<Item = VbId>,
-) -> TsVbuuid {
+pub(super) fn least_positions(shards: &[Shard], instances: &[InstId], vbs: &[VbId]) -> TsVbuuid {
     let mut all: BTreeMap<InstId, TsVbuuid> = BTreeMap::new();
     for inst in instances {
         let of_inst = all.entry(*inst).or_default();
@@ -123,7 +119,7 @@ pub(super) fn least_positions(
         let positions = all.values().map(|of_inst| of_inst.get(vb).unwrap_or(Position::ZERO));
         positions.min_by_key(|position| position.seqno).unwrap_or(Position::ZERO)
     };
-    vbs.map(|vb| (vb, least(vb))).collect()
+    vbs.iter().map(|vb| (*vb, least(*vb))).collect()
 }
 
 impl Follower<'_> {
@@ -233,9 +229,16 @@ impl Follower<'_> {
         askable: Vec<(VbId, LinkId, Arc<Connection>)>,
         until: &Until,
     ) -> Result<(), Broken> {
+        let mut from = TsVbuuid::default();
+        for shard in self.bucket.shards() {
+            let of_shard = |vb: &VbId| self.shard_of(*vb) == shard.id();
+            let vbs: Vec<VbId> = askable.iter().map(|(vb, ..)| *vb).filter(of_shard).collect();
+            if !vbs.is_empty() {
+                let instances = self.instances_of(number, shard.id());
+                from.union(&least_positions(std::slice::from_ref(shard), &instances, &vbs));
+            }
+        }
         let Some(path) = self.paths.get_mut(number) else { return Ok(()) };
-        let vbs = askable.iter().map(|(vb, ..)| *vb);
-        let from = least_positions(self.bucket.shards(), &path.instances, vbs);
         self.feed.request_streams(&path.keyspace, &from, until).map_err(|error| match error {
             FeedError::Request { error: RequestError::Stopped(why), .. } => Broken::Stopped(why),
             _ => Broken::Ended,

@@ -248,6 +248,17 @@ impl KvData {
         self.change(Change::AddEngines(engines), until)
     }
 
+    /// Adds engines for the vbuckets of one shard alone, between two batches: to hand instances over that another data
+    /// path has filled, shard by shard. [`KvData::add_engines`] then adds them for good.
+    pub fn add_engines_to(
+        &self,
+        shard: ShardId,
+        engines: Vec<Engine>,
+        until: &Until,
+    ) -> Result<(), RequestError> {
+        self.change(Change::AddEnginesTo(shard, engines), until).map(drop)
+    }
+
     /// Removes the engines of `instances` between two batches; those that are not there do not matter. Gives
     /// back, for each vbucket with a stream, the last seqno that they have seen.
     pub fn delete_engines(

@@ -33,8 +33,8 @@ pub(super) struct Scattered {
 /// What a data thread does between two batches. It answers each with [`Installed`].
 #[derive(Clone)]
 pub(super) enum Order {
-    /// Evaluate with this set from now on.
-    Swap(Arc<EngineSet>),
+    /// Evaluate with this set from now on, for one shard or for all.
+    Swap(Arc<EngineSet>, Option<ShardId>),
     /// Work with these numbers from now on.
     Tune(Tuning),
     /// What is written to this shard is of this generation from now on.
@@ -44,7 +44,7 @@ pub(super) enum Order {
 impl Order {
     fn name(&self) -> &'static str {
         match self {
-            Self::Swap(_) => "evaluate with other engines",
+            Self::Swap(..) => "evaluate with other engines",
             Self::Tune(_) => "work with other numbers",
             Self::Fence(..) => "write to a shard in another generation",
         }
