@@ -27,8 +27,6 @@ for_each_store! {
 
 const VBUCKETS: u16 = 16;
 const NODES: usize = 3;
-/// Changes that are written between two faults.
-const CHUNK: u64 = 500;
 /// Address of a producer, store and folder, for the follower.
 const FOLLOWER: &str = "DORMOUSE_TEST_FOLLOWER";
 
@@ -53,19 +51,19 @@ fn disturb(producer: &Producer, dice: &mut Dice) {
 }
 
 fn many_changes_with_cuts_roll_backs_and_moves_end_in_the_state_of_the_producer(store: StoreKind) {
-    let changes = if is_long() { 1_000_000 } else { 20_000 };
+    let (faults, changes) = if is_long() { (500, 2000) } else { (100, 200) };
     let folder = TempDir::new().unwrap();
     let (producer, mut dice) = (Producer::start_nodes(VBUCKETS, NODES, None), Dice::new(0xfa17));
     let mut consumer = Consumer::open(folder.path(), store, VBUCKETS);
     consumer.begin(FollowOptions { connections: 2, ..follow(&producer, false) });
-    for _ in 0..changes / CHUNK {
-        write(&producer, &mut dice, CHUNK);
+    for _ in 0..faults {
+        write(&producer, &mut dice, changes);
         disturb(&producer, &mut dice);
         if dice.below(4) == 0 {
             let shard = &consumer.bucket.shards()[usize::from(dice.choose(2))];
             shard.keep_point(&watchdog()).unwrap();
         }
-        if dice.below(4) == 0 {
+        if dice.below(3) == 0 {
             // Otherwise faults would meet no more than the first backfill.
             consumer.catch_up(&producer);
         }

@@ -89,7 +89,7 @@ pub(super) struct Follower<'b> {
     highs: BTreeMap<VbId, Seqno>,
     /// Where following ends, as far as that is known.
     targets: BTreeMap<VbId, Seqno>,
-    lag: Option<u64>,
+    lags: Arc<BTreeMap<VbId, u64>>,
     moves: u64,
     moved_at: Instant,
 }
@@ -124,7 +124,7 @@ impl<'b> Follower<'b> {
             applied,
             highs: BTreeMap::new(),
             targets: BTreeMap::new(),
-            lag: None,
+            lags: Arc::default(),
             moves: 0,
             moved_at: Instant::now(),
         };
@@ -291,19 +291,25 @@ impl<'b> Follower<'b> {
             (self.moves, self.moved_at) = (moves, Instant::now());
         }
         if closely {
-            self.lag = self.measure_lag();
+            self.lags = Arc::new(self.measure_lags());
         }
     }
 
-    /// Changes that the furthest behind of each vbucket's instances has not seen, once all nodes told how many there
-    /// are.
-    fn measure_lag(&self) -> Option<u64> {
+    /// For each vbucket of which its node told how many changes there are, those that the instance has not seen that
+    /// is least far.
+    fn measure_lags(&self) -> BTreeMap<VbId, u64> {
         let members: Vec<VbId> = self.members().collect();
         let reached = least_positions(self.bucket.shards(), &self.bucket.instances(), &members);
-        reached.iter().try_fold(0, |lag: u64, (vb, position)| {
-            let high = self.highs.get(&vb)?;
-            Some(lag.saturating_add(high.0.saturating_sub(position.seqno.0)))
-        })
+        let lag = |(vb, position): (VbId, Position)| {
+            Some((vb, self.highs.get(&vb)?.0.saturating_sub(position.seqno.0)))
+        };
+        reached.iter().filter_map(lag).collect()
+    }
+
+    /// The sum over all vbuckets, once it is known.
+    fn lag(&self) -> Option<u64> {
+        let is_known = self.lags.len() == self.members().count();
+        is_known.then(|| self.lags.values().fold(0, |sum: u64, lag| sum.saturating_add(*lag)))
     }
 
     fn live_streams(&self) -> usize {
@@ -318,7 +324,8 @@ impl<'b> Follower<'b> {
         let links = self.links.values().filter(|link| matches!(link.state, LinkState::Up(_)));
         FollowProgress {
             documents: self.documents(),
-            lag: self.lag,
+            lag: self.lag(),
+            lags: Arc::clone(&self.lags),
             live_streams: self.live_streams(),
             wanted_streams: self.wanted_streams(),
             connections: links.count(),
@@ -347,7 +354,7 @@ impl<'b> Follower<'b> {
             return Some(FollowEnd::CaughtUp);
         }
         let idle_after = self.options.idle_after?;
-        (self.lag == Some(0) && self.moved_at.elapsed() >= idle_after).then_some(FollowEnd::Idle)
+        (self.lag() == Some(0) && self.moved_at.elapsed() >= idle_after).then_some(FollowEnd::Idle)
     }
 
     fn has_reached_targets(&self) -> bool {

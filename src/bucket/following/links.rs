@@ -9,6 +9,7 @@ use slog::{info, warn};
 use crate::event::VbId;
 use crate::source::dcp::{
     ClusterError, ClusterMap, Connection, DcpEnd, DcpOutput, DcpRequestError, NodeAddress, SeqnosAnswer,
+    Status,
 };
 use crate::thread::Until;
 
@@ -240,7 +241,7 @@ impl Follower<'_> {
     /// Asks the nodes how far their vbuckets are, and takes their answers up.
     pub(super) fn poll_seqnos(&mut self, now: Instant) -> Result<(), Broken> {
         let is_due = self.seqnos_due <= now;
-        let (mut told, mut nodes) = (Vec::new(), BTreeSet::new());
+        let (mut told, mut refused, mut nodes) = (Vec::new(), None, BTreeSet::new());
         for (id, link) in self.links.iter_mut().filter(|(id, _)| id.path == 0) {
             let LinkState::Up(connection) = &link.state else { continue };
             // One connection to each node is enough.
@@ -250,12 +251,8 @@ impl Follower<'_> {
             match link.asked_seqnos.as_ref().map(SeqnosAnswer::take) {
                 Some(None) => continue,
                 Some(Some(Ok(seqnos))) => told.push((id.node.clone(), seqnos)),
-                Some(Some(Err(error @ DcpRequestError::Refused { .. }))) => {
-                    let bucket = self.bucket.name();
-                    return Err(FollowError::Seqnos { bucket, error }.into());
-                }
-                // The connection is ending.
-                Some(Some(Err(_))) | None => {}
+                Some(Some(Err(error))) => refused = refused.or(Some(error)),
+                None => {}
             }
             link.asked_seqnos = None;
             if is_due {
@@ -265,10 +262,24 @@ impl Follower<'_> {
         if is_due {
             self.seqnos_due = now + SEQNOS_INTERVAL;
         }
+        if let Some(error) = refused {
+            self.take_seqnos_refusal(error)?;
+        }
         for (node, seqnos) in told {
             let of_node: BTreeMap<VbId, _> = seqnos.into_iter().collect();
             self.note_highs(&node, &of_node);
         }
+        Ok(())
+    }
+
+    /// A node that never tells how far it is leaves an end that depends on that out of reach.
+    fn take_seqnos_refusal(&self, error: DcpRequestError) -> Result<(), Broken> {
+        let DcpRequestError::Refused { status, .. } = &error else { return Ok(()) };
+        let is_needed = self.options.once || self.options.idle_after.is_some();
+        if is_needed && !matches!(*status, Status::TMPFAIL | Status::ENOMEM | Status::NOT_MY_VBUCKET) {
+            return Err(FollowError::Seqnos { bucket: self.bucket.name(), error }.into());
+        }
+        warn!(self.logger, "a node does not tell how far it is: {error}");
         Ok(())
     }
 }

@@ -25,6 +25,8 @@ mod notes;
 mod rolling;
 mod streams;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -56,12 +58,14 @@ pub struct FollowOptions {
 }
 
 /// How far following is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FollowProgress {
     /// Changes that were evaluated so far.
     pub documents: u64,
     /// Changes that the indexes have not seen yet; unknown until all nodes told how many there are.
     pub lag: Option<u64>,
+    /// The same for each vbucket of which that is known.
+    pub lags: Arc<BTreeMap<VbId, u64>>,
     /// Streams that are open.
     pub live_streams: usize,
     /// Streams that are to be open.
