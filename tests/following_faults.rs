@@ -51,7 +51,7 @@ fn disturb(producer: &Producer, dice: &mut Dice) {
 }
 
 fn many_changes_with_cuts_roll_backs_and_moves_end_in_the_state_of_the_producer(store: StoreKind) {
-    let (faults, changes) = if is_long() { (500, 2000) } else { (100, 200) };
+    let (faults, changes) = if is_long() { (500, 2000) } else { (60, 300) };
     let folder = TempDir::new().unwrap();
     let (producer, mut dice) = (Producer::start_nodes(VBUCKETS, NODES, None), Dice::new(0xfa17));
     let mut consumer = Consumer::open(folder.path(), store, VBUCKETS);
