@@ -14,8 +14,12 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// Counts a failure. `chance` shortens the wait by up to a half.
+    /// Counts a failure; one that comes long after the one before it is a first one. `chance` shortens the wait by up
+    /// to a half.
     pub(super) fn fail(&mut self, now: Instant, chance: u32) {
+        if self.not_before.is_some_and(|at| now.saturating_duration_since(at) >= LONGEST) {
+            self.failures = 0;
+        }
         let wait = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
         let shortened = wait.mul_f64(1.0 - f64::from(chance) / f64::from(u32::MAX) / 2.0);
         self.failures += 1;

@@ -15,6 +15,9 @@ use super::links::LinkId;
 /// Outcomes that wait to be taken. A job that finds no room waits for it.
 const OUTCOMES_MAX: usize = 64;
 
+/// What a connection that nobody takes may take to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// What came of a job.
 pub(super) enum Done {
     /// The cluster's map was asked for.
@@ -67,8 +70,11 @@ impl Jobs {
         let (outcomes, until) = (self.outcomes.0.clone(), Until::new(None, self.cancel.clone()));
         let thread = self.roster.spawn(format!("dm-follow-{number}"), move || {
             let done = thread::catch("dm-follow", || work(&until)).unwrap_or_else(Done::Panicked);
-            // Once the jobs have ended nobody takes it; a connection in it is stopped by its drop.
-            let _ = thread::send(&outcomes, done, until.cancel().fin());
+            let sent = thread::send(&outcomes, done, until.cancel().fin());
+            // Once the jobs have ended nobody takes it.
+            if let Err(Done::Opened(_, Ok(connection))) = sent {
+                let _ = connection.close(&Until::within(CLOSE_TIMEOUT));
+            }
         })?;
         self.threads.push(thread);
         Ok(())

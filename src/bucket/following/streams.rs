@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use slog::{info, warn};
 
@@ -23,9 +23,6 @@ use super::backoff::{Backoff, chance};
 use super::follower::{Broken, Follower};
 use super::links::LinkId;
 use super::notes::Notes;
-
-/// A stream that lasted for so long ends for another reason than the one before it.
-const LASTING: Duration = Duration::from_secs(10);
 
 /// Refusals that asking again does not help.
 const FATAL: &[Status] = &[
@@ -58,7 +55,7 @@ pub(super) enum State {
     /// It was asked for and not answered.
     Asked(LinkId),
     /// It began.
-    Live(LinkId, Instant),
+    Live(LinkId),
     /// Its end was asked for.
     Closing(LinkId),
 }
@@ -75,12 +72,12 @@ impl Stream {
     pub(super) fn link(&self) -> Option<&LinkId> {
         match &self.state {
             State::Idle => None,
-            State::Asked(link) | State::Live(link, _) | State::Closing(link) => Some(link),
+            State::Asked(link) | State::Live(link) | State::Closing(link) => Some(link),
         }
     }
 
     pub(super) fn is_live(&self) -> bool {
-        matches!(self.state, State::Live(..))
+        matches!(self.state, State::Live(_))
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -89,13 +86,7 @@ impl Stream {
 
     /// It is over, for a reason that may come again.
     fn fail(&mut self) {
-        let now = Instant::now();
-        if let State::Live(_, since) = &self.state
-            && now.duration_since(*since) >= LASTING
-        {
-            self.backoff.clear();
-        }
-        self.backoff.fail(now, chance());
+        self.backoff.fail(Instant::now(), chance());
         self.state = State::Idle;
     }
 
@@ -147,7 +138,7 @@ impl Follower<'_> {
             EventKind::StreamReq { status: StreamStatus::Success { .. } } => {
                 if let State::Asked(link) = &stream.state {
                     let link = link.clone();
-                    stream.state = State::Live(link.clone(), Instant::now());
+                    stream.state = State::Live(link.clone());
                     self.note_began(&link);
                 }
             }
@@ -265,7 +256,7 @@ impl Follower<'_> {
             let of_shard = path.streams.iter_mut().filter(|(vb, _)| ShardId::of_vb(**vb, shards) == shard);
             for (vb, stream) in of_shard.filter(|(_, stream)| !stream.is_idle()) {
                 are_closed = false;
-                if let State::Live(link, _) = &stream.state {
+                if let State::Live(link) = &stream.state {
                     let link = link.clone();
                     closing.push((*vb, link.clone()));
                     stream.state = State::Closing(link);
