@@ -151,7 +151,7 @@ fn client(command: &mut Command, subject: &str, way: &str, dir: &Path) {
             ]);
             command.args(["--s3-force-path-style", "--s3-no-check-bucket", "--s3-chunk-size", "8M"]);
             command.args(["--s3-upload-concurrency", &parallel, "--multi-thread-streams", &parallel]);
-            command.args(["--multi-thread-cutoff", "8M"]);
+            command.args(["--multi-thread-cutoff", "8M", "--ignore-times"]);
             command.args(certificates.iter().flat_map(|ca| ["--ca-cert", ca]));
             command.args(ends(path(":s3:")));
         }

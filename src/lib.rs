@@ -16,7 +16,7 @@
 //! | [`bucket`] | the product's loop: make, follow, scan, put to sleep, wake up, close | [`bucket::Bucket`] |
 //! | [`pause`] | archives: plan, upload, manifest, download, verify | [`pause::Manifest`] |
 //! | [`projector`] | the data path: from batches of events to write batches | [`projector::KvData`] |
-//! | [`source`] | where changes come from: files of JSON lines, connections to a cluster | [`source::Replay`], [`source::dcp::Connection`] |
+//! | [`source`] | where changes come from: files of JSON lines, a cluster and connections to it | [`source::Replay`], [`source::dcp::Cluster`] |
 //! | [`index`] | definitions, key order, evaluation, ranges, scans | [`index::IndexDefinition`] |
 //! | [`shard`] | folders of entries and positions: the unit of locking and archiving | [`shard::Shard`] |
 //! | [`objstore`] | object stores, and the one content hash | [`objstore::ObjectStore`] |
@@ -82,6 +82,7 @@
 //! | `dm-compact` | merges tables, removes what a lock had kept | the bucket is closed |
 //! | `dm-load-N` | reads files of a shard that is in memory, beside the caller | the call that asked for them ends |
 //! | `dm-source` | reads the inputs of an ingest | they are read, or the ingest ends |
+//! | `dm-follow-N` | asks a cluster for its map, opens a connection, or rolls a shard back, once | that is done, or following ends |
 //! | `dcp-read-N` | reads a connection to a node of a cluster, answers its noops | the connection ends |
 //! | `dcp-send-N` | hands on what was read, and acknowledges it | the connection ends |
 //! | `kv-ctl-N` | control of a data path: serves requests, ends everything in order | the ingest ends |
@@ -93,7 +94,8 @@
 //! | `dm-s3-names` | resolves the names of servers for an `s3://` store | the store is dropped |
 //! | `dm-signals` | waits for interrupts; started by the binary alone | the program ends |
 //!
-//! An open bucket has two threads; a running ingest has three more, and two for each worker. `close` and the end
+//! An open bucket has two threads; a running ingest of files has three more, and two for each worker; one that follows
+//! a cluster has two more, two for each worker, and two for each connection. `close` and the end
 //! of an ingest join them within a deadline, and name those that still run. Scan runs on the caller's thread, and so
 //! do pause and resume where the archive is a folder. On an `s3://` archive they carry files on threads of their
 //! own, which have ended when they return.

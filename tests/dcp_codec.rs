@@ -9,7 +9,6 @@ use dormouse::source::dcp::{
     stream_status, vb_seqnos,
 };
 use dormouse::timestamp::Position;
-use proptest::prelude::*;
 use serde_json::Value;
 
 use crate::support::wire::{data, frame_lines, from_hex};
@@ -588,53 +587,5 @@ fn frames_that_are_split_at_any_byte_are_the_same_frames() {
                 other => panic!("{other:?} of {at} bytes of {line}"),
             }
         }
-    }
-}
-
-/// Decodes whatever is there, as far as anything is.
-fn decode_all(mut bytes: &[u8]) {
-    const LIMIT: usize = 4096;
-    let mut scratch = Vec::new();
-    while let Ok(Decoded::Whole(frame, len)) = Frame::decode(bytes, LIMIT) {
-        let _ = frame.stream_id();
-        for collections in [false, true] {
-            let (datatype, value) = match Message::decode(&frame, collections) {
-                Ok(Message::Mutation(mutation)) => (mutation.datatype, mutation.value),
-                Ok(Message::Deletion(removal) | Message::Expiration(removal)) => {
-                    (removal.datatype, removal.value)
-                }
-                _ => continue,
-            };
-            if let Ok(body) = Body::decode(datatype, value, LIMIT, &mut scratch) {
-                assert!(body.xattrs.count() <= value.len() + LIMIT);
-            }
-            assert!(scratch.capacity() <= 2 * LIMIT, "{} bytes were allocated", scratch.capacity());
-        }
-        let _ = stream_status(Status(frame.vb_or_status), frame.value);
-        let _ = (vb_seqnos(frame.value), features(frame.value), FailoverLog::decode(frame.value));
-        bytes = &bytes[len..];
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
-
-    #[test]
-    fn any_bytes_are_frames_or_errors(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-        decode_all(&bytes);
-    }
-
-    #[test]
-    fn recorded_frames_with_wrong_bytes_are_messages_or_errors(
-        line in 0_usize..820,
-        wrong in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
-    ) {
-        let line = &frame_lines()[line];
-        let mut bytes = from_hex(line["hex"].as_str().unwrap());
-        for (at, byte) in wrong {
-            let at = at.index(bytes.len());
-            bytes[at] = byte;
-        }
-        decode_all(&bytes);
     }
 }

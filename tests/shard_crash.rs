@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use crossbeam::channel::bounded;
 use dormouse::event::{Generation, VbId};
-use dormouse::shard::{InstId, OpenError, Shard, ShardSetConfig, StoreKind};
+use dormouse::shard::{InstId, Shard, ShardSetConfig, StoreKind};
 use dormouse::thread::{self, Until, fin, spawn};
 
 use crate::support::path::Dice;
-use crate::support::shards::{apply, batch, close, create, entries, for_each_store, manual, open, try_open};
-use crate::support::{eventually, watchdog};
+use crate::support::shards::{apply, batch, close, create, entries, for_each_store, manual, open};
+use crate::support::watchdog;
 
 for_each_store! {
     a_killed_process_leaves_a_recovery_point,
@@ -63,16 +63,7 @@ fn reached(shard: &Shard) -> [u64; VBUCKETS as usize] {
 /// position that is durable before it goes on.
 fn write(folder: &Path, kind: StoreKind, seed: u64, mut steps: u64, tell: &mut dyn FnMut(String)) {
     let mut dice = Dice::new(seed);
-    let mut opened = None;
-    // A process that another test starts at the same time holds the locks of this one's files until its program runs.
-    eventually("the folder is free", || {
-        opened = match try_open(kind, folder, 1, &config()) {
-            Err(OpenError::InUse { .. }) => None,
-            other => Some(other.unwrap()),
-        };
-        opened.is_some()
-    });
-    let set = opened.unwrap();
+    let set = open(kind, folder, 1, &config());
     let shard = set.shards()[0].clone();
     let mut generation = 0;
     while steps > 0 {

@@ -1,7 +1,6 @@
 //! An open bucket: its shards, its indexes and what they hold.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -12,7 +11,6 @@ use slog::{Discard, Logger, debug, info, o};
 use crate::event::{Generation, VbId};
 use crate::index::{IndexDefinition, IndexName, OpenScans};
 use crate::pause::{BucketState, Event, Refusal};
-use crate::projector::Engine;
 use crate::shard::{
     InstId, InstanceError, InstanceStart, Shard, ShardSet, ShardSetConfig, ShardSpec, ShardStatus,
 };
@@ -167,7 +165,7 @@ impl Bucket {
             let there = shard.instances();
             for inst in wanted.iter().filter(|inst| !there.contains(inst)) {
                 info!(self.logger, "an index is made again in a shard"; "shard" => shard.id().0, "instance" => inst.0);
-                shard.create_instance(*inst, InstanceStart::AtShard)?;
+                shard.create_instance(*inst, self.instance_start())?;
             }
             for inst in there.iter().filter(|inst| !wanted.contains(inst)) {
                 info!(self.logger, "an index is dropped from a shard"; "shard" => shard.id().0, "instance" => inst.0);
@@ -258,7 +256,7 @@ impl Bucket {
     }
 
     /// Changes that came so far: the sum of the furthest seqnos of all vbuckets.
-    fn changes(&self) -> u64 {
+    pub(super) fn changes(&self) -> u64 {
         self.start_positions().iter().map(|(_, position)| position.seqno.0).sum()
     }
 
@@ -267,16 +265,9 @@ impl Bucket {
         Generation(self.generations.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
     }
 
-    /// The engines of all indexes.
-    pub(super) fn engines(&self) -> Vec<Engine> {
-        let meta = self.meta();
-        let engine =
-            |entry: &IndexEntry| Engine { inst: entry.inst, evaluator: Arc::new(entry.definition.clone()) };
-        meta.indexes.iter().map(engine).collect()
-    }
-
-    /// Makes sure that there is such an index. On a bucket that has data a new one needs `rebuild`, which says
-    /// that all documents are going to be ingested again; it can be scanned after that. Indexes do not change
+    /// Makes sure that there is such an index. On a bucket that has data from files a new one needs `rebuild`, which
+    /// says that all documents are going to be ingested again; it can be scanned after that. On one that follows a
+    /// cluster it is built by a stream of its own the next time that it is followed. Indexes do not change
     /// while something is ingested: a new one would miss what is under way.
     pub fn ensure_index(&self, wanted: &IndexDefinition, rebuild: bool) -> Result<(), IndexError> {
         self.ensure_indexes(std::slice::from_ref(wanted), rebuild)
@@ -299,7 +290,8 @@ impl Bucket {
         if let Some(first) = new.first() {
             let changes_before = self.changes();
             let has_data = changes_before > 0;
-            if has_data && !rebuild {
+            let comes_again = self.meta().spec.source == SourceKind::Couchbase;
+            if has_data && !rebuild && !comes_again {
                 return Err(IndexError::NeedsRebuild { bucket: self.name(), wanted: first.clone() });
             }
             let state = if has_data { IndexState::Building } else { IndexState::Ready };
@@ -314,13 +306,21 @@ impl Bucket {
         // All of them: a shard that was locked when an index was made has no instance of it yet.
         for shard in self.set.shards() {
             for inst in self.instances() {
-                shard.create_instance(inst, InstanceStart::AtShard)?;
+                shard.create_instance(inst, self.instance_start())?;
             }
         }
         Ok(())
     }
 
-    fn instances(&self) -> Vec<InstId> {
+    /// Where a new instance begins: files bring documents again as new changes, streams bring the old ones.
+    fn instance_start(&self) -> InstanceStart {
+        match self.meta().spec.source {
+            SourceKind::Files => InstanceStart::AtShard,
+            SourceKind::Couchbase => InstanceStart::Zero,
+        }
+    }
+
+    pub(super) fn instances(&self) -> Vec<InstId> {
         self.meta().indexes.iter().map(|entry| entry.inst).collect()
     }
 

@@ -144,6 +144,21 @@ pub enum IndexError {
         /// Changes that came before it was created, those of documents that changed again among them.
         before: u64,
     },
+    /// A second stream fills it.
+    #[error(
+        "cannot scan index `{index}`: it is being built, {covered} of {changes} changes are in it; follow bucket \
+         {bucket} until it is finished"
+    )]
+    Building {
+        /// The bucket.
+        bucket: BucketName,
+        /// The index.
+        index: IndexName,
+        /// Changes that it has seen.
+        covered: u64,
+        /// Changes that the bucket has seen.
+        changes: u64,
+    },
     /// Something is being ingested.
     #[error("cannot {doing} in bucket {bucket}: an ingest is under way; wait for it")]
     Busy {

@@ -14,7 +14,7 @@ use slog::{info, warn};
 use crate::event::{ByteBudget, EventBatch};
 use crate::pause::Refusal;
 use crate::projector::{
-    EndReason, Endpoint, Feed, FeedError, Keyspace, KvDataConfig, ShardEndpoint, WorkerStats,
+    EndReason, Endpoint, Engine, Feed, FeedError, Keyspace, KvDataConfig, ShardEndpoint, WorkerStats,
 };
 use crate::shard::{ApplyError, CommitError, Shard};
 use crate::source::{
@@ -24,12 +24,12 @@ use crate::thread::{self, Fin, FinHolder, JoinError, Panicked, Stopped, Thread, 
 use crate::timestamp::TsVbuuid;
 
 use super::bucket::Bucket;
-use super::meta::{BucketName, IndexState, MetaError};
+use super::meta::{BucketName, IndexEntry, IndexState, MetaError, SourceKind};
 
 /// How often the caller is told of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// What the end of an ingest may take after its limit has passed: to close, to join and to commit.
-const GRACE: Duration = Duration::from_secs(30);
+pub(super) const GRACE: Duration = Duration::from_secs(30);
 
 /// What is ingested, and how.
 #[derive(Debug, Clone)]
@@ -105,6 +105,17 @@ pub enum IngestError {
     Busy {
         /// The bucket.
         bucket: BucketName,
+    },
+    /// The bucket was made for something else.
+    #[error(
+        "cannot ingest files into bucket {bucket}: it was made for {kind} as its source, which is fixed; take another \
+         bucket"
+    )]
+    SourceKind {
+        /// The bucket.
+        bucket: BucketName,
+        /// What it was made for.
+        kind: SourceKind,
     },
     /// An index waits for its documents.
     #[error(
@@ -223,7 +234,7 @@ impl Bucket {
         let _only_one = self.ingesting.try_lock().ok_or_else(busy)?;
         self.admit(options)?;
         let start = self.start_positions();
-        let mut following = self.follow(inputs, options, &start, until)?;
+        let mut following = self.begin(inputs, options, &start, until)?;
         let mut on_progress = |at: IngestProgress| {
             // What is written meanwhile must not pile up behind a scan that somebody forgot.
             self.scans.end_old();
@@ -283,6 +294,9 @@ impl Bucket {
             None => {}
         }
         let meta = self.meta();
+        if meta.spec.source != SourceKind::Files {
+            return Err(IngestError::SourceKind { bucket, kind: meta.spec.source });
+        }
         let unfinished = meta.indexes.iter().find(|entry| entry.state == IndexState::Building);
         match unfinished.filter(|_| !options.rebuild) {
             Some(entry) => {
@@ -290,6 +304,14 @@ impl Bucket {
             }
             None => Ok(()),
         }
+    }
+
+    /// The engines of some indexes.
+    pub(super) fn engines_where(&self, wanted: impl Fn(&IndexEntry) -> bool) -> Vec<Engine> {
+        let meta = self.meta();
+        let engine =
+            |entry: &IndexEntry| Engine { inst: entry.inst, evaluator: Arc::new(entry.definition.clone()) };
+        meta.indexes.iter().filter(|entry| wanted(entry)).map(engine).collect()
     }
 
     fn explain(&self, broken: Broken, fin: Option<EndReason>, kept: u64) -> IngestError {
@@ -306,7 +328,7 @@ impl Bucket {
     }
 
     /// Builds the data path and starts the source.
-    fn follow(
+    fn begin(
         &self,
         inputs: Vec<Input>,
         options: &IngestOptions,
@@ -332,7 +354,7 @@ impl Bucket {
             shards: spec.shards,
             worker_queue_batches: self.config.queue_batches,
         };
-        let engines = self.engines();
+        let engines = self.engines_where(|_| true);
         let started =
             feed.start(&keyspace, generation, &kvdata_config, &endpoint, batches, engines, start, until);
         if let Err(error) = started {

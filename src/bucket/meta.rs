@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::durable::{self, AtPath, PathError, UnsealError};
 use crate::event::{VBUCKETS_MAX, VbUuid};
 use crate::index::IndexDefinition;
-use crate::pause::{AttemptId, BucketState, Event, Refusal};
+use crate::pause::{AttemptId, BucketState, Event, Membership, Refusal};
 use crate::shard::{InstId, StoreKind};
 
 /// The metadata's file within the bucket's folder.
@@ -79,12 +79,15 @@ impl fmt::Display for BucketName {
 pub enum SourceKind {
     /// Files of JSON lines.
     Files,
+    /// A bucket of a Couchbase cluster.
+    Couchbase,
 }
 
 impl fmt::Display for SourceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Files => "files",
+            Self::Couchbase => "couchbase",
         })
     }
 }
@@ -100,20 +103,44 @@ pub struct BucketSpec {
     pub store: StoreKind,
     /// Where changes come from.
     pub source: SourceKind,
+    /// Which of several processes follows the bucket, each a part of its vbuckets.
+    #[serde(default)]
+    pub membership: Membership,
 }
 
 impl Default for BucketSpec {
     fn default() -> Self {
-        Self { vbuckets: 1024, shards: 4, store: StoreKind::Lsm, source: SourceKind::Files }
+        Self {
+            vbuckets: 1024,
+            shards: 4,
+            store: StoreKind::Lsm,
+            source: SourceKind::Files,
+            membership: Membership::WHOLE,
+        }
     }
 }
 
 impl BucketSpec {
+    /// The vbuckets that this member has: of each shard as many as of any other, as far as the numbers allow.
+    pub fn member_vbs(self) -> std::ops::Range<u16> {
+        let Membership { member, of } = self.membership;
+        let edge = |number: u16| {
+            let (number, of) = (u32::from(number.min(of)), u32::from(of.max(1)));
+            // At most the number of vbuckets.
+            u16::try_from(u32::from(self.vbuckets) * number / of).unwrap_or(self.vbuckets)
+        };
+        edge(member.saturating_sub(1))..edge(member)
+    }
+
     /// What is wrong with the numbers, if something is; a bucket is not made with them.
     pub fn problem(self) -> Option<String> {
         let Self { vbuckets, shards, .. } = self;
         if vbuckets == 0 || vbuckets > VBUCKETS_MAX {
             return Some(format!("{vbuckets} vbuckets are out of range: give 1 to {VBUCKETS_MAX}"));
+        }
+        let Membership { member, of } = self.membership;
+        if member == 0 || member > of || of > vbuckets {
+            return Some(format!("there is no member {member} of {of} with {vbuckets} vbuckets"));
         }
         let most = vbuckets.min(SHARDS_MAX);
         (shards == 0 || shards > most)

@@ -68,7 +68,7 @@ pub enum PauseError {
     },
     /// An index is unfinished: there would be nothing to fill it from after a resume.
     #[error(
-        "cannot pause bucket {bucket}: index `{index}` is unfinished; finish it with --rebuild, or drop it"
+        "cannot pause bucket {bucket}: index `{index}` is unfinished; let an ingest finish it, or drop it"
     )]
     Unfinished {
         /// The bucket.

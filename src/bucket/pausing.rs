@@ -21,8 +21,8 @@ use slog::{debug, info, warn};
 use crate::durable::require_room;
 use crate::objstore::ObjectStore;
 use crate::pause::{
-    AttemptId, BucketState, Event, GRACE_DEFAULT, Manifest, ManifestFile, Membership, PauseId, Progress,
-    Refusal, list_pauses, probe,
+    AttemptId, BucketState, Event, GRACE_DEFAULT, Manifest, ManifestFile, PauseId, Progress, Refusal,
+    list_pauses, probe,
 };
 use crate::shard::store::ShardFile;
 use crate::shard::{MergeHold, Shard, ShardId, ShardLock, StoreKind, lock_all};
@@ -343,7 +343,7 @@ impl Bucket {
             shards: meta.spec.shards,
             store: meta.spec.store.to_string(),
             source: meta.spec.source.to_string(),
-            membership: Membership::WHOLE,
+            membership: meta.spec.membership,
             // Neither can fail: plain numbers and texts under text keys.
             definitions: serde_json::to_value(&meta).unwrap_or_default(),
             positions: serde_json::to_value(&positions).unwrap_or_default(),

@@ -7,7 +7,7 @@ use crate::thread::Until;
 
 use super::bucket::Bucket;
 use super::error::IndexError;
-use super::meta::IndexState;
+use super::meta::{IndexState, SourceKind};
 
 impl Bucket {
     /// Scans a part of an index, in key order or in reverse, as it is now.
@@ -30,6 +30,10 @@ impl Bucket {
         let meta = self.describe();
         if let BucketState::Paused { archive, evicted: true, .. } = meta.state {
             return Err(IndexError::Paused { doing: "scan", bucket: meta.name, archive });
+        }
+        if entry.state == IndexState::Building && meta.spec.source == SourceKind::Couchbase {
+            let (covered, changes) = (self.changes_of(entry.inst), self.changes());
+            return Err(IndexError::Building { bucket: meta.name, index: name.clone(), covered, changes });
         }
         if entry.state == IndexState::Building {
             let before = entry.changes_before;

@@ -65,7 +65,7 @@ pub(super) struct ArchiveArgs {
     #[arg(long, value_name = "URL", value_parser = parse_archive)]
     pub(super) archive: ArchiveUrl,
     #[command(flatten)]
-    how: TransferArgs,
+    pub(super) how: TransferArgs,
 }
 
 /// Whether something is done at all.
@@ -79,7 +79,7 @@ pub(super) struct DryRunArgs {
 /// How an archive is talked to.
 #[derive(Args)]
 #[command(next_help_heading = "Options of every archive")]
-struct TransferArgs {
+pub(super) struct TransferArgs {
     /// Server of `s3://` archives, such as <http://localhost:9000> [default: AWS, or `AWS_ENDPOINT_URL`]
     #[arg(long, value_name = "URL")]
     s3_endpoint: Option<String>,
@@ -106,24 +106,25 @@ impl ArchiveArgs {
     /// The archive, which has to be there.
     pub(super) fn open_existing(&self) -> anyhow::Result<Box<dyn ObjectStore>> {
         let archive = &self.archive;
-        archive.open_existing(&self.options()?)?.with_context(|| {
+        archive.open_existing(&self.how.options(archive)?)?.with_context(|| {
             format!("there is no archive {archive}; is its disk mounted, or is it in another place?")
         })
     }
+}
 
+impl TransferArgs {
     /// What the options and the environment say: this program takes credentials from where the AWS tools do.
-    pub(super) fn options(&self) -> anyhow::Result<ArchiveOptions> {
+    pub(super) fn options(&self, archive: &ArchiveUrl) -> anyhow::Result<ArchiveOptions> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let how = &self.how;
-        let region = how.s3_region.clone().or_else(|| variable("AWS_REGION"));
+        let region = self.s3_region.clone().or_else(|| variable("AWS_REGION"));
         let region =
             region.or_else(|| variable("AWS_DEFAULT_REGION")).unwrap_or_else(|| "us-east-1".to_owned());
-        let endpoint = how.s3_endpoint.clone().or_else(|| variable("AWS_ENDPOINT_URL_S3"));
+        let endpoint = self.s3_endpoint.clone().or_else(|| variable("AWS_ENDPOINT_URL_S3"));
         let mut s3 = S3Config::new("", region);
-        if let ArchiveUrl::S3 { .. } = self.archive {
+        if let ArchiveUrl::S3 { .. } = archive {
             s3.endpoint = endpoint.or_else(|| variable("AWS_ENDPOINT_URL"));
-            s3.path_style = how.s3_path_style;
-            s3.parallel = how.parallel;
+            s3.path_style = self.s3_path_style;
+            s3.parallel = self.parallel;
             s3.credentials = CredentialSource::usual(&variable);
             if let Some(path) = variable("AWS_CA_BUNDLE") {
                 let read = std::fs::read(&path);
@@ -132,6 +133,6 @@ impl ArchiveArgs {
                 );
             }
         }
-        Ok(ArchiveOptions { s3, bytes_per_second_max: how.rate_limit.map(|rate| rate.as_u64()) })
+        Ok(ArchiveOptions { s3, bytes_per_second_max: self.rate_limit.map(|rate| rate.as_u64()) })
     }
 }

@@ -1,4 +1,4 @@
-//! `ingest`: documents and changes from files or standard input into a bucket.
+//! `ingest`: documents and changes from files or standard input into a bucket, or from a cluster, which [`follow`] does.
 //!
 //! The words and the sources are looked at before anything is made, so that a slip of the fingers leaves neither a
 //! bucket nor an index behind.
@@ -15,10 +15,12 @@ use dormouse::bucket::{
 };
 use dormouse::index::{DefinitionError, Filter, IndexDefinition, IndexName};
 use dormouse::shard::StoreKind;
+use dormouse::source::dcp::{ClusterUrl, ClusterUrlError};
 use dormouse::source::{Input, ReplayFormat};
 
 use super::WordsOff;
 use super::args::{BucketArgs, Format};
+use super::follow::{self, ClusterArgs};
 use super::output::{Output, OutputError, say, time};
 use super::polled::Polled;
 use super::progress::Progress;
@@ -31,17 +33,22 @@ const PRIMARY: &str = "primary";
 /// Bad lines that are shown.
 const BAD_LINES_SHOWN: usize = 5;
 
-/// Read documents or changes into a bucket and its indexes
+/// Read documents or changes into a bucket and its indexes, or follow a bucket of a Couchbase cluster
 ///
-/// The bucket is made if it is not there. A file is always read from its start and may be read again: nothing is
+/// The bucket is made if it is not there. A cluster's bucket is followed until interrupted, or until what --once or
+/// --sleep-after says. A file is always read from its start and may be read again: nothing is
 /// skipped, and nothing is counted twice. Whatever ends an ingest, what was applied before is kept.
 #[derive(Args)]
 #[command(after_help = "Examples:
   dormouse ingest --data-dir d --bucket travel --index by_country=country,city airports.jsonl
-  zcat changes.jsonl.gz | dormouse ingest --data-dir d --bucket travel --changes -")]
+  zcat changes.jsonl.gz | dormouse ingest --data-dir d --bucket travel --changes -
+  dormouse ingest --data-dir d --bucket travel --index by_city=city --password-file p couchbase://me@node1/travel
+  dormouse ingest --data-dir d --bucket travel --sleep-after 10m --archive /var/archive couchbase://me@node1/travel")]
 pub(super) struct IngestArgs {
     #[command(flatten)]
-    target: BucketArgs,
+    pub(super) target: BucketArgs,
+    #[command(flatten)]
+    pub(super) cluster: ClusterArgs,
     /// Storage engine of the bucket's shards, fixed when the bucket is made [default: lsm]
     #[arg(long, value_enum)]
     store: Option<Store>,
@@ -75,7 +82,8 @@ pub(super) struct IngestArgs {
     /// Time after which a shard makes its newest changes durable
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     commit_interval: Duration,
-    /// Files of JSON lines, one document a line, as gzip if the name ends in .gz; - is standard input
+    /// Files of JSON lines, one document a line, as gzip if the name ends in .gz; - is standard input; or one bucket
+    /// of a cluster, `couchbase[s]://USER@host[:port]/bucket`
     #[arg(required = true, value_name = "SOURCE")]
     sources: Vec<PathBuf>,
 }
@@ -109,6 +117,10 @@ fn parse_index(text: &str) -> Result<IndexDefinition, DefinitionError> {
 }
 
 pub(super) fn run(args: &IngestArgs, session: &mut Session) -> anyhow::Result<()> {
+    if let Some(url) = args.cluster_url()? {
+        args.check_names()?;
+        return follow::run(args, &url, session);
+    }
     let spec = args.spec();
     if let Some(problem) = spec.problem() {
         return Err(WordsOff(problem).into());
@@ -117,9 +129,7 @@ pub(super) fn run(args: &IngestArgs, session: &mut Session) -> anyhow::Result<()
     let definitions = args.definitions()?;
     let inputs = open_sources(&args.sources)?;
     let data_dir = DataDir::open_or_create(&args.target.data_dir)?;
-    let mut config = session.bucket_config();
-    config.shards.commit_interval = args.commit_interval;
-    let bucket = open_or_create(&data_dir, args, spec, &config)?;
+    let bucket = open_or_create(&data_dir, args, spec, &args.config(session))?;
     let worked = ingest(&bucket, args, &definitions, inputs, session);
     let report = close_after(bucket, worked)?;
     if report.bad_lines > 0 {
@@ -133,8 +143,55 @@ pub(super) fn run(args: &IngestArgs, session: &mut Session) -> anyhow::Result<()
 }
 
 impl IngestArgs {
+    /// The cluster that is to be followed, if that is what is asked for.
+    fn cluster_url(&self) -> anyhow::Result<Option<ClusterUrl>> {
+        let is_url = |source: &&PathBuf| source.to_str().is_some_and(ClusterUrl::is_meant_by);
+        let Some(url) = self.sources.iter().find(is_url).and_then(|source| source.to_str()) else {
+            if self.cluster.is_used() {
+                return Err(
+                    WordsOff("an option is for a couchbase:// source, and there is none".to_owned()).into()
+                );
+            }
+            return Ok(None);
+        };
+        if self.sources.len() > 1 {
+            return Err(
+                WordsOff("a cluster is followed by itself; give no other source with it".to_owned()).into()
+            );
+        }
+        if self.changes || self.skip_bad || self.rebuild {
+            let text = "--changes, --skip-bad and --rebuild are for files; leave them out with a cluster";
+            return Err(WordsOff(text.to_owned()).into());
+        }
+        Ok(Some(url.parse().map_err(|error: ClusterUrlError| WordsOff(error.to_string()))?))
+    }
+
+    pub(super) fn config(&self, session: &Session) -> BucketConfig {
+        let mut config = session.bucket_config();
+        config.shards.commit_interval = self.commit_interval;
+        config
+    }
+
+    pub(super) fn vbuckets(&self) -> Option<u16> {
+        self.vbuckets
+    }
+
+    /// Makes the indexes that are asked for; without any, the primary one of a bucket that has none.
+    pub(super) fn ensure_indexes(
+        &self,
+        bucket: &Bucket,
+        definitions: &[IndexDefinition],
+    ) -> anyhow::Result<()> {
+        if !definitions.is_empty() {
+            bucket.ensure_indexes(definitions, self.rebuild)?;
+        } else if bucket.describe().indexes.is_empty() {
+            bucket.ensure_index(&IndexDefinition::primary(PRIMARY.parse()?), self.rebuild)?;
+        }
+        Ok(())
+    }
+
     /// What a bucket is made with.
-    fn spec(&self) -> BucketSpec {
+    pub(super) fn spec(&self) -> BucketSpec {
         let default = BucketSpec::default();
         BucketSpec {
             store: self.store.map_or(default.store, StoreKind::from),
@@ -145,7 +202,7 @@ impl IngestArgs {
     }
 
     /// The indexes that are asked for, with their filters. Without any there is the primary index, if it has one.
-    fn definitions(&self) -> anyhow::Result<Vec<IndexDefinition>> {
+    pub(super) fn definitions(&self) -> anyhow::Result<Vec<IndexDefinition>> {
         let mut definitions = self.indexes.clone();
         let of_primary = |(name, _): &(IndexName, Filter)| name.as_str() == PRIMARY;
         if definitions.is_empty() && self.filters.iter().any(of_primary) {
@@ -217,7 +274,7 @@ fn open_source(source: &Path) -> io::Result<Input> {
     Ok(Input::Path(source.to_owned()))
 }
 
-fn open_or_create(
+pub(super) fn open_or_create(
     data_dir: &DataDir,
     args: &IngestArgs,
     spec: BucketSpec,
@@ -231,6 +288,14 @@ fn open_or_create(
     differs(name, "shards", there.shards, args.shards)?;
     differs(name, "vbuckets", there.vbuckets, args.vbuckets)?;
     differs(name, "store", there.store, args.store.map(StoreKind::from))?;
+    differs(name, "member", there.membership, args.cluster.member())?;
+    if there.source != spec.source {
+        let (there, wanted) = (there.source, spec.source);
+        anyhow::bail!(
+            "cannot ingest into bucket {name} from {wanted}: it was made for {there} as its source, which is fixed; take \
+             another bucket"
+        );
+    }
     Ok(data_dir.open_bucket(name, config)?)
 }
 
@@ -257,11 +322,7 @@ fn ingest(
     inputs: Vec<Input>,
     session: &Session,
 ) -> anyhow::Result<IngestReport> {
-    if !definitions.is_empty() {
-        bucket.ensure_indexes(definitions, args.rebuild)?;
-    } else if bucket.describe().indexes.is_empty() {
-        bucket.ensure_index(&IndexDefinition::primary(PRIMARY.parse()?), args.rebuild)?;
-    }
+    args.ensure_indexes(bucket, definitions)?;
     let format = if args.changes {
         ReplayFormat::Changes
     } else {

@@ -17,6 +17,7 @@ mod archive;
 mod args;
 mod demo;
 mod drop;
+mod follow;
 mod ingest;
 mod output;
 mod pause;

@@ -2,10 +2,10 @@
 
 use anyhow::Context;
 use clap::Args;
-use dormouse::bucket::{Bucket, DataDir, PauseReport};
-use dormouse::objstore::{FileStore, ObjectStore};
+use dormouse::bucket::{Bucket, BucketName, DataDir, PauseReport};
+use dormouse::objstore::{ArchiveUrl, FileStore, ObjectStore};
 
-use super::args::{ArchiveArgs, BucketArgs, DryRunArgs, Format};
+use super::args::{ArchiveArgs, BucketArgs, DryRunArgs, Format, TransferArgs};
 use super::output::{files, time};
 use super::progress::Progress;
 use super::session::{Session, close_after};
@@ -36,29 +36,46 @@ pub(super) struct PauseArgs {
 pub(super) fn run(args: &PauseArgs, session: &mut Session) -> anyhow::Result<()> {
     let data_dir = DataDir::open(&args.target.data_dir)?;
     let bucket = data_dir.open_bucket(&args.target.bucket, &session.bucket_config())?;
-    let worked =
-        if args.only.dry_run { plan(&bucket, &args.into, session) } else { pause(&bucket, args, session) };
+    let into = (&args.into.archive, &args.into.how);
+    let worked = if args.only.dry_run {
+        plan(&bucket, into, session)
+    } else {
+        pause(&bucket, &args.target.bucket, into, args.evict, session)
+    };
     let report = close_after(bucket, worked)?;
     match session.format {
         Format::Json => session.out.json(&report)?,
-        Format::Table => session.out.line(describe(&report, args))?,
+        Format::Table => {
+            let text = describe(&report, &args.target.bucket, &args.into.archive, args.evict);
+            session.out.line(text)?;
+        }
     }
     Ok(())
 }
 
-fn pause(bucket: &Bucket, args: &PauseArgs, session: &Session) -> anyhow::Result<PauseReport> {
-    let name = &args.target.bucket;
+/// Pauses a bucket into an archive, which is made where there is none.
+pub(super) fn pause(
+    bucket: &Bucket,
+    name: &BucketName,
+    (archive, how): (&ArchiveUrl, &TransferArgs),
+    evict: bool,
+    session: &Session,
+) -> anyhow::Result<PauseReport> {
     let pausing = || format!("cannot pause bucket {name}");
-    let store = args.into.archive.open(&args.into.options()?).with_context(pausing)?;
+    let store = archive.open(&how.options(archive)?).with_context(pausing)?;
     let mut progress = Progress::new(format!("pausing bucket {name}"));
     let mut on_progress = |at: dormouse::pause::Progress| {
         progress.report(at.done_bytes, Some(at.total_bytes), " durable in the archive");
     };
-    Ok(bucket.pause(store.as_ref(), args.evict, &session.until, &mut on_progress)?)
+    Ok(bucket.pause(store.as_ref(), evict, &session.until, &mut on_progress)?)
 }
 
-fn plan(bucket: &Bucket, into: &ArchiveArgs, session: &Session) -> anyhow::Result<PauseReport> {
-    if let Some(store) = into.archive.open_existing(&into.options()?)? {
+fn plan(
+    bucket: &Bucket,
+    (archive, how): (&ArchiveUrl, &TransferArgs),
+    session: &Session,
+) -> anyhow::Result<PauseReport> {
+    if let Some(store) = archive.open_existing(&how.options(archive)?)? {
         return Ok(bucket.plan_pause(store.as_ref(), &session.until)?);
     }
     // An archive that is not there yet is as good as an empty one, and a dry run makes none.
@@ -67,8 +84,13 @@ fn plan(bucket: &Bucket, into: &ArchiveArgs, session: &Session) -> anyhow::Resul
     Ok(bucket.plan_pause(empty, &session.until)?)
 }
 
-fn describe(report: &PauseReport, args: &PauseArgs) -> String {
-    let (bucket, archive) = (&args.target.bucket, &args.into.archive);
+/// What a pause did, in a line.
+pub(super) fn describe(
+    report: &PauseReport,
+    bucket: &BucketName,
+    archive: &ArchiveUrl,
+    evict: bool,
+) -> String {
     let all = files(report.files, report.bytes);
     let uploaded = files(report.uploaded_files, report.uploaded_bytes);
     let Some(pause) = report.pause else {
@@ -76,7 +98,7 @@ fn describe(report: &PauseReport, args: &PauseArgs) -> String {
             "pausing bucket {bucket} would archive {all} in {archive}, of which {uploaded} are new there"
         );
     };
-    let evicted = if args.evict { "; the local data was removed" } else { "" };
+    let evicted = if evict { "; the local data was removed" } else { "" };
     format!(
         "paused bucket {bucket} as {pause} in {archive}: {all}, of which {uploaded} were uploaded, in {} ({} \
          locked){evicted}",

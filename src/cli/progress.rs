@@ -40,6 +40,21 @@ impl Progress {
         }
     }
 
+    /// Says how far work is that has no end to count up to.
+    pub(super) fn note(&mut self, text: &str) {
+        if self.has_bar {
+            if let Ok(style) = ProgressStyle::with_template("{prefix}: {msg}") {
+                self.bar.set_style(style);
+            }
+            self.bar.set_prefix(self.doing.clone());
+            self.bar.set_message(text.to_owned());
+            self.bar.tick();
+        } else if self.last_line.elapsed() >= LINE_INTERVAL {
+            self.last_line = Instant::now();
+            say(&format!("{}: {text}", self.doing));
+        }
+    }
+
     fn draw(&self, done_bytes: u64, total_bytes: Option<u64>, more: &str) {
         if self.bar.length() != total_bytes || self.bar.position() == 0 {
             let template = match total_bytes {

@@ -69,6 +69,18 @@ pub struct Membership {
     pub of: u16,
 }
 
+impl std::fmt::Display for Membership {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.member, self.of)
+    }
+}
+
+impl Default for Membership {
+    fn default() -> Self {
+        Self::WHOLE
+    }
+}
+
 impl Membership {
     /// The only member there is.
     pub const WHOLE: Self = Self { member: 1, of: 1 };

@@ -1,7 +1,8 @@
 //! Where workers send what they evaluated.
 //!
-//! Beside entries and positions an endpoint gets a note of all that happens to a stream as long as there is one: its
-//! begin, its end, refused requests, and an end as superseded where it begins again without one. A data path that
+//! Beside entries and positions an endpoint gets a note of all that happens to a stream: its begin, its end, refused
+//! requests, the end of a request that nobody answered, and an end as superseded where a stream begins again without
+//! one. A data path that
 //! ends takes nothing to its endpoint any more: what it has in hand is dropped, because its positions have not
 //! moved. The ends that it owes then go to the feed alone, and an endpoint takes the end of its data path for the
 //! end of every stream in it.

@@ -2,6 +2,7 @@
 
 pub(crate) mod buckets;
 pub(crate) mod cli;
+pub(crate) mod consumer;
 pub(crate) mod endpoint;
 pub(crate) mod followed;
 pub(crate) mod json;

@@ -1,4 +1,4 @@
-//! A bucket of one node that speaks the server's side of DCP over TCP, in this process.
+//! A bucket of one node or several that speak the server's side of DCP over TCP, in this process.
 //!
 //! It behaves as the recorded sessions show, and is stricter: whatever a consumer does that a real server would put
 //! up with, it notes as a fault, and [`Producer::check`] fails on them. Its frames are made from numbers here, not by
@@ -14,9 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse::event::{VbId, VbUuid};
-use dormouse::source::dcp::{DcpConfig, Login, Tls};
+use dormouse::source::dcp::{Cluster, DcpConfig, Login, NodeAddress, Tls};
 use dormouse::thread::{self, Cancel, Thread};
 use parking_lot::Mutex;
+use serde_json::json;
 
 use bucket::Vb;
 pub(crate) use bucket::What;
@@ -49,6 +50,7 @@ pub(crate) struct Behaviour {
 /// What is known of one connection.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Seen {
+    pub(crate) node: usize,
     pub(crate) name: String,
     pub(crate) controls: BTreeMap<String, String>,
     /// Bytes that count on the window, and those that were acknowledged.
@@ -65,6 +67,12 @@ pub(crate) struct Seen {
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) vbs: Vec<Vb>,
+    /// The nodes, and those that are down.
+    nodes: Vec<SocketAddr>,
+    pub(crate) down: BTreeSet<usize>,
+    /// The node of each vbucket.
+    pub(crate) owners: Vec<Option<usize>>,
+    revision: u64,
     pub(crate) behaviour: Behaviour,
     /// What consumers did wrong.
     pub(crate) faults: Vec<String>,
@@ -73,15 +81,51 @@ pub(crate) struct State {
     /// Bytes for the newest connection, as they are.
     injected: Vec<u8>,
     noops: u64,
+    /// Branches that were begun.
+    branches: u64,
     /// Starts that streams were asked for from.
     pub(crate) requests: Vec<(VbId, u64)>,
+}
+
+impl State {
+    /// The cluster's configuration.
+    fn map(&self) -> String {
+        // Whatever name the consumer knows this machine by.
+        let nodes: Vec<String> = self.nodes.iter().map(|node| format!("$HOST:{}", node.port())).collect();
+        let owners: Vec<[i32; 1]> =
+            self.owners.iter().map(|owner| [owner.map_or(-1, |node| i32::try_from(node).unwrap())]).collect();
+        let ports =
+            self.nodes.iter().map(|node| json!({ "services": { "kv": node.port(), "kvSSL": node.port() } }));
+        json!({
+            "rev": self.revision,
+            "revEpoch": 1,
+            "name": BUCKET_NAME,
+            "nodesExt": ports.collect::<Vec<_>>(),
+            "vBucketServerMap": { "serverList": nodes, "vBucketMap": owners },
+        })
+        .to_string()
+    }
+
+    fn is_at(&self, vb: u16, node: usize) -> bool {
+        let vb = usize::from(vb);
+        self.owners.get(vb) == Some(&Some(node)) && self.vbs[vb].is_active
+    }
 }
 
 pub(crate) struct Producer {
     pub(crate) address: SocketAddr,
     pub(crate) state: Arc<Mutex<State>>,
     stop: Cancel,
-    thread: Option<Thread<()>>,
+    threads: Vec<Thread<()>>,
+}
+
+/// The cluster that a producer at this address is a node of.
+pub(crate) fn cluster_at(address: SocketAddr, vbuckets: u16) -> Cluster {
+    let login = Login { user: USER.to_owned(), password: PASSWORD.to_owned(), plain_without_tls: false };
+    let mut connection = DcpConfig::new(address, BUCKET_NAME, vbuckets, login);
+    connection.step_timeout = Duration::from_secs(20);
+    let seed = NodeAddress { host: address.ip().to_string(), port: address.port() };
+    Cluster { seeds: vec![seed], connection }
 }
 
 /// A certificate authority and a server's key, both made for one test.
@@ -111,28 +155,69 @@ impl Producer {
     }
 
     pub(crate) fn start_with(vbuckets: u16, certificate: Option<&Certificate>) -> Self {
+        Self::start_nodes(vbuckets, 1, certificate)
+    }
+
+    /// Vbuckets are spread over the nodes in turn.
+    pub(crate) fn start_nodes(vbuckets: u16, nodes: usize, certificate: Option<&Certificate>) -> Self {
         let behaviour =
             Behaviour { mechanisms: "SCRAM-SHA512 SCRAM-SHA256 SCRAM-SHA1 PLAIN", ..Behaviour::default() };
         let vbs = (0..vbuckets).map(|vb| Vb::new(0xa000 + u64::from(vb))).collect();
-        let state = Arc::new(Mutex::new(State { vbs, behaviour, ..State::default() }));
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let address = listener.local_addr().unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let (stop, shared) = (Cancel::new(), Arc::clone(&state));
-        let (stopped, tls) = (stop.clone(), certificate.map(|certificate| Arc::clone(&certificate.config)));
-        let thread =
-            thread::spawn("test-producer", move || serve::accept(&listener, &shared, tls.as_ref(), &stopped))
-                .unwrap();
-        Self { address, state, stop, thread: Some(thread) }
+        let listeners: Vec<TcpListener> =
+            (0..nodes).map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap()).collect();
+        let addresses: Vec<SocketAddr> =
+            listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
+        let owners = (0..usize::from(vbuckets)).map(|vb| Some(vb % nodes)).collect();
+        let (address, revision) = (addresses[0], 1);
+        let state = State { vbs, behaviour, nodes: addresses, owners, revision, ..State::default() };
+        let (state, stop) = (Arc::new(Mutex::new(state)), Cancel::new());
+        let serve = |(node, listener): (usize, TcpListener)| {
+            listener.set_nonblocking(true).unwrap();
+            let (shared, stopped) = (Arc::clone(&state), stop.clone());
+            let tls = certificate.map(|certificate| Arc::clone(&certificate.config));
+            thread::spawn("test-producer", move || {
+                serve::accept(&listener, &shared, tls.as_ref(), node, &stopped);
+            })
+            .unwrap()
+        };
+        let threads = listeners.into_iter().enumerate().map(serve).collect();
+        Self { address, state, stop, threads }
+    }
+
+    /// A vbucket is on another node from now on, or on none.
+    pub(crate) fn move_vb(&self, vb: u16, node: Option<usize>) {
+        let mut state = self.state.lock();
+        state.owners[usize::from(vb)] = node;
+        state.revision += 1;
+    }
+
+    /// A node is gone, and answers nobody; or is there again.
+    pub(crate) fn set_down(&self, node: usize, is_down: bool) {
+        let mut state = self.state.lock();
+        if is_down {
+            state.down.insert(node);
+        } else {
+            state.down.remove(&node);
+        }
+    }
+
+    /// A vbucket goes back to a seqno, on a new branch.
+    pub(crate) fn fail_over(&self, vb: u16, seqno: u64) {
+        let mut state = self.state.lock();
+        state.branches += 1;
+        let branch = 0xb0_0000 + state.branches;
+        state.vbs[usize::from(vb)].fail_over(branch, seqno);
+    }
+
+    /// What a follower needs to follow it.
+    pub(crate) fn cluster(&self) -> Cluster {
+        let vbuckets = u16::try_from(self.state.lock().vbs.len()).unwrap();
+        cluster_at(self.address, vbuckets)
     }
 
     /// What a consumer needs to follow it.
     pub(crate) fn config(&self) -> DcpConfig {
-        let login = Login { user: USER.to_owned(), password: PASSWORD.to_owned(), plain_without_tls: false };
-        let vbuckets = u16::try_from(self.state.lock().vbs.len()).unwrap();
-        let mut config = DcpConfig::new(self.address, BUCKET_NAME, vbuckets, login);
-        config.step_timeout = Duration::from_secs(20);
-        config
+        self.cluster().connection
     }
 
     pub(crate) fn config_with(&self, certificate: &Certificate) -> DcpConfig {
@@ -183,6 +268,15 @@ impl Producer {
         self.state.lock().vbs[usize::from(vb)].high
     }
 
+    pub(crate) fn highs(&self) -> Vec<u64> {
+        self.state.lock().vbs.iter().map(|vb| vb.high).collect()
+    }
+
+    /// The documents of the default collection, with their values.
+    pub(crate) fn contents(&self) -> BTreeMap<String, Vec<u8>> {
+        self.state.lock().vbs.iter().flat_map(Vb::contents).collect()
+    }
+
     /// The documents of the default collection.
     pub(crate) fn documents(&self) -> BTreeSet<String> {
         self.state.lock().vbs.iter().flat_map(Vb::documents).collect()
@@ -204,7 +298,7 @@ impl Producer {
 
     fn end(&mut self) {
         self.stop.cancel();
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             thread.join(&watchdog()).unwrap();
         }
     }

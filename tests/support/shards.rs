@@ -13,7 +13,7 @@ use dormouse::shard::{
 use dormouse::timestamp::Position;
 use slog::{Discard, Logger, o};
 
-use super::watchdog;
+use super::{eventually, watchdog};
 
 pub(crate) const VBUCKETS: u16 = 8;
 
@@ -65,7 +65,16 @@ pub(crate) fn try_open(
 }
 
 pub(crate) fn open(kind: StoreKind, folder: &Path, shards: u16, config: &ShardSetConfig) -> ShardSet {
-    try_open(kind, folder, shards, config).unwrap()
+    let mut opened = None;
+    // A process that another test starts at the same time holds the locks of this one's files until its program runs.
+    eventually("the shards are free", || {
+        opened = match try_open(kind, folder, shards, config) {
+            Err(OpenError::InUse { .. }) => None,
+            set => Some(set.unwrap()),
+        };
+        opened.is_some()
+    });
+    opened.unwrap()
 }
 
 /// New shards with the instances 1 and 2, which are durable.

@@ -17,8 +17,8 @@ use crossbeam::channel::{Receiver, Sender, select_biased};
 use parking_lot::Mutex;
 use slog::{Logger, info, warn};
 
-use crate::event::{Seqno, VbId};
-use crate::shard::InstId;
+use crate::event::{Generation, Seqno, VbId};
+use crate::shard::{InstId, ShardId};
 use crate::thread::{self, Cancel, Fin, FinHolder, RecvError, Until};
 use crate::timestamp::TsVbuuid;
 
@@ -47,8 +47,10 @@ pub(super) enum Request {
 /// What the workers have to take up between two batches.
 pub(super) enum Change {
     AddEngines(Vec<Engine>),
+    AddEnginesTo(ShardId, Vec<Engine>),
     DeleteEngines(Vec<InstId>),
     Tune(Tuning),
+    Fence(ShardId, Generation),
 }
 
 /// A change that the workers are taking up.
@@ -136,13 +138,18 @@ impl GenServer {
     fn begin(&self, changes: &mut Changes, change: Change, reply: Reply<InstallPoint>) {
         let order = match change {
             Change::Tune(tuning) => Order::Tune(tuning),
+            Change::Fence(shard, generation) => Order::Fence(shard, generation),
             Change::AddEngines(engines) => {
                 changes.engines = changes.engines.with(&engines);
-                Order::Swap(Arc::new(changes.engines.clone()))
+                Order::Swap(Arc::new(changes.engines.clone()), None)
+            }
+            // Those that all shards have stay as they are: the next change of them takes the place of this one.
+            Change::AddEnginesTo(shard, engines) => {
+                Order::Swap(Arc::new(changes.engines.with(&engines)), Some(shard))
             }
             Change::DeleteEngines(instances) => {
                 changes.engines = changes.engines.without(&instances);
-                Order::Swap(Arc::new(changes.engines.clone()))
+                Order::Swap(Arc::new(changes.engines.clone()), None)
             }
         };
         for worker in &self.workers {

@@ -15,7 +15,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, select_biased};
 use parking_lot::Mutex;
 use slog::{Logger, o};
 
-use crate::event::{EventBatch, Seqno, VbId};
+use crate::event::{EventBatch, Generation, Seqno, VbId};
 use crate::shard::{InstId, ShardId};
 use crate::thread::{self, Cancel, Fin, Panicked, Roster, Stopped, Thread, Until, fin};
 use crate::timestamp::TsVbuuid;
@@ -248,6 +248,17 @@ impl KvData {
         self.change(Change::AddEngines(engines), until)
     }
 
+    /// Adds engines for the vbuckets of one shard alone, between two batches: to hand instances over that another data
+    /// path has filled, shard by shard. [`KvData::add_engines`] then adds them for good.
+    pub fn add_engines_to(
+        &self,
+        shard: ShardId,
+        engines: Vec<Engine>,
+        until: &Until,
+    ) -> Result<(), RequestError> {
+        self.change(Change::AddEnginesTo(shard, engines), until).map(drop)
+    }
+
     /// Removes the engines of `instances` between two batches; those that are not there do not matter. Gives
     /// back, for each vbucket with a stream, the last seqno that they have seen.
     pub fn delete_engines(
@@ -261,6 +272,13 @@ impl KvData {
     /// Replaces the workers' tuning between two batches.
     pub fn reset_config(&self, tuning: Tuning, until: &Until) -> Result<(), RequestError> {
         self.change(Change::Tune(tuning), until).map(drop)
+    }
+
+    /// Writes to `shard` in another generation from now on: the one that it was given when it was rolled back. Its
+    /// streams have ended before, and what they brought is applied: what comes later of an older one is refused by
+    /// the shard, and ends the data path.
+    pub fn fence(&self, shard: ShardId, generation: Generation, until: &Until) -> Result<(), RequestError> {
+        self.change(Change::Fence(shard, generation), until).map(drop)
     }
 
     fn change(&self, change: Change, until: &Until) -> Result<Vec<(VbId, Seqno)>, RequestError> {

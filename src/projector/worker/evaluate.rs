@@ -109,8 +109,10 @@ pub(super) struct Evaluation {
     number: u16,
     workers: u16,
     shards: u16,
-    generation: Generation,
-    engines: Arc<EngineSet>,
+    /// For each lane, what its batches are stamped with.
+    generations: Vec<Generation>,
+    /// For each lane, what its events are evaluated with.
+    engines: Vec<Arc<EngineSet>>,
     streams: Vec<Option<Stream>>,
     marks: Vec<Mark>,
     keys: KeyList,
@@ -137,12 +139,14 @@ struct Quarantine {
 
 impl Evaluation {
     pub(super) fn new(config: &WorkerConfig, stats: Arc<WorkerStats>, logger: Logger) -> Self {
+        let workers = config.workers.max(1);
+        let lanes = usize::from(config.shards.saturating_sub(config.number).div_ceil(workers));
         Self {
             number: config.number,
-            workers: config.workers.max(1),
+            workers,
             shards: config.shards,
-            generation: config.generation,
-            engines: Arc::default(),
+            generations: vec![config.generation; lanes],
+            engines: vec![Arc::default(); lanes],
             streams: vec![None; usize::from(config.vbuckets)],
             marks: vec![Mark::default(); usize::from(config.vbuckets)],
             keys: KeyList::default(),
@@ -156,12 +160,34 @@ impl Evaluation {
         }
     }
 
-    pub(super) fn set_engines(&mut self, engines: Arc<EngineSet>) {
-        self.engines = engines;
+    pub(super) fn set_engines(&mut self, engines: &Arc<EngineSet>, shard: Option<ShardId>) {
+        match shard {
+            None => self.engines.fill(Arc::clone(engines)),
+            Some(shard) => {
+                let lane = self.lane_of(shard);
+                if let Some(current) = lane.and_then(|lane| self.engines.get_mut(lane)) {
+                    *current = Arc::clone(engines);
+                }
+            }
+        }
+    }
+
+    /// The lane of a shard, if it is one of this worker's.
+    fn lane_of(&self, shard: ShardId) -> Option<usize> {
+        let from_first = shard.0.checked_sub(self.number)?;
+        (from_first % self.workers == 0).then_some(usize::from(from_first / self.workers))
     }
 
     pub(super) fn set_quarantine_log_interval(&mut self, interval: Duration) {
         self.quarantine_log_interval = interval;
+    }
+
+    /// Stamps what is written to one of this worker's shards with another generation from now on.
+    pub(super) fn fence(&mut self, shard: ShardId, generation: Generation) {
+        let lane = self.lane_of(shard);
+        if let Some(current) = lane.and_then(|lane| self.generations.get_mut(lane)) {
+            *current = generation;
+        }
     }
 
     /// The highest seqno of each stream that was evaluated.
@@ -177,20 +203,23 @@ impl Evaluation {
         spare: &mut Spare,
     ) -> Vec<Option<Box<WriteBatch>>> {
         self.batches += 1;
-        // Taken once: all workers share the set's counter, and touching it for each document would cost more than
-        // the rest of the way.
-        let engines = Arc::clone(&self.engines);
-        let with = With { buffer: &scattered.batch.buffer, engines: &engines };
-        let lanes = usize::from((self.shards.saturating_sub(self.number)).div_ceil(self.workers));
-        let mut batches: Vec<Option<Box<WriteBatch>>> = Vec::with_capacity(lanes);
-        batches.resize_with(lanes, || None);
+        // Taken out once: all workers share the sets' counters, and touching one for each document would cost more
+        // than the rest of the way.
+        let engines = std::mem::take(&mut self.engines);
+        let mut batches: Vec<Option<Box<WriteBatch>>> = Vec::with_capacity(self.generations.len());
+        batches.resize_with(self.generations.len(), || None);
         for index in &scattered.events {
             let Some(event) = scattered.batch.events.get(*index as usize) else { continue };
             let lane = usize::from((ShardId::of_vb(event.vb, self.shards).0 - self.number) / self.workers);
-            if let Some(batch) = batches.get_mut(lane) {
-                self.take(event, &with, batch, spare);
+            let (generation, engines) = (self.generations.get(lane).copied(), engines.get(lane));
+            if let (Some(batch), Some(generation), Some(engines)) =
+                (batches.get_mut(lane), generation, engines)
+            {
+                let with = With { buffer: &scattered.batch.buffer, engines };
+                self.take(event, generation, &with, batch, spare);
             }
         }
+        self.engines = engines;
         self.stats.add(std::mem::take(&mut self.counts));
         batches
     }
@@ -198,6 +227,7 @@ impl Evaluation {
     fn take(
         &mut self,
         event: &DcpEvent,
+        generation: Generation,
         with: &With<'_>,
         batch: &mut Option<Box<WriteBatch>>,
         spare: &mut Spare,
@@ -206,7 +236,7 @@ impl Evaluation {
         let (Some(slot), Some(mark)) = (self.streams.get_mut(vb), self.marks.get_mut(vb)) else { return };
         let batch = batch.get_or_insert_with(|| {
             let mut empty = spare.pop().unwrap_or_default();
-            empty.generation = self.generation;
+            empty.generation = generation;
             empty.instances = with.engines.instances();
             empty
         });
@@ -222,6 +252,10 @@ impl Evaluation {
         }
         let Some(stream) = slot else {
             self.counts.without_stream += 1;
+            if let EventKind::StreamEnd { .. } = event.kind {
+                // That of a request that nobody answered.
+                batch.notes.push(*event);
+            }
             return;
         };
         match event.kind {

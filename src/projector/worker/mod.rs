@@ -15,6 +15,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use slog::Logger;
 
 use crate::event::{EventBatch, Generation, Seqno, VbId};
+use crate::shard::ShardId;
 use crate::shard::batch::WriteBatch;
 use crate::thread::{FinHolder, JoinError, Panicked, Roster, Thread, Until, fin};
 
@@ -32,17 +33,20 @@ pub(super) struct Scattered {
 /// What a data thread does between two batches. It answers each with [`Installed`].
 #[derive(Clone)]
 pub(super) enum Order {
-    /// Evaluate with this set from now on.
-    Swap(Arc<EngineSet>),
+    /// Evaluate with this set from now on, for one shard or for all.
+    Swap(Arc<EngineSet>, Option<ShardId>),
     /// Work with these numbers from now on.
     Tune(Tuning),
+    /// What is written to this shard is of this generation from now on.
+    Fence(ShardId, Generation),
 }
 
 impl Order {
     fn name(&self) -> &'static str {
         match self {
-            Self::Swap(_) => "evaluate with other engines",
+            Self::Swap(..) => "evaluate with other engines",
             Self::Tune(_) => "work with other numbers",
+            Self::Fence(..) => "write to a shard in another generation",
         }
     }
 }

@@ -178,11 +178,12 @@ impl Run {
 
     fn carry_out(&mut self, order: Order) {
         match order {
-            Order::Swap(engines) => self.evaluation.set_engines(engines),
+            Order::Swap(engines, shard) => self.evaluation.set_engines(&engines, shard),
             Order::Tune(tuning) => {
                 self.tuning = tuning;
                 self.evaluation.set_quarantine_log_interval(tuning.quarantine_log_interval);
             }
+            Order::Fence(shard, generation) => self.evaluation.fence(shard, generation),
         }
         let answer = Installed { evaluated: self.evaluation.evaluated() };
         // One order is under way at a time and the channel has room for an answer of each worker; nobody waits

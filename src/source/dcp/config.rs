@@ -102,25 +102,36 @@ pub struct Tls {
     pub(super) server: ServerName<'static>,
 }
 
+fn wrong(error: impl fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, error.to_string())
+}
+
+fn server_name(host: &str) -> io::Result<ServerName<'static>> {
+    ServerName::try_from(host.to_owned()).map_err(|e| wrong(format!("{host}: {e}")))
+}
+
 impl Tls {
     /// Trusts the certificate authorities in `authorities_pem` alone, for a server of the name `host`.
     pub fn new(host: &str, authorities_pem: &[u8]) -> io::Result<Self> {
-        let wrong = |error: String| io::Error::new(io::ErrorKind::InvalidInput, error);
         let mut roots = RootCertStore::empty();
         for authority in CertificateDer::pem_slice_iter(authorities_pem) {
             let authority = authority.map_err(|e| wrong(format!("no certificate authority: {e}")))?;
             roots.add(authority).map_err(|e| wrong(format!("no certificate authority: {e}")))?;
         }
         if roots.is_empty() {
-            return Err(wrong("there is no certificate authority in it".to_owned()));
+            return Err(wrong("there is no certificate authority in it"));
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|e| wrong(e.to_string()))?
+            .map_err(wrong)?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let server = ServerName::try_from(host.to_owned()).map_err(|e| wrong(format!("{host}: {e}")))?;
-        Ok(Self { config: Arc::new(config), server })
+        Ok(Self { config: Arc::new(config), server: server_name(host)? })
+    }
+
+    /// Trusts the same authorities, for a server of another name.
+    pub fn for_host(&self, host: &str) -> io::Result<Self> {
+        Ok(Self { config: Arc::clone(&self.config), server: server_name(host)? })
     }
 }

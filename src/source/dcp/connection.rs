@@ -16,24 +16,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam::channel::Sender;
+use crossbeam::channel::{Receiver, Sender, TryRecvError};
 use parking_lot::Mutex;
 use slog::{Logger, info, o, warn};
 
-use super::answer::{FailoverLog, said, vb_seqnos};
+use super::answer::{FailoverLog, vb_seqnos};
 use super::assembler::Assembler;
 use super::config::DcpConfig;
 use super::error::{DcpEnd, DcpRequestError, OpenError};
 use super::frame::FRAME_BYTES_MAX;
 use super::handshake::{self, Opened};
 use super::leb128::CollectionId;
-use super::opcode::{Opcode, Status};
+use super::opcode::Opcode;
 use super::queue::{Next, Queue, Ready};
 use super::reader::{Reader, Streams};
 use super::request::{Request, StreamRequest};
 use super::socket::Socket;
 use super::stats::{DcpStats, add};
-use super::streams::Book;
+use super::streams::{Answer, Book};
 use crate::event::{ByteBudget, EventBatch, Generation, Seqno, VbId};
 use crate::thread::{self, Cancel, Fin, FinHolder, JoinError, RecvError, Roster, Thread, Until, fin};
 
@@ -192,11 +192,20 @@ impl Connection {
         FailoverLog::decode(&value).map_err(|error| DcpRequestError::Answer { opcode, error })
     }
 
-    /// The last seqno of each vbucket that is active on the node.
+    /// The last seqno of each vbucket that is active on the node, whatever collection it is in.
     pub fn vb_seqnos(&self, until: &Until) -> Result<Vec<(VbId, Seqno)>, DcpRequestError> {
         let opcode = Opcode::GET_ALL_VB_SEQNOS;
-        let value = self.call(opcode, &Request::VbSeqnos, until)?;
+        let value = self.call(opcode, &Request::VbSeqnos(None), until)?;
         vb_seqnos(&value).map_err(|error| DcpRequestError::Answer { opcode, error })
+    }
+
+    /// Asks for the last seqno that the collection has in each vbucket that is active on the node, and waits for
+    /// nothing.
+    pub fn ask_vb_seqnos(&self) -> Result<SeqnosAnswer, DcpRequestError> {
+        let opcode = Opcode::GET_ALL_VB_SEQNOS;
+        let (opaque, answer) = self.shared.book.call(opcode)?;
+        self.send(opcode, &Request::VbSeqnos(Some(self.collection)), opaque)?;
+        Ok(SeqnosAnswer(answer))
     }
 
     /// The cluster's configuration as it is now, in JSON.
@@ -216,10 +225,7 @@ impl Connection {
                 DcpRequestError::Stopped { opcode, why }
             }
         })?;
-        match answer.status {
-            Status::SUCCESS => Ok(answer.value),
-            status => Err(DcpRequestError::Refused { opcode, status, said: said(&answer.value) }),
-        }
+        answer.value(opcode)
     }
 
     /// A write ends at the socket's deadline. One that fails ends the connection, which ends what was asked for.
@@ -259,6 +265,26 @@ impl Connection {
         }
         let threads = self.roster.running();
         if threads.is_empty() { Ok(end) } else { Err(DcpStillRunning { threads }) }
+    }
+}
+
+/// Seqnos that were asked for.
+pub struct SeqnosAnswer(Receiver<Answer>);
+
+impl SeqnosAnswer {
+    /// The answer, once it is there. It is given once.
+    pub fn take(&self) -> Option<Result<Vec<(VbId, Seqno)>, DcpRequestError>> {
+        let opcode = Opcode::GET_ALL_VB_SEQNOS;
+        let answer = match self.0.try_recv() {
+            Ok(answer) => answer.value(opcode),
+            Err(TryRecvError::Empty) => return None,
+            Err(TryRecvError::Disconnected) => Err(DcpRequestError::Closed(opcode)),
+        };
+        Some(
+            answer.and_then(|value| {
+                vb_seqnos(&value).map_err(|error| DcpRequestError::Answer { opcode, error })
+            }),
+        )
     }
 }
 

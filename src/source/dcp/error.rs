@@ -81,7 +81,11 @@ impl OpenCause {
     /// Whether another try, later, may be worth it.
     pub fn is_temporary(&self) -> bool {
         match self {
-            Self::Io(_) | Self::Silent | Self::Closed => true,
+            // A server that does not prove who it is will not do so later.
+            Self::Io(error) => {
+                error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()).is_none()
+            }
+            Self::Silent | Self::Closed => true,
             Self::Refused { status, .. } => matches!(*status, Status::TMPFAIL | Status::ENOMEM),
             _ => false,
         }

@@ -54,10 +54,34 @@ struct Talk<'a> {
 
 /// Connects and agrees on everything.
 pub(super) fn open(config: &DcpConfig, name: &str, until: &Until) -> Result<Opened, OpenError> {
-    let at = |step: &str| {
-        let (address, step) = (config.address, step.to_owned());
-        move |cause| OpenError { address, step, cause }
-    };
+    let at = |step: &str| at_step(config, step);
+    let (mut talk, cluster_config) = greet(config, until)?;
+    let open = Request::DcpOpen { name, flags: OPEN_FLAGS };
+    talk.ask(&open).map_err(at("opening DCP"))?;
+    for (name, value) in talk.controls() {
+        let control = Request::Control { name, value: &value };
+        talk.ask(&control).map_err(at(&format!("setting {name} to {value}")))?;
+    }
+    let quiet = config.noop_interval.saturating_mul(2);
+    talk.socket.set_read_timeout(quiet).map_err(|e| at("connecting")(e.into()))?;
+    Ok(Opened { socket: talk.socket, half: talk.half, rest: talk.read, cluster_config })
+}
+
+/// The cluster's configuration, in JSON, over a connection of its own that is closed again.
+pub(super) fn cluster_config(config: &DcpConfig, until: &Until) -> Result<String, OpenError> {
+    let (talk, cluster_config) = greet(config, until)?;
+    talk.socket.shut_down();
+    Ok(cluster_config)
+}
+
+fn at_step(config: &DcpConfig, step: &str) -> impl FnOnce(OpenCause) -> OpenError + use<> {
+    let (address, step) = (config.address, step.to_owned());
+    move |cause| OpenError { address, step, cause }
+}
+
+/// Connects, logs in, selects the bucket, and asks for the cluster's configuration.
+fn greet<'a>(config: &'a DcpConfig, until: &'a Until) -> Result<(Talk<'a>, String), OpenError> {
+    let at = |step: &str| at_step(config, step);
     let step = Instant::now() + config.step_timeout;
     let tcp = Socket::connect(config.address, step, until).map_err(at("connecting"))?;
     let (socket, half) =
@@ -69,16 +93,7 @@ pub(super) fn open(config: &DcpConfig, name: &str, until: &Until) -> Result<Open
     talk.ask(&Request::SelectBucket(&config.bucket)).map_err(at("selecting the bucket"))?;
     let cluster_config =
         talk.ask(&Request::ClusterConfig).map_err(at("asking for the cluster's configuration"))?;
-    let open = Request::DcpOpen { name, flags: OPEN_FLAGS };
-    talk.ask(&open).map_err(at("opening DCP"))?;
-    for (name, value) in talk.controls() {
-        let control = Request::Control { name, value: &value };
-        talk.ask(&control).map_err(at(&format!("setting {name} to {value}")))?;
-    }
-    let cluster_config = String::from_utf8_lossy(&cluster_config).into_owned();
-    let quiet = config.noop_interval.saturating_mul(2);
-    talk.socket.set_read_timeout(quiet).map_err(|e| at("connecting")(e.into()))?;
-    Ok(Opened { socket: talk.socket, half: talk.half, rest: talk.read, cluster_config })
+    Ok((talk, String::from_utf8_lossy(&cluster_config).into_owned()))
 }
 
 impl Talk<'_> {

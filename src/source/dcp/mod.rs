@@ -4,18 +4,21 @@
 //! read, borrow from what was read, and know nothing of sockets. A [`Connection`] speaks them to one node: it makes
 //! batches of the streams that it is asked for, and sends them where the data path takes them.
 //!
-//! Which node has which vbucket, where streams begin, and what becomes of one that ended is decided above: a
-//! connection tells everything that happens to a stream as an event, and asks for nothing by itself.
+//! Which node has which vbucket stands in a [`ClusterMap`], which any node of a [`Cluster`] gives. Where streams begin,
+//! and what becomes of one that ended, is decided above: a connection tells everything that happens to a stream as an
+//! event, and asks for nothing by itself.
 
 mod answer;
 mod assembler;
 mod body;
+mod cluster;
 mod config;
 mod connection;
 mod error;
 mod frame;
 mod handshake;
 mod leb128;
+mod map;
 mod message;
 mod opcode;
 mod queue;
@@ -25,17 +28,21 @@ mod sasl;
 mod socket;
 mod stats;
 mod streams;
+mod url;
 
 pub use answer::{AnswerError, FailoverLog, features, stream_status, vb_seqnos};
 pub use body::{Body, BodyError, Xattrs};
+pub use cluster::{Cluster, ClusterCause, ClusterError};
 pub use config::{DcpConfig, Login, NAME_BYTES_MAX, Tls};
-pub use connection::{Connection, DcpOutput, DcpStillRunning};
+pub use connection::{Connection, DcpOutput, DcpStillRunning, SeqnosAnswer};
 pub use error::{ConnectionError, DcpEnd, DcpRequestError, OpenCause, OpenError};
 pub use frame::{Decoded, FRAME_BYTES_MAX, Frame, FrameError, HEADER_BYTES, Magic};
 pub use leb128::CollectionId;
+pub use map::{ClusterMap, MapError};
 pub use message::{
     DocumentKey, Message, MessageError, Mutation, Removal, SnapshotMarker, SystemMessage, SystemSubject,
 };
 pub use opcode::{Feature, Opcode, Status};
 pub use request::{Request, StreamRequest};
 pub use stats::DcpStats;
+pub use url::{ClusterUrl, ClusterUrlError, NodeAddress};

@@ -81,8 +81,8 @@ pub enum Request<'a> {
     CloseStream(VbId),
     /// A vbucket's branches.
     FailoverLog(VbId),
-    /// The last seqno of each active vbucket.
-    VbSeqnos,
+    /// The last seqno of each active vbucket, of one collection or of the whole bucket.
+    VbSeqnos(Option<CollectionId>),
     /// So many bytes were taken.
     BufferAck(u32),
     /// The answer to a noop.
@@ -128,7 +128,11 @@ impl Request<'_> {
             }
             Self::CloseStream(vb) => put(Opcode::DCP_CLOSE_STREAM, vb.0, &[], &[], &[], out),
             Self::FailoverLog(vb) => put(Opcode::DCP_FAILOVER_LOG, vb.0, &[], &[], &[], out),
-            Self::VbSeqnos => put(Opcode::GET_ALL_VB_SEQNOS, 0, &STATE_ACTIVE.to_be_bytes(), &[], &[], out),
+            Self::VbSeqnos(collection) => {
+                let mut extras = STATE_ACTIVE.to_be_bytes().to_vec();
+                extras.extend(collection.iter().flat_map(|id| id.0.to_be_bytes()));
+                put(Opcode::GET_ALL_VB_SEQNOS, 0, &extras, &[], &[], out)
+            }
             Self::BufferAck(bytes) => put(Opcode::DCP_BUFFER_ACK, 0, &bytes.to_be_bytes(), &[], &[], out),
             Self::NoopAnswer => put(Opcode::DCP_NOOP, 0, &[], &[], &[], out),
         }

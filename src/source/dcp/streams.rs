@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
+use super::answer::said;
 use super::error::DcpRequestError;
 use super::opcode::{Opcode, Status};
 use crate::event::{Seqno, VbId};
@@ -19,6 +20,16 @@ use crate::event::{Seqno, VbId};
 pub(super) struct Answer {
     pub(super) status: Status,
     pub(super) value: Vec<u8>,
+}
+
+impl Answer {
+    /// Its value, where it is a success.
+    pub(super) fn value(self, opcode: Opcode) -> Result<Vec<u8>, DcpRequestError> {
+        match self.status {
+            Status::SUCCESS => Ok(self.value),
+            status => Err(DcpRequestError::Refused { opcode, status, said: said(&self.value) }),
+        }
+    }
 }
 
 /// What an answer is for.

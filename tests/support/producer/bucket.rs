@@ -61,16 +61,19 @@ impl Vb {
     }
 
     pub(super) fn documents(&self) -> Vec<String> {
-        let mut documents = BTreeMap::new();
+        self.contents().into_keys().collect()
+    }
+
+    pub(super) fn contents(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut contents = BTreeMap::new();
         for change in self.history.iter().filter(|change| change.collection == 0) {
-            let is_there = match change.what {
-                What::Put { .. } => true,
-                What::Delete | What::Expire => false,
-                What::System { .. } => continue,
-            };
-            documents.insert(change.key.clone(), is_there);
+            match &change.what {
+                What::Put { value, .. } => drop(contents.insert(change.key.clone(), value.clone())),
+                What::Delete | What::Expire => drop(contents.remove(&change.key)),
+                What::System { .. } => {}
+            }
         }
-        documents.into_iter().filter(|(_, is_there)| *is_there).map(|(key, _)| key).collect()
+        contents
     }
 
     pub(super) fn log_bytes(&self) -> Vec<u8> {
@@ -80,12 +83,15 @@ impl Vb {
             .collect()
     }
 
+    /// The last change of a collection.
+    pub(super) fn high_of(&self, collection: u32) -> u64 {
+        let of_collection = |change: &&Change| change.collection == collection;
+        self.history.iter().rev().find(of_collection).map_or(0, |change| change.seqno)
+    }
+
     /// As the KV engine judges a request.
-    pub(super) fn judge(&self, [start, end, vbuuid, snap_start, snap_end]: [u64; 5], flags: u32) -> Verdict {
+    pub(super) fn judge(&self, [start, end, vbuuid, snap_start, snap_end]: [u64; 5]) -> Verdict {
         let rollback = |to: u64| Verdict::Refuse(0x23, to.to_be_bytes().to_vec());
-        if !self.is_active && flags & 0x10 != 0 {
-            return Verdict::Refuse(0x07, b"{\"rev\":2}".to_vec());
-        }
         if start > end || snap_start > start || start > snap_end {
             return Verdict::Refuse(0x22, Vec::new());
         }
@@ -117,6 +123,8 @@ pub(super) struct Stream {
     pub(super) opaque: u32,
     pub(super) end: u64,
     pub(super) collection: Option<u32>,
+    /// The branch that it follows.
+    branch: u64,
     /// Everything up to here was queued.
     at: u64,
     is_first: bool,
@@ -125,12 +133,19 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(vb: u16, opaque: u32, start: u64, end: u64, collection: Option<u32>) -> Self {
+    pub(super) fn new(
+        vb: u16,
+        opaque: u32,
+        (start, end): (u64, u64),
+        collection: Option<u32>,
+        branch: u64,
+    ) -> Self {
         Self {
             vb,
             opaque,
             end,
             collection,
+            branch,
             at: start,
             is_first: true,
             queued: VecDeque::new(),
@@ -192,17 +207,25 @@ impl Stream {
     }
 
     /// Queues the next snapshot, if there is something.
-    pub(super) fn advance(&mut self, vb: &Vb, oso: bool, compresses: bool) {
-        if self.is_ended || !self.queued.is_empty() {
+    pub(super) fn advance(&mut self, vb: &Vb, is_here: bool, oso: bool, compresses: bool) {
+        if self.is_ended {
             return;
         }
-        if !vb.is_active {
+        if vb.log[0].0 != self.branch {
+            // What was not sent never was.
+            self.queued.clear();
+            return self.end(2);
+        }
+        if !self.queued.is_empty() {
+            return;
+        }
+        if !is_here {
             return self.end(2);
         }
         let high = vb.high.min(self.end);
         if high > self.at {
             let (from, is_first) = (self.at, std::mem::take(&mut self.is_first));
-            let new = vb.history.iter().skip_while(|change| change.seqno <= from);
+            let new = vb.history[vb.history.partition_point(|change| change.seqno <= from)..].iter();
             let mut changes: Vec<&Change> = new.take_while(|change| change.seqno <= high).collect();
             let last = changes.last().map_or(from, |change| change.seqno);
             let wanted = self.collection;

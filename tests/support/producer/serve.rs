@@ -10,7 +10,7 @@ use dormouse::event::VbId;
 use dormouse::thread::{self, Cancel, Thread, Until};
 use parking_lot::Mutex;
 
-use super::bucket::{Stream, Verdict};
+use super::bucket::{Stream, Vb, Verdict};
 use super::scram::Exchange;
 use super::{BUCKET_NAME, PASSWORD, Raw, Seen, State, USER};
 
@@ -28,6 +28,7 @@ pub(super) fn accept(
     listener: &TcpListener,
     state: &Arc<Mutex<State>>,
     tls: Option<&Arc<rustls::ServerConfig>>,
+    node: usize,
     stop: &Cancel,
 ) {
     let mut threads: Vec<Thread<()>> = Vec::new();
@@ -46,7 +47,10 @@ pub(super) fn accept(
         };
         let number = {
             let mut state = state.lock();
-            state.connections.push(Seen { is_open: true, ..Seen::default() });
+            if state.down.contains(&node) {
+                continue;
+            }
+            state.connections.push(Seen { is_open: true, node, ..Seen::default() });
             state.connections.len() - 1
         };
         let serve = Serve {
@@ -54,6 +58,7 @@ pub(super) fn accept(
             wire,
             state: Arc::clone(state),
             number,
+            node,
             read: Vec::new(),
             streams: BTreeMap::new(),
             step: Step::Greeted(0),
@@ -84,6 +89,7 @@ struct Serve {
     wire: Box<dyn Wire>,
     state: Arc<Mutex<State>>,
     number: usize,
+    node: usize,
     read: Vec<u8>,
     streams: BTreeMap<u16, Stream>,
     step: Step,
@@ -141,6 +147,9 @@ impl Serve {
     }
 
     fn turn(&mut self) -> io::Result<()> {
+        if self.state.lock().down.contains(&self.node) {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
         let sends = self.pump()?;
         self.tcp.set_nonblocking(sends)?;
         if !sends {
@@ -235,7 +244,9 @@ impl Serve {
             let mut more = false;
             seen.is_full = false;
             for stream in self.streams.values_mut().filter(|_| !behaviour.stalled) {
-                stream.advance(&state.vbs[usize::from(stream.vb)], oso, behaviour.compresses);
+                let vb = usize::from(stream.vb);
+                let is_here = state.vbs[vb].is_active && state.owners[vb] == Some(self.node);
+                stream.advance(&state.vbs[vb], is_here, oso, behaviour.compresses);
                 while let Some(frame) = stream.queued.front() {
                     // Real ones overshoot by a message too.
                     seen.is_full = seen.sent - seen.acked >= window && !behaviour.floods;
@@ -349,17 +360,23 @@ impl Serve {
                 self.step = Step::Selected;
                 (0, Vec::new())
             }
-            (0xb5, Step::Selected | Step::Open) => (0, b"{\"rev\":1}".to_vec()),
+            (0xb5, Step::Selected | Step::Open) => (0, self.state.lock().map().into_bytes()),
             (0x50, Step::Selected) => self.open(asked),
             (0x5e, Step::Open) => self.control(&text(asked.key), &text(asked.value)),
             (0x48, Step::Open) => {
+                if ![4, 8].contains(&asked.extras.len()) || asked.u32(0) != 1 {
+                    self.fault(format!("seqnos are asked for with {:02x?}", asked.extras));
+                }
+                let collection = (asked.extras.len() == 8).then(|| asked.u32(4));
                 let state = self.state.lock();
+                let high = |vb: &Vb| collection.map_or(vb.high, |collection| vb.high_of(collection));
                 let entry = |(vb, high): (u16, u64)| [&vb.to_be_bytes()[..], &high.to_be_bytes()].concat();
-                (0, (0_u16..).zip(state.vbs.iter().map(|vb| vb.high)).flat_map(entry).collect())
+                let here = (0_u16..).zip(&state.vbs).filter(|(vb, _)| state.is_at(*vb, self.node));
+                (0, here.map(|(vb, of_vb)| (vb, high(of_vb))).flat_map(entry).collect())
             }
             (0x54, Step::Open) => match self.state.lock().vbs.get(usize::from(asked.vb)) {
                 Some(vb) => (0, vb.log_bytes()),
-                None => (0x07, b"{\"rev\":2}".to_vec()),
+                None => (0x07, self.state.lock().map().into_bytes()),
             },
             (0x53, Step::Open) => self.stream(asked),
             (0x52, Step::Open) => match self.streams.get_mut(&asked.vb) {
@@ -430,8 +447,12 @@ impl Serve {
         let filter: Option<serde_json::Value> = serde_json::from_slice(asked.value).ok();
         let collection = filter.as_ref().and_then(|filter| filter["collections"][0].as_str());
         let collection = collection.map(|text| u32::from_str_radix(text, 16).unwrap());
-        let Some(vb) = state.vbs.get(usize::from(asked.vb)) else { return (0x07, b"{\"rev\":2}".to_vec()) };
-        match vb.judge(numbers, asked.u32(0)) {
+        let is_here = state.is_at(asked.vb, self.node);
+        let vb = state.vbs.get(usize::from(asked.vb));
+        let Some(vb) = vb.filter(|_| is_here || asked.u32(0) & 0x10 == 0) else {
+            return (0x07, state.map().into_bytes());
+        };
+        match vb.judge(numbers) {
             Verdict::Refuse(status, value) => {
                 if status == 0x22 {
                     state.faults.push(format!("vbucket {} is asked for from {numbers:?}", asked.vb));
@@ -439,7 +460,9 @@ impl Serve {
                 (status, value)
             }
             Verdict::Begin => {
-                self.streams.insert(asked.vb, Stream::new(asked.vb, asked.opaque, start, end, collection));
+                let branch = vb.log[0].0;
+                let stream = Stream::new(asked.vb, asked.opaque, (start, end), collection, branch);
+                self.streams.insert(asked.vb, stream);
                 (0, vb.log_bytes())
             }
         }

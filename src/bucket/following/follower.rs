@@ -1,0 +1,396 @@
+//! The loop that follows a bucket, on the caller's thread.
+//!
+//! It waits for notes, for outcomes of jobs and for time, and never for a node, a disk or a shard. Whatever happened,
+//! the same round brings everything a step on: links, map, roll-backs, streams.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, bounded, never, select_biased, tick};
+use slog::Logger;
+
+use crate::event::{ByteBudget, Generation, Seqno, VbId, VbUuid};
+use crate::projector::{
+    EndReason, Endpoint, Engine, Feed, FeedError, Keyspace, KvDataConfig, RequestError, WorkerStats,
+};
+use crate::shard::{InstId, ShardId};
+use crate::source::dcp::{ClusterMap, NodeAddress};
+use crate::thread::{Stopped, Until};
+use crate::timestamp::{Position, TsVbuuid};
+
+use super::super::bucket::Bucket;
+use super::super::ingest::GRACE;
+use super::super::meta::{BucketSpec, IndexState};
+use super::building::HandOver;
+use super::jobs::{Done, Jobs};
+use super::links::{Link, LinkId, LinkState, Topology};
+use super::notes::{NotedEndpoint, Notes};
+use super::rolling::Roll;
+use super::streams::{Path, Stream, least_positions};
+use super::{FollowEnd, FollowError, FollowOptions, FollowProgress};
+
+/// How often the loop looks at what sends no message, and tells of progress.
+const TICK: Duration = Duration::from_millis(100);
+/// Ticks between two looks at how far the shards are.
+const TICKS_A_LOOK: u64 = 3;
+
+/// What ended the loop before it had reached its end.
+pub(super) enum Broken {
+    Stopped(Stopped),
+    /// The data path's fin says why.
+    Ended,
+    Failed(FollowError),
+}
+
+impl From<FollowError> for Broken {
+    fn from(error: FollowError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<RequestError> for Broken {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Stopped(why) => Self::Stopped(why),
+            RequestError::Closed | RequestError::Busy => Self::Ended,
+        }
+    }
+}
+
+/// What could not be indexed.
+pub(super) struct LeftOut {
+    pub(super) quarantined: u64,
+    pub(super) oversize_keys: u64,
+}
+
+pub(super) struct Follower<'b> {
+    pub(super) bucket: &'b Bucket,
+    pub(super) options: &'b FollowOptions,
+    pub(super) spec: BucketSpec,
+    pub(super) logger: Logger,
+    pub(super) feed: Feed,
+    pub(super) paths: Vec<Path>,
+    pub(super) links: BTreeMap<LinkId, Link>,
+    pub(super) topology: Topology,
+    pub(super) rolls: BTreeMap<ShardId, Roll>,
+    pub(super) hand_over: HandOver,
+    /// The generation that each shard takes writes of.
+    pub(super) fences: BTreeMap<ShardId, Generation>,
+    pub(super) rolled_back: u64,
+    /// Connections that were opened so far, for the names of their threads.
+    pub(super) opened: u16,
+    pub(super) seqnos_due: Instant,
+    jobs: Jobs,
+    noted: (Sender<()>, Receiver<()>),
+    /// Holds a message when a shard applied something.
+    applied: Receiver<()>,
+    /// The last seqno of each vbucket, as its node told it last.
+    highs: BTreeMap<VbId, Seqno>,
+    /// Where following ends, as far as that is known.
+    targets: BTreeMap<VbId, Seqno>,
+    lags: Arc<BTreeMap<VbId, u64>>,
+    moves: u64,
+    moved_at: Instant,
+}
+
+impl<'b> Follower<'b> {
+    /// Builds the data path. Nothing is asked for yet.
+    pub(super) fn start(
+        bucket: &'b Bucket,
+        options: &'b FollowOptions,
+        map: ClusterMap,
+        until: &Until,
+    ) -> Result<Self, FollowError> {
+        let (wake, applied) = bounded(1);
+        bucket.shards().iter().for_each(|shard| shard.watch(wake.clone()));
+        let mut follower = Self {
+            bucket,
+            options,
+            spec: bucket.describe().spec,
+            logger: bucket.logger.clone(),
+            feed: Feed::new(&bucket.logger),
+            paths: Vec::new(),
+            links: BTreeMap::new(),
+            topology: Topology::new(map),
+            rolls: BTreeMap::new(),
+            hand_over: HandOver::default(),
+            fences: BTreeMap::new(),
+            rolled_back: 0,
+            opened: 0,
+            seqnos_due: Instant::now(),
+            jobs: Jobs::new(),
+            noted: bounded(1),
+            applied,
+            highs: BTreeMap::new(),
+            targets: BTreeMap::new(),
+            lags: Arc::default(),
+            moves: 0,
+            moved_at: Instant::now(),
+        };
+        let generation = bucket.next_generation();
+        for shard in bucket.shards() {
+            shard.install_generation(follower.all_vbs(), generation);
+            follower.fences.insert(shard.id(), generation);
+        }
+        let name = Keyspace(bucket.name().to_string());
+        let ready = bucket.engines_where(|entry| entry.state == IndexState::Ready);
+        let started = follower.start_path(name, generation, ready, until);
+        if let Err(error) = started.and_then(|()| follower.start_building(until)) {
+            // What does not end within the time is left to end by itself: the first error says more.
+            let _ = follower.take_down(&Until::within(GRACE));
+            return Err(error);
+        }
+        Ok(follower)
+    }
+
+    /// Builds a data path for some engines.
+    pub(super) fn start_path(
+        &mut self,
+        keyspace: Keyspace,
+        generation: Generation,
+        engines: Vec<Engine>,
+        until: &Until,
+    ) -> Result<(), FollowError> {
+        let (bucket, config) = (self.bucket.name(), &self.bucket.config);
+        let instances: Vec<InstId> = engines.iter().map(|engine| engine.inst).collect();
+        let members: Vec<VbId> = self.members().collect();
+        let requested = least_positions(self.bucket.shards(), &instances, &members);
+        let notes = Notes::new(self.noted.0.clone());
+        let endpoint: Arc<dyn Endpoint> = Arc::new(NotedEndpoint::new(self.bucket.shards(), &notes));
+        let (upstream, batches) = bounded(config.queue_batches.max(1));
+        let shape = KvDataConfig {
+            node: u16::try_from(self.paths.len()).unwrap_or(u16::MAX),
+            workers: config.workers.clamp(1, self.spec.shards),
+            vbuckets: self.spec.vbuckets,
+            shards: self.spec.shards,
+            worker_queue_batches: config.queue_batches,
+        };
+        let failed = |error| FollowError::Feed { bucket: bucket.clone(), error };
+        self.feed
+            .start(&keyspace, generation, &shape, &endpoint, batches, engines, &requested, until)
+            .map_err(failed)?;
+        let stats = self.feed.kvdata(&keyspace).map_err(failed)?.worker_stats();
+        let streams = members.into_iter().map(|vb| (vb, Stream::default())).collect();
+        let budget = ByteBudget::new(config.budget_bytes);
+        self.paths.push(Path { keyspace, generation, instances, upstream, budget, notes, stats, streams });
+        Ok(())
+    }
+
+    pub(super) fn explain_start(&self, broken: Broken) -> FollowError {
+        let bucket = self.bucket.name();
+        match broken {
+            Broken::Failed(error) => error,
+            Broken::Stopped(why) => FollowError::Stopped { bucket, why, kept: 0 },
+            Broken::Ended => FollowError::DataPath { bucket, reason: EndReason::Closed },
+        }
+    }
+
+    fn all_vbs(&self) -> impl Iterator<Item = VbId> + use<> {
+        (0..self.spec.vbuckets).map(VbId)
+    }
+
+    /// The vbuckets that are followed.
+    pub(super) fn members(&self) -> impl Iterator<Item = VbId> + use<> {
+        self.spec.member_vbs().map(VbId)
+    }
+
+    pub(super) fn check_vbuckets(&self, map: &ClusterMap) -> Result<(), FollowError> {
+        super::check_vbuckets(self.bucket.name(), self.spec, map)
+    }
+
+    pub(super) fn start_job(
+        &mut self,
+        work: impl FnOnce(&Until) -> Done + Send + 'static,
+    ) -> Result<(), Broken> {
+        let spawned = self.jobs.start(work);
+        spawned.map_err(|source| FollowError::Spawn { bucket: self.bucket.name(), source }.into())
+    }
+
+    /// Follows until there is an end.
+    pub(super) fn run(
+        &mut self,
+        until: &Until,
+        on_progress: &mut dyn FnMut(FollowProgress),
+    ) -> Result<FollowEnd, Broken> {
+        let ticker = tick(TICK);
+        let timer = until.timer();
+        let applied = if self.options.once { self.applied.clone() } else { never() };
+        let (jobs, noted) = (self.jobs.outcomes().clone(), self.noted.1.clone());
+        let mut ticks: u64 = 0;
+        self.round(until)?;
+        loop {
+            if self.paths.iter().any(|path| self.feed.has_ended(&path.keyspace)) {
+                return Err(Broken::Ended);
+            }
+            if let Some(end) = self.reached_end() {
+                on_progress(self.progress());
+                return Ok(end);
+            }
+            select_biased! {
+                recv(until.cancel().fin().receiver()) -> _ => return Err(Broken::Stopped(Stopped::Cancelled)),
+                recv(timer) -> _ => return Err(Broken::Stopped(Stopped::DeadlinePassed)),
+                recv(self.feed.woken()) -> _ => {}
+                recv(noted) -> _ => self.round(until)?,
+                recv(jobs) -> done => if let Ok(done) = done {
+                    self.take_done(done, until)?;
+                    self.round(until)?;
+                },
+                recv(ticker) -> _ => {
+                    ticks += 1;
+                    self.round(until)?;
+                    self.look(ticks.is_multiple_of(TICKS_A_LOOK));
+                    on_progress(self.progress());
+                }
+                recv(applied) -> _ => {}
+            }
+        }
+    }
+
+    /// Brings everything a step on.
+    fn round(&mut self, until: &Until) -> Result<(), Broken> {
+        let now = Instant::now();
+        self.take_notes()?;
+        self.reap_links(now)?;
+        self.refresh_map(now)?;
+        self.open_links(now)?;
+        self.advance_rolls(now)?;
+        self.advance_building(until)?;
+        self.ask_streams(now, until)?;
+        self.poll_seqnos(now)
+    }
+
+    fn take_done(&mut self, done: Done, until: &Until) -> Result<(), Broken> {
+        self.jobs.reap();
+        match done {
+            Done::Map(fetched) => self.take_map(fetched),
+            Done::Opened(id, opened) => self.take_opened(&id, opened),
+            Done::RolledBack(id, rolled) => self.take_rolled_back(id, rolled, until),
+            Done::Panicked(panicked) => {
+                Err(FollowError::Panicked { bucket: self.bucket.name(), panicked }.into())
+            }
+        }
+    }
+
+    /// Takes up how far a node's vbuckets are. An end that lies beyond what is left of a history moves back with it.
+    pub(super) fn note_highs(&mut self, node: &NodeAddress, seqnos: &BTreeMap<VbId, Seqno>) {
+        for (vb, high) in seqnos {
+            if self.topology.map.node_of(*vb) != Some(node) {
+                continue;
+            }
+            self.highs.insert(*vb, *high);
+            let target = self.targets.entry(*vb).or_insert(*high);
+            *target = (*target).min(*high);
+        }
+    }
+
+    /// Looks at what moved, and now and then at how far it is.
+    fn look(&mut self, closely: bool) {
+        let moves = self.paths.iter().map(|path| path.notes.moves()).sum();
+        if moves != self.moves {
+            (self.moves, self.moved_at) = (moves, Instant::now());
+        }
+        if closely {
+            self.lags = Arc::new(self.measure_lags());
+        }
+    }
+
+    /// For each vbucket of which its node told how many changes there are, those that the instance has not seen that
+    /// is least far.
+    fn measure_lags(&self) -> BTreeMap<VbId, u64> {
+        let members: Vec<VbId> = self.members().collect();
+        let reached = least_positions(self.bucket.shards(), &self.bucket.instances(), &members);
+        let lag = |(vb, position): (VbId, Position)| {
+            Some((vb, self.highs.get(&vb)?.0.saturating_sub(position.seqno.0)))
+        };
+        reached.iter().filter_map(lag).collect()
+    }
+
+    /// The sum over all vbuckets, once it is known.
+    fn lag(&self) -> Option<u64> {
+        let is_known = self.lags.len() == self.members().count();
+        is_known.then(|| self.lags.values().fold(0, |sum: u64, lag| sum.saturating_add(*lag)))
+    }
+
+    fn live_streams(&self) -> usize {
+        self.paths.iter().flat_map(|path| path.streams.values()).filter(|stream| stream.is_live()).count()
+    }
+
+    fn wanted_streams(&self) -> usize {
+        self.paths.iter().map(|path| path.streams.len()).sum()
+    }
+
+    fn progress(&self) -> FollowProgress {
+        let links = self.links.values().filter(|link| matches!(link.state, LinkState::Up(_)));
+        FollowProgress {
+            documents: self.documents(),
+            lag: self.lag(),
+            lags: Arc::clone(&self.lags),
+            live_streams: self.live_streams(),
+            wanted_streams: self.wanted_streams(),
+            connections: links.count(),
+            building: self.paths.iter().skip(1).map(|path| path.instances.len()).sum(),
+        }
+    }
+
+    /// Changes that were evaluated.
+    pub(super) fn documents(&self) -> u64 {
+        self.paths.first().map_or(0, |path| path.stats.documents())
+    }
+
+    /// What could not be indexed.
+    pub(super) fn left_out(&self) -> LeftOut {
+        let sum = |count: fn(&WorkerStats) -> u64| self.paths.iter().map(|path| count(&path.stats)).sum();
+        LeftOut { quarantined: sum(WorkerStats::quarantined), oversize_keys: sum(WorkerStats::oversize_keys) }
+    }
+
+    fn reached_end(&self) -> Option<FollowEnd> {
+        let is_built = self.paths.len() == 1;
+        let is_steady = is_built && self.rolls.is_empty() && self.live_streams() == self.wanted_streams();
+        if !is_steady {
+            return None;
+        }
+        if self.options.once && self.has_reached_targets() {
+            return Some(FollowEnd::CaughtUp);
+        }
+        let idle_after = self.options.idle_after?;
+        (self.lag() == Some(0) && self.moved_at.elapsed() >= idle_after).then_some(FollowEnd::Idle)
+    }
+
+    fn has_reached_targets(&self) -> bool {
+        let target = |vb| Some((vb, Position::at(VbUuid::default(), *self.targets.get(&vb)?)));
+        let targets: Option<TsVbuuid> = self.members().map(target).collect();
+        targets.is_some_and(|targets| self.bucket.shards().iter().all(|shard| shard.covers(&targets)))
+    }
+
+    /// Ends the data paths first, then what feeds them, and joins all their threads. Gives back why a data path ended,
+    /// or the names of the threads that do not end.
+    pub(super) fn take_down(&mut self, until: &Until) -> Result<Option<EndReason>, Vec<String>> {
+        let (mut reason, mut running) = (None, Vec::new());
+        for path in &self.paths {
+            match self.feed.stop(&path.keyspace, until) {
+                Ok(Some(EndReason::Closed) | None) => {}
+                Ok(ended) => reason = reason.or(ended),
+                Err(still) => running.extend(still.threads),
+            }
+        }
+        for link in std::mem::take(&mut self.links).into_values() {
+            if let LinkState::Up(connection) = link.state
+                && let Err(still) = connection.close(until)
+            {
+                running.extend(still.threads);
+            }
+        }
+        running.extend(self.jobs.end(until));
+        if running.is_empty() { Ok(reason) } else { Err(running) }
+    }
+}
+
+impl From<FeedError> for Broken {
+    fn from(error: FeedError) -> Self {
+        match error {
+            FeedError::Request { error, .. } => error.into(),
+            _ => Self::Ended,
+        }
+    }
+}

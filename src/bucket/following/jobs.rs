@@ -1,0 +1,108 @@
+//! What waits for nodes, names and disks, each on a thread `dm-follow-N` of its own, so that one that hangs holds up
+//! nothing but itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+
+use crate::shard::{RollBackError, ShardId};
+use crate::source::dcp::{ClusterError, ClusterMap, Connection, DcpRequestError};
+use crate::thread::{self, Cancel, Panicked, Roster, Thread, Until};
+
+use super::links::LinkId;
+
+/// Outcomes that wait to be taken. A job that finds no room waits for it.
+const OUTCOMES_MAX: usize = 64;
+
+/// What a connection that nobody takes may take to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What came of a job.
+pub(super) enum Done {
+    /// The cluster's map was asked for.
+    Map(Result<ClusterMap, ClusterError>),
+    /// A connection was to be opened.
+    Opened(LinkId, Result<Connection, ClusterError>),
+    /// A shard was to be rolled back.
+    RolledBack(ShardId, Result<(), RollFault>),
+    /// The job has a defect.
+    Panicked(Panicked),
+}
+
+/// Why a shard was not rolled back.
+pub(super) enum RollFault {
+    /// A node does not tell a vbucket's branches: asked again later.
+    Log(DcpRequestError),
+    /// The shard.
+    Shard(RollBackError),
+    /// Its recovery points.
+    Points(crate::shard::ReadError),
+}
+
+/// See the module.
+pub(super) struct Jobs {
+    cancel: Cancel,
+    outcomes: (Sender<Done>, Receiver<Done>),
+    roster: Roster,
+    threads: Vec<Thread<()>>,
+    started: u16,
+}
+
+impl Jobs {
+    pub(super) fn new() -> Self {
+        Self {
+            cancel: Cancel::new(),
+            outcomes: bounded(OUTCOMES_MAX),
+            roster: Roster::default(),
+            threads: Vec::new(),
+            started: 0,
+        }
+    }
+
+    /// Starts one. What it waits for ends with the jobs.
+    pub(super) fn start(
+        &mut self,
+        work: impl FnOnce(&Until) -> Done + Send + 'static,
+    ) -> std::io::Result<()> {
+        let number = self.started;
+        self.started = number.wrapping_add(1);
+        let (outcomes, until) = (self.outcomes.0.clone(), Until::new(None, self.cancel.clone()));
+        let thread = self.roster.spawn(format!("dm-follow-{number}"), move || {
+            let done = thread::catch("dm-follow", || work(&until)).unwrap_or_else(Done::Panicked);
+            let sent = thread::send(&outcomes, done, until.cancel().fin());
+            // Once the jobs have ended nobody takes it.
+            if let Err(Done::Opened(_, Ok(connection))) = sent {
+                let _ = connection.close(&Until::within(CLOSE_TIMEOUT));
+            }
+        })?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Holds the outcomes.
+    pub(super) fn outcomes(&self) -> &Receiver<Done> {
+        &self.outcomes.1
+    }
+
+    /// Joins those that have ended.
+    pub(super) fn reap(&mut self) {
+        self.threads = thread::join_all(std::mem::take(&mut self.threads), &Until::within(Duration::ZERO));
+    }
+
+    /// Ends all of them. Gives back the names of those that still run.
+    pub(super) fn end(&mut self, until: &Until) -> Vec<String> {
+        self.cancel.cancel();
+        self.threads = thread::join_all(std::mem::take(&mut self.threads), until);
+        let connections = self.outcomes.1.try_iter().filter_map(|done| match done {
+            Done::Opened(_, Ok(connection)) => Some(Arc::new(connection)),
+            _ => None,
+        });
+        let mut running: Vec<String> = connections
+            .filter_map(|connection| connection.close(until).err())
+            .flat_map(|still| still.threads)
+            .collect();
+        running.extend(self.roster.running());
+        running
+    }
+}

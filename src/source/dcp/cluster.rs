@@ -1,0 +1,146 @@
+//! A cluster: where it is found, and how each of its nodes is spoken to.
+//!
+//! It keeps nothing of what it learns. Calls wait for names and for nodes, so they belong to threads that nothing
+//! else waits for.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+
+use slog::{Logger, debug};
+
+use super::config::{DcpConfig, Login, Tls};
+use super::connection::{Connection, DcpOutput};
+use super::error::OpenError;
+use super::handshake;
+use super::map::{ClusterMap, MapError};
+use super::url::{ClusterUrl, NodeAddress};
+use crate::thread::{Stopped, Until};
+
+/// What stands for an address that is not known yet.
+const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    /// Nodes to begin with.
+    pub seeds: Vec<NodeAddress>,
+    /// What each connection is like. Its address, and the name that TLS proves, are those of its node.
+    pub connection: DcpConfig,
+}
+
+/// Why a node could not be spoken to.
+#[derive(Debug, thiserror::Error)]
+#[error("node {node}: {cause}")]
+pub struct ClusterError {
+    /// The node.
+    pub node: NodeAddress,
+    /// Why.
+    #[source]
+    pub cause: ClusterCause,
+}
+
+/// See [`ClusterError`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClusterCause {
+    /// Its name has no address, or is none that TLS could prove.
+    #[error("its name cannot be used: {0}")]
+    Name(#[from] std::io::Error),
+    /// The caller's limit ended.
+    #[error("{0}")]
+    Stopped(#[from] Stopped),
+    /// No connection was opened.
+    #[error("{0}")]
+    Open(#[from] OpenError),
+    /// Its configuration is no map of the bucket.
+    #[error("{0}")]
+    Map(#[from] MapError),
+}
+
+impl ClusterError {
+    /// Whether another try, later, may be worth it.
+    pub fn is_temporary(&self) -> bool {
+        match &self.cause {
+            ClusterCause::Name(_) | ClusterCause::Map(_) => true,
+            ClusterCause::Stopped(_) => false,
+            ClusterCause::Open(error) => error.cause.is_temporary(),
+        }
+    }
+}
+
+impl Cluster {
+    /// The cluster of a URL. `vbuckets` is the bucket's number of them, as far as that is known yet.
+    pub fn new(url: &ClusterUrl, login: Login, tls: Option<Tls>, vbuckets: u16) -> Self {
+        let connection = DcpConfig { tls, ..DcpConfig::new(NOWHERE, &url.bucket, vbuckets, login) };
+        Self { seeds: url.seeds.clone(), connection }
+    }
+
+    /// How a node is spoken to, at each of its addresses.
+    fn configs(&self, node: &NodeAddress) -> Result<Vec<DcpConfig>, ClusterCause> {
+        let tls = self.connection.tls.as_ref().map(|tls| tls.for_host(&node.host)).transpose()?;
+        let addresses = (node.host.as_str(), node.port).to_socket_addrs()?;
+        Ok(addresses
+            .map(|address| DcpConfig { address, tls: tls.clone(), ..self.connection.clone() })
+            .collect())
+    }
+
+    /// Does something at the first of a node's addresses where that works.
+    fn at_node<T>(
+        &self,
+        node: &NodeAddress,
+        until: &Until,
+        mut work: impl FnMut(&DcpConfig) -> Result<T, ClusterCause>,
+    ) -> Result<T, ClusterError> {
+        let at = |cause| ClusterError { node: node.clone(), cause };
+        let mut failed = ClusterCause::Name(std::io::Error::other("it has no address"));
+        for config in self.configs(node).map_err(at)? {
+            until.check().map_err(|why| at(why.into()))?;
+            match work(&config) {
+                Ok(done) => return Ok(done),
+                Err(cause) => failed = cause,
+            }
+        }
+        Err(at(failed))
+    }
+
+    /// The map of the cluster as the first of `nodes` tells it that can be spoken to. The error is that of the last
+    /// one.
+    pub fn fetch_map(
+        &self,
+        nodes: &[NodeAddress],
+        logger: &Logger,
+        until: &Until,
+    ) -> Result<ClusterMap, ClusterError> {
+        let mut failed = None;
+        for node in nodes {
+            let map = self.at_node(node, until, |config| {
+                let json = handshake::cluster_config(config, until)?;
+                Ok(ClusterMap::parse(&json, node, config.tls.is_some())?)
+            });
+            match map {
+                Ok(map) => return Ok(map),
+                Err(error) => {
+                    debug!(logger, "a node does not tell the cluster's map: {error}");
+                    failed = Some(error);
+                }
+            }
+        }
+        Err(failed.unwrap_or_else(|| {
+            let node = NodeAddress { host: String::new(), port: 0 };
+            ClusterError { node, cause: std::io::Error::other("no node of the cluster is known").into() }
+        }))
+    }
+
+    /// Opens a connection to a node, as [`Connection::open`] does.
+    pub fn open(
+        &self,
+        node: &NodeAddress,
+        number: u16,
+        output: &DcpOutput,
+        logger: &Logger,
+        until: &Until,
+    ) -> Result<Connection, ClusterError> {
+        self.at_node(node, until, |config| {
+            Ok(Connection::open(config, number, output.clone(), logger, until)?)
+        })
+    }
+}

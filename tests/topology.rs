@@ -1,0 +1,215 @@
+//! A cluster of several nodes: vbuckets are followed where they are, and wherever they go.
+
+use dormouse::bucket::{BucketSpec, FollowError, FollowOptions};
+use dormouse::event::VbId;
+use dormouse::pause::Membership;
+use dormouse::shard::StoreKind;
+use dormouse::source::dcp::{ClusterMap, ClusterUrl, ClusterUrlError, MapError, NodeAddress};
+use tempfile::TempDir;
+
+use crate::support::consumer::{Consumer, config, expected, follow, write};
+use crate::support::path::Dice;
+use crate::support::producer::Producer;
+use crate::support::{eventually, watchdog};
+
+const VBUCKETS: u16 = 12;
+
+fn consumer(folder: &TempDir) -> Consumer {
+    Consumer::open(folder.path(), StoreKind::Lsm, VBUCKETS)
+}
+
+/// Ends what never ends by itself, and checks what the index holds.
+fn finish(mut consumer: Consumer, producer: Producer) {
+    consumer.catch_up(&producer);
+    assert_eq!(consumer.indexed(), expected(&producer));
+    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    consumer.close();
+    producer.check();
+}
+
+#[test]
+fn vbuckets_are_spread_over_several_connections_to_each_of_several_nodes() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut dice) = (Producer::start_nodes(VBUCKETS, 3, None), Dice::new(1));
+    write(&producer, &mut dice, 2000);
+    let consumer = consumer(&folder);
+    let options = FollowOptions { connections: 2, ..follow(&producer, true) };
+    consumer.bucket.follow(&options, &watchdog(), &mut |_| {}).unwrap();
+    assert_eq!(consumer.indexed(), expected(&producer));
+    let nodes: Vec<usize> = {
+        let state = producer.state.lock();
+        state.connections.iter().filter(|seen| !seen.name.is_empty()).map(|seen| seen.node).collect()
+    };
+    for node in 0..3 {
+        assert_eq!(nodes.iter().filter(|other| **other == node).count(), 2, "node {node}");
+    }
+    consumer.close();
+    producer.check();
+}
+
+#[test]
+fn vbuckets_that_move_are_followed_where_they_go() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut dice) = (Producer::start_nodes(VBUCKETS, 3, None), Dice::new(2));
+    let mut consumer = consumer(&folder);
+    consumer.begin(follow(&producer, false));
+    for _ in 0..8 {
+        write(&producer, &mut dice, 200);
+        for _ in 0..3 {
+            let (vb, node) = (dice.choose(VBUCKETS), usize::from(dice.choose(3)));
+            producer.move_vb(vb, Some(node));
+        }
+        write(&producer, &mut dice, 200);
+        consumer.catch_up(&producer);
+    }
+    finish(consumer, producer);
+}
+
+#[test]
+fn vbuckets_of_a_node_that_is_lost_go_on_at_another_node() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut dice) = (Producer::start_nodes(VBUCKETS, 3, None), Dice::new(3));
+    write(&producer, &mut dice, 1000);
+    let mut consumer = consumer(&folder);
+    consumer.begin(follow(&producer, false));
+    consumer.catch_up(&producer);
+    // The node that following began with.
+    producer.set_down(0, true);
+    write(&producer, &mut dice, 500);
+    for vb in (0..VBUCKETS).step_by(3) {
+        producer.move_vb(vb, Some(1));
+    }
+    consumer.catch_up(&producer);
+    producer.set_down(0, false);
+    for vb in (0..VBUCKETS).step_by(3) {
+        producer.move_vb(vb, Some(0));
+    }
+    write(&producer, &mut dice, 500);
+    finish(consumer, producer);
+}
+
+#[test]
+fn a_vbucket_without_a_node_is_waited_for_and_the_others_go_on() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut dice) = (Producer::start_nodes(VBUCKETS, 2, None), Dice::new(4));
+    write(&producer, &mut dice, 500);
+    producer.move_vb(5, None);
+    let mut consumer = consumer(&folder);
+    consumer.begin(follow(&producer, false));
+    let others = |mut of_all: Vec<u64>| {
+        of_all[5] = 0;
+        of_all
+    };
+    eventually("the others are there", || consumer.reached() == others(producer.highs()));
+    producer.move_vb(5, Some(1));
+    finish(consumer, producer);
+}
+
+#[test]
+fn members_follow_a_part_each_and_together_all() {
+    let (producer, mut dice) = (Producer::start_nodes(VBUCKETS, 2, None), Dice::new(5));
+    write(&producer, &mut dice, 2000);
+    let mut all = std::collections::BTreeSet::new();
+    for member in 1..=5 {
+        let folder = TempDir::new().unwrap();
+        let membership = Membership { member, of: 5 };
+        let spec = BucketSpec { vbuckets: VBUCKETS, membership, ..Consumer::spec() };
+        let consumer = Consumer::open_with(folder.path(), spec, &config());
+        consumer.once(&producer);
+        for entry in consumer.indexed() {
+            assert!(all.insert(entry), "two members have the same");
+        }
+        consumer.close();
+    }
+    assert_eq!(all, expected(&producer));
+    producer.check();
+}
+
+#[test]
+fn a_bucket_with_another_number_of_vbuckets_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let producer = Producer::start(7);
+    let consumer = consumer(&folder);
+    let refused = consumer.bucket.follow(&follow(&producer, true), &watchdog(), &mut |_| {});
+    assert!(matches!(refused, Err(FollowError::Vbuckets { here: VBUCKETS, there: 7, .. })), "{refused:?}");
+    consumer.close();
+    producer.check();
+}
+
+fn address(host: &str, port: u16) -> NodeAddress {
+    NodeAddress { host: host.to_owned(), port }
+}
+
+#[test]
+fn a_url_names_the_seeds_the_bucket_and_the_user_and_no_password() {
+    let url: ClusterUrl = "couchbase://me@one,[::1]:7,two:99/travel%20log".parse().unwrap();
+    assert_eq!(url.seeds, [address("one", 11210), address("::1", 7), address("two", 99)]);
+    assert_eq!((url.is_tls, url.user.as_deref(), url.bucket.as_str()), (false, Some("me"), "travel log"));
+    assert_eq!(url.to_string(), "couchbase://one:11210,[::1]:7,two:99/travel log");
+    let url: ClusterUrl = "couchbases://one/b".parse().unwrap();
+    assert_eq!((url.is_tls, url.user, url.seeds), (true, None, vec![address("one", 11207)]));
+    let refused = "couchbase://me:hunter2@one/b".parse::<ClusterUrl>().unwrap_err();
+    assert_eq!(refused, ClusterUrlError::Password);
+    assert!(!refused.to_string().contains("hunter2"));
+    for (text, error) in [
+        ("http://one/b", ClusterUrlError::Scheme),
+        ("couchbase://one", ClusterUrlError::Bucket),
+        ("couchbase://one/", ClusterUrlError::Bucket),
+        ("couchbase://one/b/c", ClusterUrlError::Bucket),
+        ("couchbase:///b", ClusterUrlError::Node(String::new())),
+        ("couchbase://one:0/b", ClusterUrlError::Node("one:0".to_owned())),
+        ("couchbase://one:port/b", ClusterUrlError::Node("one:port".to_owned())),
+        ("couchbase://[::1/b", ClusterUrlError::Node("[::1".to_owned())),
+    ] {
+        assert_eq!(text.parse::<ClusterUrl>(), Err(error), "{text}");
+    }
+}
+
+const MAP: &str = r#"{
+    "rev": 7, "revEpoch": 2, "name": "travel",
+    "nodesExt": [
+        {"services": {"kv": 11210, "kvSSL": 11207, "mgmt": 8091}, "thisNode": true},
+        {"services": {"kv": 1, "kvSSL": 2}, "hostname": "two.example"},
+        {"services": {"n1ql": 8093}, "hostname": "three.example"}
+    ],
+    "vBucketServerMap": {
+        "hashAlgorithm": "CRC", "numReplicas": 1,
+        "serverList": ["$HOST:11210", "two.example:11210"],
+        "vBucketMap": [[0, 1], [1, 0], [-1, 0], [5, 0]]
+    }
+}"#;
+
+#[test]
+fn a_map_tells_the_node_of_each_vbucket() {
+    let asked = address("one.example", 11210);
+    let map = ClusterMap::parse(MAP, &asked, false).unwrap();
+    assert_eq!(map.vbuckets(), 4);
+    assert_eq!(map.nodes(), [address("one.example", 11210), address("two.example", 1)]);
+    let of = |map: &ClusterMap, vb| map.node_of(VbId(vb)).cloned();
+    assert_eq!(of(&map, 0), Some(asked.clone()));
+    assert_eq!([of(&map, 2), of(&map, 3), of(&map, 4)], [None, None, None]);
+    let tls = ClusterMap::parse(MAP, &asked, true).unwrap();
+    assert_eq!(of(&tls, 1), Some(address("two.example", 2)));
+    let newer = |rev, epoch| {
+        let text = MAP.replace("\"rev\": 7", rev).replace("\"revEpoch\": 2", epoch);
+        ClusterMap::parse(&text, &asked, false).unwrap().is_newer_than(&map)
+    };
+    assert!(newer("\"rev\": 8", "\"revEpoch\": 2") && newer("\"rev\": 1", "\"revEpoch\": 3"));
+    assert!(!newer("\"rev\": 7", "\"revEpoch\": 2") && !newer("\"rev\": 9", "\"revEpoch\": 1"));
+}
+
+#[test]
+fn what_is_no_map_is_refused() {
+    let parse = |text: &str, is_tls| ClusterMap::parse(text, &address("one", 1), is_tls);
+    assert!(matches!(parse("no", false), Err(MapError::Json(_))));
+    assert!(matches!(parse("{\"rev\":1}", false), Err(MapError::NoVbuckets)));
+    let empty = r#"{"vBucketServerMap":{"serverList":[],"vBucketMap":[]}}"#;
+    assert!(matches!(parse(empty, false), Err(MapError::NoVbuckets)));
+    let plain = MAP.replace("\"kvSSL\": 2", "\"other\": 2");
+    assert!(matches!(parse(&plain, true), Err(MapError::Address { is_tls: true, .. })));
+    let many = format!(
+        r#"{{"vBucketServerMap":{{"serverList":["a:1"],"vBucketMap":[{}[0]]}}}}"#,
+        "[0],".repeat(1 << 15)
+    );
+    assert!(matches!(parse(&many, false), Err(MapError::TooMany(_))));
+}
