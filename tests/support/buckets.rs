@@ -70,7 +70,10 @@ impl World {
         name: &str,
         until: &Until,
     ) -> Result<ResumeReport, ResumeError> {
-        once_free(|| self.data.resume(&named(name), store, None, &self.config, until, &mut |_| {}))
+        // A test may want to see that it is held.
+        let patience = Duration::from_millis(300);
+        let resume = || self.data.resume(&named(name), store, None, &self.config, until, &mut |_| {});
+        once_free_within(patience, resume)
     }
 
     /// The folders of all buckets, with every file in them.
@@ -236,15 +239,23 @@ pub(crate) fn scratch() -> tempfile::TempDir {
 /// Does what needs files that nobody holds. A process that another test starts holds them, like all that is open here,
 /// until its program runs.
 pub(crate) fn once_free<T, E: std::fmt::Display>(attempt: impl Fn() -> Result<T, E>) -> Result<T, E> {
+    once_free_within(Duration::from_secs(5), attempt)
+}
+
+fn once_free_within<T, E: std::fmt::Display>(
+    patience: Duration,
+    attempt: impl Fn() -> Result<T, E>,
+) -> Result<T, E> {
     let is_held = |outcome: &Result<T, E>| {
         outcome.as_ref().is_err_and(|error| error.to_string().contains("it is open already"))
     };
-    let patience = Until::within(Duration::from_millis(100));
+    let patience = Until::within(patience);
     loop {
         let outcome = attempt();
         if !is_held(&outcome) || patience.check().is_err() {
             return outcome;
         }
+        std::thread::yield_now();
     }
 }
 

@@ -13,6 +13,7 @@ use dormouse::shard::{
 use dormouse::timestamp::Position;
 use slog::{Discard, Logger, o};
 
+use super::buckets::once_free;
 use super::watchdog;
 
 pub(crate) const VBUCKETS: u16 = 8;
@@ -65,7 +66,7 @@ pub(crate) fn try_open(
 }
 
 pub(crate) fn open(kind: StoreKind, folder: &Path, shards: u16, config: &ShardSetConfig) -> ShardSet {
-    try_open(kind, folder, shards, config).unwrap()
+    once_free(|| try_open(kind, folder, shards, config)).unwrap()
 }
 
 /// New shards with the instances 1 and 2, which are durable.
