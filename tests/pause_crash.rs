@@ -17,6 +17,7 @@ use slog::{Drain, Logger, Never, OwnedKVList, Record, o};
 
 use crate::support::buckets::{
     World, close, ids, ingest, is_locked, lines, named, once_free, pause, prune_to_what_is_named, scan,
+    scratch,
 };
 use crate::support::shards::for_each_store;
 use crate::support::{FailingStore, Fails, eventually, kill_this_process, watchdog};
@@ -86,7 +87,7 @@ fn the_sleeper_that_is_killed_does_its_work_when_it_is_not() {
         return;
     }
     let world = world(StoreKind::Lsm);
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     world.copy_to(dir.path());
     for verb in ["pause", "resume"] {
         sleep(&json!({ "verb": verb, "evict": true, "call": 0, "record": 0, "folder": dir.path() }));
@@ -105,7 +106,7 @@ fn world(kind: StoreKind) -> World {
 
 /// Runs the sleeper in a copy of the world. Gives the copy, and whether the sleeper was killed.
 fn killed(world: &World, mut order: Value) -> (World, bool) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     world.copy_to(dir.path());
     order["folder"] = json!(dir.path());
     let status = Command::new(std::env::current_exe().unwrap())

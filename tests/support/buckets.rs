@@ -10,6 +10,7 @@ use dormouse::bucket::{
     Bucket, BucketConfig, BucketName, BucketSpec, BucketState, DataDir, IngestError, IngestOptions,
     IngestReport, PauseError, ResumeError, ResumeReport,
 };
+use dormouse::durable::require_room;
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::objstore::{FileStore, ObjectKey, ObjectStore};
 use dormouse::pause::{Manifest, PruneOptions, list_pauses, prune, verify};
@@ -38,7 +39,7 @@ impl World {
     /// Its buckets have shards of this kind.
     pub(crate) fn of(store: StoreKind) -> Self {
         let spec = BucketSpec { store, ..SPEC() };
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let data = DataDir::open_or_create(&dir.path().join("data")).unwrap();
         let archive = FileStore::open(&dir.path().join("archive")).unwrap();
         let never = Duration::from_secs(3600);
@@ -69,7 +70,10 @@ impl World {
         name: &str,
         until: &Until,
     ) -> Result<ResumeReport, ResumeError> {
-        once_free(|| self.data.resume(&named(name), store, None, &self.config, until, &mut |_| {}))
+        // A test may want to see that it is held.
+        let patience = Duration::from_millis(300);
+        let resume = || self.data.resume(&named(name), store, None, &self.config, until, &mut |_| {});
+        once_free_within(patience, resume)
     }
 
     /// The folders of all buckets, with every file in them.
@@ -79,7 +83,7 @@ impl World {
 
     /// The same folders once more, in another place. Nothing may be open in them.
     pub(crate) fn copy(&self) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         self.copy_to(dir.path());
         self.at(dir)
     }
@@ -222,18 +226,36 @@ pub(crate) fn while_ingesting(
     })
 }
 
+/// A folder in memory, where there is room for one: flushing to a disk takes most of the time of small buckets, and a
+/// process that is killed leaves the same behind in both.
+pub(crate) fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if require_room(memory, 1 << 30).is_ok() {
+        return tempfile::tempdir_in(memory).unwrap();
+    }
+    tempfile::tempdir().unwrap()
+}
+
 /// Does what needs files that nobody holds. A process that another test starts holds them, like all that is open here,
 /// until its program runs.
 pub(crate) fn once_free<T, E: std::fmt::Display>(attempt: impl Fn() -> Result<T, E>) -> Result<T, E> {
+    once_free_within(Duration::from_secs(5), attempt)
+}
+
+fn once_free_within<T, E: std::fmt::Display>(
+    patience: Duration,
+    attempt: impl Fn() -> Result<T, E>,
+) -> Result<T, E> {
     let is_held = |outcome: &Result<T, E>| {
         outcome.as_ref().is_err_and(|error| error.to_string().contains("it is open already"))
     };
-    let patience = Until::within(Duration::from_millis(100));
+    let patience = Until::within(patience);
     loop {
         let outcome = attempt();
         if !is_held(&outcome) || patience.check().is_err() {
             return outcome;
         }
+        std::thread::yield_now();
     }
 }
 
