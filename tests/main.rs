@@ -36,6 +36,7 @@ mod objstore;
 mod objstore_contract;
 mod objstore_credentials;
 mod objstore_faults;
+mod objstore_layers;
 mod objstore_requests;
 mod objstore_server;
 mod path;

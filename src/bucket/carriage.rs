@@ -45,7 +45,7 @@ impl<'a> Carriage<'a> {
         let bucket = bucket.name();
         let reusable = Reusable::find(bucket.as_str(), parent, attempt, store, until)
             .map_err(|error| PauseError::Upload { bucket: bucket.clone(), error })?;
-        let known = KnownHashes::default();
+        let known = KnownHashes::read_by(store.parallel());
         Ok(Self { bucket, store, attempt, reusable, known, uploaded_files: 0, uploaded_bytes: 0 })
     }
 

@@ -2,7 +2,8 @@
 //!
 //! The default archive: no server, no credentials, and files that other tools can copy. An object is a file at
 //! `<root>/<key>`. It is written under a temporary name in its own folder, flushed, renamed to its key, and the
-//! folders from there up to the root are flushed; an object is therefore whole from the moment it can be seen.
+//! folder is flushed, with those above it until they are known to be durable; an object is therefore whole from the
+//! moment it can be seen.
 //! Files are readable by their owner only, and so are folders that the store makes.
 //!
 //! Invariants: nothing outside the root is touched: keys cannot name it, and a symbolic link that stands in the
@@ -10,12 +11,15 @@
 //! once. Whoever can change the root's folders *while* a call runs is trusted.) A root that has vanished is an
 //! error, never an empty store.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+use parking_lot::Mutex;
 
 use super::error::{Operation, StoreCause, StoreError};
 use super::hash::{COPY_BYTES, ContentHash, HashingWriter, ReadError, read_pieces};
@@ -28,7 +32,12 @@ use crate::thread::Until;
 #[derive(Debug)]
 pub struct FileStore {
     root: PathBuf,
+    /// Folders that are known to be there after a power cut.
+    durable: Mutex<BTreeSet<PathBuf>>,
 }
+
+/// Puts at the same time: one waits for the disk while another reads.
+const PARALLEL: usize = 4;
 
 impl FileStore {
     /// The store in the folder `root`, which is created, with its parents, if it is not there.
@@ -103,6 +112,7 @@ impl FileStore {
         for folder in &folders {
             if !folder_is_there(folder)? {
                 create_folder(folder)?;
+                self.durable.lock().remove(folder);
             }
         }
         let folder = folders.last().unwrap_or(&self.root);
@@ -116,8 +126,20 @@ impl FileStore {
         temporary.as_file().sync_all()?;
         until.check()?;
         place(temporary, &self.root.join(key.as_str()))?;
-        // Also the folders that were there already: whoever made them may have died before flushing them.
-        folders.iter().rev().try_for_each(|folder| File::open(folder)?.sync_all())?;
+        File::open(folder)?.sync_all()?;
+        self.make_durable(&folders)
+    }
+
+    /// Flushes the folders above those that are not known to be durable, also of such that were there already:
+    /// whoever made them may have died before flushing them. The innermost one's own names are flushed already.
+    fn make_durable(&self, folders: &[PathBuf]) -> Result<(), StoreCause> {
+        for pair in folders.windows(2).rev() {
+            let [above, folder] = pair else { continue };
+            if !self.durable.lock().contains(folder) {
+                File::open(above)?.sync_all()?;
+                self.durable.lock().insert(folder.clone());
+            }
+        }
         Ok(())
     }
 
@@ -216,6 +238,10 @@ impl FileStore {
 }
 
 impl ObjectStore for FileStore {
+    fn parallel(&self) -> usize {
+        PARALLEL
+    }
+
     fn describe(&self) -> String {
         url_of(&self.root)
     }
@@ -308,7 +334,7 @@ fn vanished(root: &Path) -> StoreCause {
 /// The store whose root `path` leads to, if there is one.
 fn resolve(path: &Path) -> Result<Option<FileStore>, StoreCause> {
     match fs::canonicalize(path) {
-        Ok(root) => Ok(folder_is_there(&root)?.then_some(FileStore { root })),
+        Ok(root) => Ok(folder_is_there(&root)?.then(|| FileStore { root, durable: Mutex::default() })),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e.into()),
     }

@@ -148,6 +148,16 @@ pub fn hash_chunks(file: &File, length_bytes: u64, until: &Until) -> Result<Vec<
     Ok(hashing.into_chunks().0)
 }
 
+/// The hash of the chunk that the bytes `range` of `file` are. Lengths in the error count from its start.
+pub(super) fn hash_chunk(file: &File, range: Range<u64>, until: &Until) -> Result<ChunkHash, ReadError> {
+    let mut chunk = Sha256::new();
+    read_pieces(file, range, until, |piece| {
+        chunk.update(piece);
+        Ok::<_, ReadError>(())
+    })?;
+    Ok(ChunkHash(chunk.finalize().into()))
+}
+
 /// Reads the bytes `range` of `file` by position, so that the file can be read again by another try, and hands them
 /// on in pieces. The limit is asked before each piece. Lengths in the error count from the start of the range.
 pub(super) fn read_pieces<E: From<ReadError>>(

@@ -27,5 +27,7 @@ pub use key::{KEY_BYTES_MAX, KeyError, ObjectKey, SEGMENT_BYTES_MAX};
 pub use layer::{CallInfo, Count, Counts, Floor, Layer, Policy, Rate, Retry, RetryConfig};
 pub use s3::{CredentialSource, Credentials, Encryption, PARALLEL_DEFAULT, S3Config, S3Store, Secret};
 pub use store::{Body, ObjectMeta, ObjectStore, PARTS_MAX, Page, PageMark, Part, PartStore, Upload};
-pub use transfer::{FileFetch, FileUpload, TransferError, fetch_files, give_up, upload_files};
+pub use transfer::{
+    FileFetch, FileRead, FileUpload, TransferError, fetch_files, give_up, hash_files, upload_files,
+};
 pub use url::{ArchiveOptions, ArchiveUrl, ArchiveUrlError, parse_archive};

@@ -8,7 +8,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -16,8 +15,8 @@ use super::manifest::{Manifest, ManifestError, ManifestFile, object_key, objects
 use super::{AttemptId, Meter, Progress};
 use crate::durable::{AtPath, PathError};
 use crate::objstore::{
-    Body, ChunkHash, ContentHash, FileUpload, ObjectKey, ObjectStore, ReadError, StoreCause, StoreError,
-    TransferError, hash_chunks, upload_files,
+    Body, ChunkHash, ContentHash, FileRead, FileUpload, ObjectKey, ObjectStore, StoreCause, StoreError,
+    TransferError, hash_files, upload_files,
 };
 use crate::shard::ShardId;
 use crate::thread::{Stopped, Until};
@@ -185,21 +184,45 @@ impl Reusable {
 /// Hashes of files that were read before, so that they need not be read again under another name. Whoever keeps
 /// them sees to it that none of those files changes or gives its place on the disk away.
 #[derive(Debug, Default)]
-pub struct KnownHashes(HashMap<FileIdentity, Vec<ChunkHash>>);
+pub struct KnownHashes {
+    chunks: HashMap<FileIdentity, Vec<ChunkHash>>,
+    threads: usize,
+}
 
 /// Device, number on it, and length.
 type FileIdentity = (u64, u64, u64);
 
 impl KnownHashes {
-    fn of(&mut self, image: &ImageFile, until: &Until) -> Result<Vec<ChunkHash>, UploadError> {
-        let meta = std::fs::metadata(&image.path).at("look at", &image.path)?;
-        let identity = (meta.dev(), meta.ino(), image.length_bytes);
-        if let Some(chunks) = self.0.get(&identity) {
-            return Ok(chunks.clone());
+    /// None yet; files are read by so many threads at a time.
+    pub fn read_by(threads: usize) -> Self {
+        Self { chunks: HashMap::new(), threads }
+    }
+
+    /// Reads what is not known yet and gives the files' identities. Bytes are told of when their hash is known.
+    fn learn(
+        &mut self,
+        files: &[ImageFile],
+        until: &Until,
+        on_known: &mut dyn FnMut(u64),
+    ) -> Result<Vec<FileIdentity>, UploadError> {
+        let (mut identities, mut unknown) = (Vec::with_capacity(files.len()), Vec::new());
+        for image in files {
+            let meta = std::fs::metadata(&image.path).at("look at", &image.path)?;
+            let identity = (meta.dev(), meta.ino(), image.length_bytes);
+            if self.chunks.contains_key(&identity) {
+                on_known(image.length_bytes);
+            } else {
+                unknown.push((identity, FileRead { path: &image.path, length_bytes: image.length_bytes }));
+            }
+            identities.push(identity);
         }
-        let chunks = hash_image(image, until)?;
-        self.0.insert(identity, chunks.clone());
-        Ok(chunks)
+        let wanted: Vec<FileRead<'_>> = unknown.iter().map(|(_, file)| *file).collect();
+        let found = hash_files(self.threads, &wanted, until, on_known).map_err(|error| match error {
+            TransferError::Short { path, what } => UploadError::Changed { path, what },
+            error => upload_error(error, &[]),
+        })?;
+        self.chunks.extend(unknown.iter().map(|(identity, _)| *identity).zip(found));
+        Ok(identities)
     }
 }
 
@@ -216,10 +239,11 @@ pub fn plan_upload(
 ) -> Result<UploadPlan, UploadError> {
     let total_bytes = files.iter().fold(0, |sum: u64, image| sum.saturating_add(image.length_bytes));
     let mut meter = Meter::new(total_bytes, on_progress);
+    let identities = known.learn(files, until, &mut |bytes| meter.add(bytes))?;
     let mut objects = reusable.0.clone();
     let mut planned = Vec::with_capacity(files.len());
-    for image in files {
-        let chunks = known.of(image, until)?;
+    for (image, identity) in files.iter().zip(identities) {
+        let chunks = known.chunks.get(&identity).cloned().unwrap_or_default();
         let hash = ContentHash::of_chunks(&chunks);
         let content = (hash, image.length_bytes);
         let present = objects.get(&content).cloned();
@@ -232,7 +256,6 @@ pub fn plan_upload(
         let (shard, name, length_bytes) = (image.shard, image.name.clone(), image.length_bytes);
         let file = ManifestFile { shard, name, length_bytes, hash, object };
         planned.push(PlannedFile { file, path: image.path.clone(), chunks, is_new });
-        meter.add(image.length_bytes);
     }
     Ok(UploadPlan { files: planned })
 }
@@ -276,19 +299,6 @@ fn upload_error(error: TransferError, files: &[FileUpload<'_>]) -> UploadError {
         StoreCause::Body(source) => PathError { doing: "read", path, source }.into(),
         _ => store_error(error),
     }
-}
-
-fn hash_image(image: &ImageFile, until: &Until) -> Result<Vec<ChunkHash>, UploadError> {
-    until.check()?;
-    let path = &image.path;
-    let file = File::open(path).at("open", path)?;
-    hash_chunks(&file, image.length_bytes, until).map_err(|e| match e {
-        ReadError::Stopped(why) => why.into(),
-        ReadError::Io(source) => PathError { doing: "read", path: path.clone(), source }.into(),
-        short @ ReadError::TooShort { .. } => {
-            UploadError::Changed { path: path.clone(), what: short.to_string() }
-        }
-    })
 }
 
 fn store_error(error: StoreError) -> UploadError {

@@ -7,12 +7,15 @@
 //! are told on the caller's thread.
 
 mod download;
+mod hashing;
 mod upload;
 
 pub use download::{FileFetch, fetch_files};
+pub use hashing::{FileRead, hash_files};
 pub use upload::{FileUpload, give_up, upload_files};
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crossbeam::channel::unbounded;
@@ -28,6 +31,14 @@ pub enum TransferError {
     /// A local file cannot be read or written.
     #[error(transparent)]
     Local(#[from] PathError),
+    /// A local file is shorter than it is said to be.
+    #[error("cannot read {}: {what}", path.display())]
+    Short {
+        /// The file.
+        path: PathBuf,
+        /// How long it is.
+        what: String,
+    },
     /// The store failed.
     #[error("{error}")]
     Store {
