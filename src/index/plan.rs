@@ -86,9 +86,10 @@ enum Piece {
     },
 }
 
-/// An order of names in which most are told apart without a look at their bytes.
+/// An order of names in which most are told apart by their lengths and last bytes.
 fn by_length(a: &str, b: &str) -> Ordering {
-    a.len().cmp(&b.len()).then_with(|| a.cmp(b))
+    let end = |name: &str| (name.len(), name.as_bytes().last().copied());
+    end(a).cmp(&end(b)).then_with(|| a.cmp(b))
 }
 
 impl Node {
