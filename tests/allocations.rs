@@ -10,9 +10,10 @@ use crossbeam::channel::{Sender, bounded};
 use dormouse::event::{
     Datatype, DcpEvent, EventBatch, EventKind, Generation, Seqno, Span, StreamStatus, VbId, VbUuid,
 };
-use dormouse::projector::{Endpoint, EndpointRefused, Feed, KvData, KvDataConfig};
-use dormouse::shard::ShardId;
+use dormouse::index::IndexDefinition;
+use dormouse::projector::{Endpoint, EndpointRefused, Engine, Feed, KvData, KvDataConfig};
 use dormouse::shard::batch::WriteBatch;
+use dormouse::shard::{InstId, ShardId};
 use dormouse::thread::{self, Until, fin};
 use dormouse::timestamp::TsVbuuid;
 use slog::{Discard, Logger, o};
@@ -23,6 +24,9 @@ static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const VBUCKETS: u16 = 64;
 const GENERATION: Generation = Generation(1);
+
+const DOCUMENT: &str = r#"{"name":"Sea View","country":"France","city":"Nantes","tags":["spa","pool","bar"],"stars":4,
+    "price":99.5,"geo":{"lat":47.2,"lon":-1.55},"open":true,"note":null}"#;
 
 /// Takes everything and keeps nothing.
 struct Taker;
@@ -39,7 +43,7 @@ fn batch(events: u64, made: &mut u64) -> EventBatch {
     let event = |_| {
         let (vb, seqno) = (*made % u64::from(VBUCKETS), *made / u64::from(VBUCKETS) + 1);
         *made += 1;
-        let (key, value) = (Span::new(0, 1), Span::new(1, 2));
+        let (key, value) = (Span::new(0, 1), Span::new(1, DOCUMENT.len()));
         DcpEvent {
             vb: VbId(u16::try_from(vb).unwrap()),
             seqno: Seqno(seqno),
@@ -47,7 +51,7 @@ fn batch(events: u64, made: &mut u64) -> EventBatch {
         }
     };
     let events = (0..events).map(event).collect();
-    EventBatch { generation: GENERATION, events, buffer: b"k{}".to_vec(), charge: None }
+    EventBatch { generation: GENERATION, events, buffer: format!("k{DOCUMENT}").into_bytes(), charge: None }
 }
 
 fn send(upstream: &Sender<EventBatch>, batch: EventBatch) {
@@ -68,7 +72,7 @@ fn follow(kvdata: &KvData, upstream: &Sender<EventBatch>, batches: Vec<EventBatc
 }
 
 /// The most allocations for one of `count` batches of `events` each, growing of buffers among them.
-fn allocations(events: u64, count: u64) -> u64 {
+fn allocations(events: u64, count: u64, engines: Vec<Engine>) -> u64 {
     let (upstream, batches) = bounded(4);
     let logger = Logger::root(Discard, o!());
     let feed = Feed::new(&logger);
@@ -76,6 +80,7 @@ fn allocations(events: u64, count: u64) -> u64 {
     let config = KvDataConfig { node: 0, workers: 2, vbuckets: VBUCKETS, shards: 8, worker_queue_batches: 4 };
     let endpoint: Arc<dyn Endpoint> = Arc::new(Taker);
     let kvdata = KvData::start(&config, &endpoint, batches, &link, &logger).unwrap();
+    kvdata.add_engines(engines, &Until::default()).unwrap();
     let kind = EventKind::StreamReq { status: StreamStatus::Success { vbuuid: VbUuid(1) } };
     let begins = (0..VBUCKETS).map(|vb| DcpEvent { vb: VbId(vb), seqno: Seqno(0), kind }).collect();
     send(&upstream, EventBatch { generation: GENERATION, events: begins, ..EventBatch::default() });
@@ -92,13 +97,24 @@ fn allocations(events: u64, count: u64) -> u64 {
 }
 
 #[test]
-fn a_batch_costs_a_few_allocations_however_many_events_it_has() {
+fn a_batch_costs_a_few_allocations_however_many_events_and_entries_it_has() {
     const COUNT: u64 = 200;
     // For a batch: its shares and their list, the counter that holds it, the lists of write batches, and those of
     // the channels that each send and each wait looks at.
     const MOST: u64 = 24;
     for events in [64, 512, 4096] {
-        let each = allocations(events, COUNT);
+        let each = allocations(events, COUNT, Vec::new());
         assert!(each <= MOST, "{each} allocations for a batch of {events} events");
+    }
+    // Six entries of each document, whose buffers are there already.
+    let definitions = ["a=country,city", "b=tags[],price", "c=name", "d=geo.lat,geo.lon,missing"];
+    let engines = definitions.iter().zip(0..).map(|(text, inst)| Engine {
+        inst: InstId(inst),
+        evaluator: Arc::new(IndexDefinition::parse(text).unwrap()),
+    });
+    let engines: Vec<Engine> = engines.collect();
+    for events in [512, 4096] {
+        let each = allocations(events, COUNT, engines.clone());
+        assert!(each <= MOST, "{each} allocations for a batch of {events} events in four indexes");
     }
 }

@@ -86,6 +86,20 @@ fn a_document_that_stops_matching_its_filter_loses_its_entry() {
 }
 
 #[test]
+fn keys_that_are_too_long_are_counted_and_said_and_leave_the_others() {
+    let world = World::new();
+    let long = "x".repeat(5000);
+    world
+        .write("f", &format!("{{\"id\":\"a\",\"t\":[\"{long}\",1]}}\n{{\"id\":\"b\",\"t\":[\"{long}\"]}}\n"));
+    let words = [&["ingest"], &BUCKET[..], &["--index", "by_t=t[]", "f"]].concat();
+    let table = world.ok(&words);
+    assert!(table.contains("2 keys were too long and are not in an index"), "{table}");
+    let report = world.json(&words);
+    assert_eq!((&report["documents"], &report["oversize_keys"]), (&json!(2), &json!(2)));
+    assert_eq!(world.scan("by_t", &[]), [json!({"key": [1], "id": "a"})]);
+}
+
+#[test]
 fn a_limit_tells_the_cursor_that_goes_on_behind_it() {
     let world = World::with_airports();
     for reverse in [&[][..], &["--reverse"]] {

@@ -19,6 +19,7 @@ mod dcp_handshake;
 mod dcp_path;
 mod definition;
 mod dependencies;
+mod differential;
 mod engine;
 mod evaluate;
 mod event;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use dormouse::index::collate::{encode_missing, encode_value};
-use dormouse::index::{KeyRange, RangeError};
+use dormouse::index::{DOCUMENT_DEPTH_MAX, KeyRange, RangeError};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -75,10 +75,18 @@ fn a_bound_that_is_no_array_is_refused_with_an_example() {
     let way_out = r#"expected a JSON array such as ["DE","Berlin"]"#;
     assert_eq!(
         refusal("DE"),
-        format!("cannot use `DE` as a bound: it is no JSON (expected value at line 1 column 1), {way_out}")
+        format!("cannot use `DE` as a bound: it is no JSON: expected value at line 1 column 1, {way_out}")
     );
     assert_eq!(refusal("\"DE\""), format!("cannot use `\"DE\"` as a bound: it is a single value, {way_out}"));
     assert_eq!(refusal("{}"), format!("cannot use `{{}}` as a bound: it is an object, {way_out}"));
+}
+
+#[test]
+fn the_deepest_key_of_a_document_may_be_given_as_a_bound() {
+    let depth = DOCUMENT_DEPTH_MAX;
+    let text = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    assert_eq!(KeyRange::parse_bound(&text).unwrap().len(), 1);
+    assert!(KeyRange::parse_bound(&format!("[{text}]")).is_err());
 }
 
 #[test]

@@ -133,15 +133,15 @@ pub fn encode_missing(out: &mut Vec<u8>) {
 /// Appends the encoding of a string, which is that of the JSON value.
 pub fn encode_str(text: &str, out: &mut Vec<u8>) {
     out.push(STRING);
-    for run in text.split_inclusive(['\u{0}', '\u{1}']) {
-        match run.as_bytes().split_last() {
-            Some((last @ (0 | 1), plain)) => {
-                out.extend_from_slice(plain);
-                out.extend_from_slice(&[ESCAPE, last + 1]);
-            }
-            _ => out.extend_from_slice(run.as_bytes()),
-        }
+    let mut rest = text.as_bytes();
+    while let Some((plain, [byte, behind @ ..])) =
+        memchr::memchr2(END, ESCAPE, rest).map(|place| rest.split_at(place))
+    {
+        out.extend_from_slice(plain);
+        out.extend_from_slice(&[ESCAPE, byte + 1]);
+        rest = behind;
     }
+    out.extend_from_slice(rest);
     out.push(END);
 }
 

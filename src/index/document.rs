@@ -7,16 +7,20 @@
 //! against the alternatives, each over all members: `simd-json` wants a copy of the document to write into, and
 //! looks at every value before the first can be asked for: it is quicker below 1 KiB and slower above. `sonic-rs` is
 //! no quicker here, and documents that nest deep overflow its stack, which ends the process (its issue 232).
-//! Skipping with `IgnoredAny` is quicker still, but lets pass what is no document: any depth, numbers beyond a double
-//! and halves of surrogate pairs.
 //!
-//! Invariant: the stack that a document takes is bounded, as every seed below counts its depth.
+//! What nobody asks for is skipped with `IgnoredAny`, which checks syntax, escapes and control characters, but lets pass
+//! what is no document all the same: any depth, numbers beyond a double and halves of surrogate pairs. A text is looked
+//! at for signs of these first, with plain loops over its bytes that are far quicker than parsing; where there is one,
+//! everything is parsed.
+//!
+//! Invariants: the stack that a document takes is bounded, as every seed below counts its depth and skipping does not
+//! recurse; whether a text is a document does not depend on who asks for what.
 
 use std::cell::OnceCell;
 use std::fmt;
 use std::str::Utf8Error;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 /// The most arrays and objects that may lie within each other in a document.
@@ -61,29 +65,89 @@ impl<'d> Document<'d> {
         if let Some(value) = self.value.get() {
             return Ok(value);
         }
-        let value = self.text.map(|text| read(text, ValueSeed { depth: 0 })).transpose()?;
+        let value = self.text.map(|text| read(text, |_| ValueSeed { place: Place::TOP })).transpose()?;
         Ok(self.value.get_or_init(|| value.unwrap_or_default()))
     }
 }
 
-/// Reads a document to its end with a seed that counts depth.
-pub(super) fn read<'d, S: DeserializeSeed<'d>>(text: &'d [u8], seed: S) -> Result<S::Value, DocumentError> {
-    let mut reader = serde_json::Deserializer::from_str(std::str::from_utf8(text)?);
+/// Reads a document to its end with a seed that counts depth, and that is told of the text.
+pub(super) fn read<'d, S: DeserializeSeed<'d>>(
+    text: &'d [u8],
+    seed: impl FnOnce(&str) -> S,
+) -> Result<S::Value, DocumentError> {
+    let text = std::str::from_utf8(text)?;
+    let mut reader = serde_json::Deserializer::from_str(text);
     // Its own limit is one lower, and the seeds count.
     reader.disable_recursion_limit();
-    let read = seed.deserialize(&mut reader)?;
+    let read = seed(text).deserialize(&mut reader)?;
     reader.end()?;
     Ok(read)
 }
 
-/// The depth within an array or object.
-pub(super) fn deeper<E: Error>(depth: usize) -> Result<usize, E> {
-    if depth == DOCUMENT_DEPTH_MAX {
-        return Err(E::custom(format_args!(
-            "more than {DOCUMENT_DEPTH_MAX} arrays and objects lie within each other"
-        )));
+/// Where in a document a value lies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    /// Arrays and objects around it.
+    depth: usize,
+    /// What nobody asks for may be skipped.
+    may_skip: bool,
+}
+
+impl Place {
+    /// The whole document, of which nothing is skipped.
+    pub(super) const TOP: Self = Self { depth: 0, may_skip: false };
+
+    /// The whole of this document.
+    pub(super) fn top_of(text: &str) -> Self {
+        Self { may_skip: is_plain(text.as_bytes()), ..Self::TOP }
     }
-    Ok(depth + 1)
+
+    /// The place of what lies within an array or object.
+    pub(super) fn within<E: Error>(self) -> Result<Self, E> {
+        if self.depth == DOCUMENT_DEPTH_MAX {
+            return Err(E::custom(format_args!(
+                "more than {DOCUMENT_DEPTH_MAX} arrays and objects lie within each other"
+            )));
+        }
+        Ok(Self { depth: self.depth + 1, ..self })
+    }
+}
+
+/// Whether a text is a document if skipping finds nothing wrong with it.
+fn is_plain(text: &[u8]) -> bool {
+    // Few openings, in strings or not, cannot nest deep.
+    let openings = memchr::memchr2_iter(b'[', b'{', text).take(DOCUMENT_DEPTH_MAX + 1).count();
+    openings <= DOCUMENT_DEPTH_MAX && !may_hold_surrogates(text) && !may_overflow(text)
+}
+
+/// Whether there is an escape from `\ud000` on, which halves of surrogate pairs are.
+fn may_hold_surrogates(text: &[u8]) -> bool {
+    memchr::memchr_iter(b'\\', text)
+        .any(|place| matches!(text.get(place + 1..place + 3), Some([b'u', b'd' | b'D'])))
+}
+
+/// Whether a number may be beyond a double: one with more than 94 digits in a row, or with an exponent of three.
+fn may_overflow(text: &[u8]) -> bool {
+    // So many digits in a row fill one of the chunks.
+    if text.chunks_exact(48).any(|chunk| chunk.iter().all(u8::is_ascii_digit)) {
+        return true;
+    }
+    // Without a branch, and so done for many bytes at a time.
+    let pairs = || text.iter().zip(text.iter().skip(1));
+    let is_exponent = |a: u8, b: u8| a.is_ascii_digit() && b | 0x20 == b'e';
+    if !pairs().fold(false, |found, (a, b)| found | is_exponent(*a, *b)) {
+        return false;
+    }
+    let exponents = pairs().enumerate().filter(|(_, (a, b))| is_exponent(**a, **b));
+    exponents.map(|(place, _)| text.split_at(place + 2)).any(|(before, after)| {
+        let is_long = match after {
+            [b'+', rest @ ..] | rest => rest.iter().take_while(|byte| byte.is_ascii_digit()).count() > 2,
+        };
+        let of_number = |byte: &u8| byte.is_ascii_digit() || matches!(byte, b'.' | b'-');
+        let before = before.iter().rev().skip(1).find(|byte| !of_number(byte));
+        // In a text such as a hash another character stands before the digits.
+        is_long && before.is_none_or(|byte| b"[:, \t\r\n".contains(byte))
+    })
 }
 
 /// The visits to what is neither array nor object, where none of them matters.
@@ -117,13 +181,16 @@ pub(super) use pass_scalars;
 /// Checks a value that nobody asks for.
 #[derive(Clone, Copy)]
 pub(super) struct Pass {
-    pub(super) depth: usize,
+    pub(super) place: Place,
 }
 
 impl<'d> DeserializeSeed<'d> for Pass {
     type Value = ();
 
     fn deserialize<D: Deserializer<'d>>(self, reader: D) -> Result<(), D::Error> {
+        if self.place.may_skip {
+            return reader.deserialize_ignored_any(IgnoredAny).map(drop);
+        }
         reader.deserialize_any(self)
     }
 }
@@ -134,13 +201,13 @@ impl<'d> Visitor<'d> for Pass {
     pass_scalars!();
 
     fn visit_seq<A: SeqAccess<'d>>(self, mut elements: A) -> Result<(), A::Error> {
-        let inner = Self { depth: deeper(self.depth)? };
+        let inner = Self { place: self.place.within()? };
         while elements.next_element_seed(inner)?.is_some() {}
         Ok(())
     }
 
     fn visit_map<A: MapAccess<'d>>(self, mut members: A) -> Result<(), A::Error> {
-        let inner = Self { depth: deeper(self.depth)? };
+        let inner = Self { place: self.place.within()? };
         // A name is a text like any other.
         while members.next_key_seed(inner)?.is_some() {
             members.next_value_seed(inner)?;
@@ -152,7 +219,7 @@ impl<'d> Visitor<'d> for Pass {
 /// Makes a value.
 #[derive(Clone, Copy)]
 pub(super) struct ValueSeed {
-    pub(super) depth: usize,
+    pub(super) place: Place,
 }
 
 impl<'d> DeserializeSeed<'d> for ValueSeed {
@@ -195,7 +262,7 @@ impl<'d> Visitor<'d> for ValueSeed {
     }
 
     fn visit_seq<A: SeqAccess<'d>>(self, mut elements: A) -> Result<Value, A::Error> {
-        let inner = Self { depth: deeper(self.depth)? };
+        let inner = Self { place: self.place.within()? };
         let mut all = Vec::new();
         while let Some(element) = elements.next_element_seed(inner)? {
             all.push(element);
@@ -204,7 +271,7 @@ impl<'d> Visitor<'d> for ValueSeed {
     }
 
     fn visit_map<A: MapAccess<'d>>(self, mut members: A) -> Result<Value, A::Error> {
-        let inner = Self { depth: deeper(self.depth)? };
+        let inner = Self { place: self.place.within()? };
         let mut all = Map::new();
         while let Some(name) = members.next_key::<String>()? {
             all.insert(name, members.next_value_seed(inner)?);

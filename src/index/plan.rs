@@ -8,6 +8,7 @@
 //! Invariants: the paths below a node of the tree have consecutive numbers; after a walk each path has its values in
 //! the order of the array, of the last of duplicate members alone.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::ops::Range;
 
@@ -16,7 +17,7 @@ use serde_json::{Number, Value};
 
 use super::collate;
 use super::definition::{IndexDefinition, IndexKind};
-use super::document::{DocumentError, Pass, ValueSeed, deeper, pass_scalars, read};
+use super::document::{DocumentError, Pass, Place, ValueSeed, pass_scalars, read};
 use super::evaluate::{DOCUMENT_KEYS_MAX, KEY_BYTES_MAX, KeyList, Part};
 use super::filter::{Expr, Filter};
 use super::judge::holds;
@@ -49,7 +50,7 @@ struct Node {
     paths: Range<usize>,
     /// A path ends here: the first of `paths`.
     ends: bool,
-    /// In the order of their names.
+    /// In the order of [`by_length`].
     members: Vec<(String, Node)>,
     elements: Vec<(usize, Node)>,
     each: Option<Box<Node>>,
@@ -85,6 +86,12 @@ enum Piece {
     },
 }
 
+/// An order of names in which most are told apart by their lengths and last bytes.
+fn by_length(a: &str, b: &str) -> Ordering {
+    let end = |name: &str| (name.len(), name.as_bytes().last().copied());
+    end(a).cmp(&end(b)).then_with(|| a.cmp(b))
+}
+
 impl Node {
     fn add(&mut self, steps: &[Step]) {
         let Some((step, rest)) = steps.split_first() else {
@@ -93,7 +100,7 @@ impl Node {
         };
         let child = match step {
             Step::Member(name) => {
-                let place = self.members.binary_search_by(|(there, _)| there.as_str().cmp(name));
+                let place = self.members.binary_search_by(|(there, _)| by_length(there, name));
                 let place = place.unwrap_or_else(|place| {
                     self.members.insert(place, (name.clone(), Self::default()));
                     place
@@ -183,7 +190,7 @@ impl KeyPlan {
     /// Reads what the indexes need of a document, and checks all of it.
     pub fn read(&self, text: &[u8], into: &mut Extract) -> Result<(), DocumentError> {
         into.begin(self.root.paths.len());
-        read(text, Walk { node: &self.root, into, depth: 0, is_element: false })
+        read(text, |text| Walk { node: &self.root, into, place: Place::top_of(text), is_element: false })
     }
 
     /// The same of a document that was read already.
@@ -343,7 +350,7 @@ impl Extract {
 struct Walk<'p, 'e> {
     node: &'p Node,
     into: &'e mut Extract,
-    depth: usize,
+    place: Place,
     /// Within an element of a `[]`, of which each path has one value.
     is_element: bool,
 }
@@ -352,19 +359,19 @@ impl<'d> DeserializeSeed<'d> for Walk<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'d>>(self, reader: D) -> Result<(), D::Error> {
-        let Self { node, into, depth, is_element } = self;
+        let Self { node, into, place, is_element } = self;
         if node.is_shared() {
-            let value = ValueSeed { depth }.deserialize(reader)?;
+            let value = ValueSeed { place }.deserialize(reader)?;
             into.take(node, &value, is_element);
             return Ok(());
         }
         if node.ends {
             let start = into.bytes.len();
-            reader.deserialize_any(Encode { out: &mut into.bytes, start, depth })?;
+            reader.deserialize_any(Encode { out: &mut into.bytes, start, place })?;
             into.put(node.paths.start, start, is_element);
             return Ok(());
         }
-        reader.deserialize_any(Self { node, into, depth, is_element })
+        reader.deserialize_any(Self { node, into, place, is_element })
     }
 }
 
@@ -375,14 +382,14 @@ impl<'d> Visitor<'d> for Walk<'_, '_> {
 
     fn visit_seq<A: SeqAccess<'d>>(self, mut elements: A) -> Result<(), A::Error> {
         let Self { node, into, is_element, .. } = self;
-        let depth = deeper(self.depth)?;
+        let place = self.place.within()?;
         let mut number = 0;
         loop {
             let one = || node.elements.iter().find(|(wanted, _)| *wanted == number).map(|(_, child)| child);
             let read = match (node.each.as_deref(), one()) {
-                (Some(node), _) => elements.next_element_seed(Each { node, into, depth })?,
-                (None, Some(node)) => elements.next_element_seed(Walk { node, into, depth, is_element })?,
-                (None, None) => elements.next_element_seed(Pass { depth })?,
+                (Some(node), _) => elements.next_element_seed(Each { node, into, place })?,
+                (None, Some(node)) => elements.next_element_seed(Walk { node, into, place, is_element })?,
+                (None, None) => elements.next_element_seed(Pass { place })?,
             };
             if read.is_none() {
                 return Ok(());
@@ -393,14 +400,14 @@ impl<'d> Visitor<'d> for Walk<'_, '_> {
 
     fn visit_map<A: MapAccess<'d>>(self, mut members: A) -> Result<(), A::Error> {
         let Self { node, into, is_element, .. } = self;
-        let depth = deeper(self.depth)?;
+        let place = self.place.within()?;
         while let Some(child) = members.next_key_seed(Name(&node.members))? {
             match child {
                 Some(node) => {
                     into.forget(&node.paths, is_element);
-                    members.next_value_seed(Walk { node, into, depth, is_element })?;
+                    members.next_value_seed(Walk { node, into, place, is_element })?;
                 }
-                None => members.next_value_seed(Pass { depth })?,
+                None => members.next_value_seed(Pass { place })?,
             }
         }
         Ok(())
@@ -411,18 +418,18 @@ impl<'d> Visitor<'d> for Walk<'_, '_> {
 struct Each<'p, 'e> {
     node: &'p Node,
     into: &'e mut Extract,
-    depth: usize,
+    place: Place,
 }
 
 impl<'d> DeserializeSeed<'d> for Each<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'d>>(self, reader: D) -> Result<(), D::Error> {
-        let Self { node, into, depth } = self;
+        let Self { node, into, place } = self;
         if into.begin_element(&node.paths) {
-            Walk { node, into, depth, is_element: true }.deserialize(reader)
+            Walk { node, into, place, is_element: true }.deserialize(reader)
         } else {
-            Pass { depth }.deserialize(reader)
+            Pass { place }.deserialize(reader)
         }
     }
 }
@@ -446,7 +453,7 @@ impl<'p> Visitor<'_> for Name<'p> {
     }
 
     fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-        let place = self.0.binary_search_by(|(there, _)| there.as_str().cmp(name));
+        let place = self.0.binary_search_by(|(there, _)| by_length(there, name));
         Ok(place.ok().and_then(|place| self.0.get(place)).map(|(_, child)| child))
     }
 }
@@ -455,7 +462,7 @@ impl<'p> Visitor<'_> for Name<'p> {
 struct Encode<'o> {
     out: &'o mut Vec<u8>,
     start: usize,
-    depth: usize,
+    place: Place,
 }
 
 impl Encode<'_> {
@@ -517,12 +524,12 @@ impl<'d> Visitor<'d> for Encode<'_> {
 
     fn visit_seq<A: SeqAccess<'d>>(self, mut elements: A) -> Result<(), A::Error> {
         let Self { out, start, .. } = self;
-        let depth = deeper(self.depth)?;
+        let place = self.place.within()?;
         out.push(collate::ARRAY);
         loop {
             // The room of what is already too long serves the next element.
             out.truncate(start + KEY_BYTES_MAX + 1);
-            if elements.next_element_seed(Encode { out, start, depth })?.is_none() {
+            if elements.next_element_seed(Encode { out, start, place })?.is_none() {
                 out.push(collate::END);
                 return Ok(());
             }
@@ -531,7 +538,7 @@ impl<'d> Visitor<'d> for Encode<'_> {
 
     fn visit_map<A: MapAccess<'d>>(self, members: A) -> Result<(), A::Error> {
         // Its members are encoded in the order of their names, which is known at its end.
-        let value = ValueSeed { depth: self.depth }.visit_map(members)?;
+        let value = ValueSeed { place: self.place }.visit_map(members)?;
         collate::encode_value(&value, self.out).map_err(A::Error::custom)
     }
 }

@@ -12,6 +12,7 @@ use std::ops::Bound;
 use serde_json::Value;
 
 use super::collate::{EncodeError, encode_value};
+use super::document::{Place, ValueSeed, read};
 use super::shown;
 
 /// No byte of an entry after a prefix of its key is as high.
@@ -66,11 +67,12 @@ pub enum RangeError {
 impl KeyRange {
     /// Parses one end of a range, a JSON array.
     pub fn parse_bound(text: &str) -> Result<Vec<Value>, RangeError> {
-        let why = match serde_json::from_str(text) {
+        // As deep as a document, because that is how deep the key of one may be with the array around it.
+        let why = match read(text.as_bytes(), |_| ValueSeed { place: Place::TOP }) {
             Ok(Value::Array(parts)) => return Ok(parts),
             Ok(Value::Object(_)) => "it is an object".to_owned(),
             Ok(_) => "it is a single value".to_owned(),
-            Err(e) => format!("it is no JSON ({e})"),
+            Err(e) => e.to_string(),
         };
         Err(RangeError::NotAnArray { given: shown(text), why })
     }

@@ -6,6 +6,7 @@ pub(crate) mod consumer;
 pub(crate) mod endpoint;
 pub(crate) mod followed;
 pub(crate) mod json;
+pub(crate) mod naive;
 pub(crate) mod path;
 pub(crate) mod producer;
 pub(crate) mod shards;

@@ -1,0 +1,138 @@
+//! Indexes from the line of a file to the line of a scan, against a naive evaluation and a sorted vector.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use dormouse::bucket::{Bucket, BucketConfig, BucketSpec, DataDir, IngestOptions};
+use dormouse::index::{IndexDefinition, KeyRange, ScanQuery};
+use dormouse::source::{Input, ReplayFormat};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use serde_json::{Value, json};
+
+use crate::support::cli::AIRPORTS;
+use crate::support::json::{compare, compare_all};
+use crate::support::naive::{Index, Parts, compare_keys, document, index};
+use crate::support::{forever, watchdog};
+
+/// Documents that there may be; a change is to one of them.
+const DOCUMENTS: u16 = 150;
+
+/// What happens to a document: another text, or its end.
+type Change = (u16, Option<String>);
+
+fn ingest(bucket: &Bucket, changes: &[Change]) {
+    let lines = changes.iter().map(|(id, text)| match text {
+        Some(text) => format!("{{\"op\":\"upsert\",\"id\":\"d{id}\",\"doc\":{text}}}\n"),
+        None if id % 2 == 0 => format!("{{\"op\":\"delete\",\"id\":\"d{id}\"}}\n"),
+        None => format!("{{\"op\":\"expire\",\"id\":\"d{id}\"}}\n"),
+    });
+    let reader = Box::new(io::Cursor::new(lines.collect::<String>().into_bytes()));
+    let input = Input::Reader { name: "changes".to_owned(), reader };
+    let options = IngestOptions { format: ReplayFormat::Changes, skip_bad: false, rebuild: false };
+    let report = bucket.ingest(vec![input], &options, &watchdog(), &mut |_| {}).unwrap();
+    assert_eq!((report.quarantined, report.oversize_keys), (0, 0));
+}
+
+/// All entries in key order, then by id.
+fn sorted(index: &Index, documents: &BTreeMap<String, Value>) -> Vec<(Parts, String)> {
+    let mut entries: Vec<(Parts, String)> = documents
+        .iter()
+        .flat_map(|(id, document)| index.keys(document).into_iter().map(|key| (key, id.clone())))
+        .collect();
+    entries.sort_by(|a, b| compare_keys(&a.0, &b.0).then_with(|| a.1.cmp(&b.1)));
+    entries
+}
+
+fn assert_scans_as(bucket: &Bucket, definition: &IndexDefinition, expected: &[(Parts, String)]) {
+    for reverse in [false, true] {
+        let query = ScanQuery { reverse, ..ScanQuery::default() };
+        let scan = bucket.query(definition.name(), &query, &forever()).unwrap();
+        let mut found: Vec<_> = scan.map(Result::unwrap).collect();
+        if reverse {
+            found.reverse();
+        }
+        assert_eq!(found.len(), expected.len(), "{definition}");
+        for (found, (key, id)) in found.iter().zip(expected) {
+            let shown: Vec<Value> = key.iter().map(|part| part.clone().unwrap_or_default()).collect();
+            assert!(compare_all(&found.key, &shown).is_eq(), "{definition}: {found:?}, expected {key:?}");
+            assert_eq!(&found.id, id, "{definition}: {key:?}");
+        }
+    }
+}
+
+fn replay(indexes: &[Index], batches: &[Vec<Change>]) {
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataDir::open_or_create(&dir.path().join("data")).unwrap();
+    let spec = BucketSpec { vbuckets: 8, shards: 3, ..BucketSpec::default() };
+    let mut bucket = data.create_bucket(&"b".parse().unwrap(), spec, &BucketConfig::default()).unwrap();
+    let definitions: Vec<IndexDefinition> =
+        indexes.iter().zip(0..).map(|(index, n)| index.definition(&format!("i{n}"))).collect();
+    bucket.ensure_indexes(&definitions, false).unwrap();
+    let mut documents = BTreeMap::new();
+    for batch in batches {
+        ingest(&bucket, batch);
+        for (id, text) in batch {
+            match text {
+                Some(text) => documents.insert(format!("d{id}"), serde_json::from_str(text).unwrap()),
+                None => documents.remove(&format!("d{id}")),
+            };
+        }
+        for (index, definition) in indexes.iter().zip(&definitions) {
+            assert_scans_as(&bucket, definition, &sorted(index, &documents));
+        }
+    }
+    bucket.close(&watchdog()).unwrap();
+}
+
+#[test]
+fn documents_that_come_change_and_go_leave_the_entries_of_a_naive_evaluation() {
+    let config = ProptestConfig { cases: 8, max_shrink_iters: 64, ..ProptestConfig::default() };
+    let change = (0..DOCUMENTS, proptest::option::weighted(0.85, document()));
+    let batches = proptest::collection::vec(proptest::collection::vec(change, 200), 2);
+    TestRunner::new(config)
+        .run(&(proptest::collection::vec(index(), 4..9), batches), |(indexes, batches)| {
+            replay(&indexes, &batches);
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn the_airports_stand_in_the_order_of_a_sorted_vector() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataDir::open_or_create(&dir.path().join("data")).unwrap();
+    let spec = BucketSpec { vbuckets: 8, shards: 3, ..BucketSpec::default() };
+    let mut bucket = data.create_bucket(&"b".parse().unwrap(), spec, &BucketConfig::default()).unwrap();
+    let definition = IndexDefinition::parse("i=country,altitude,name").unwrap();
+    let definition = definition.with_filter("altitude > 100 and not name like \"A%\"".parse().unwrap());
+    bucket.ensure_index(&definition, false).unwrap();
+    let format = ReplayFormat::Documents { id_field: "id".to_owned() };
+    let options = IngestOptions { format, skip_bad: false, rebuild: false };
+    bucket.ingest(vec![Input::Path(AIRPORTS.into())], &options, &watchdog(), &mut |_| {}).unwrap();
+    let text = std::fs::read_to_string(AIRPORTS).unwrap();
+    let airports = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut expected: Vec<(Parts, String)> = airports
+        .filter(|airport| {
+            airport["altitude"].as_f64().is_some_and(|altitude| altitude > 100.0)
+                && airport["name"].as_str().is_some_and(|name| !name.starts_with('A'))
+        })
+        .map(|airport| {
+            let key = ["country", "altitude", "name"].map(|name| airport.get(name).cloned());
+            (key.to_vec(), airport["id"].as_str().unwrap().to_owned())
+        })
+        .collect();
+    expected.retain(|(key, _)| key[0].is_some());
+    expected.sort_by(|a, b| compare_keys(&a.0, &b.0).then_with(|| a.1.cmp(&b.1)));
+    assert!(expected.len() > 1000);
+    assert_scans_as(&bucket, &definition, &expected);
+    let france = KeyRange {
+        from: Some(vec![json!("France")]),
+        to: Some(vec![json!("France")]),
+        ..KeyRange::default()
+    };
+    let found = bucket.scan(definition.name(), &france, false, &forever()).unwrap().count_entries().unwrap();
+    let is_french = |key: &Parts| key[0].as_ref().is_some_and(|part| compare(part, &json!("France")).is_eq());
+    assert_eq!(found, expected.iter().filter(|(key, _)| is_french(key)).count() as u64);
+    bucket.close(&watchdog()).unwrap();
+}
