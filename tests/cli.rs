@@ -89,8 +89,7 @@ fn a_document_that_stops_matching_its_filter_loses_its_entry() {
 fn keys_that_are_too_long_are_counted_and_said_and_leave_the_others() {
     let world = World::new();
     let long = "x".repeat(5000);
-    world
-        .write("f", &format!("{{\"id\":\"a\",\"t\":[\"{long}\",1]}}\n{{\"id\":\"b\",\"t\":[\"{long}\"]}}\n"));
+    world.write("f", format!("{{\"id\":\"a\",\"t\":[\"{long}\",1]}}\n{{\"id\":\"b\",\"t\":[\"{long}\"]}}\n"));
     let words = [&["ingest"], &BUCKET[..], &["--index", "by_t=t[]", "f"]].concat();
     let table = world.ok(&words);
     assert!(table.contains("2 keys were too long and are not in an index"), "{table}");
