@@ -8,7 +8,7 @@
 //! `rusoto`'s texts. Only headers that were looked at reach `rusoto`'s readers.
 
 use std::collections::BTreeMap;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -119,35 +119,35 @@ impl Requests {
     }
 
     /// Makes the one request that `ask` asks for.
-    pub(super) fn send<T, E, F>(self, ask: impl FnOnce(S3Client) -> F) -> Result<T, StoreCause>
-    where
-        F: Future<Output = Result<T, RusotoError<E>>>,
-    {
+    pub(super) fn send<T, E>(
+        self,
+        ask: impl for<'c> FnOnce(&'c S3Client) -> Asked<'c, T, E>,
+    ) -> Result<T, StoreCause> {
         self.exchange(ask).map(|(output, _)| output)
     }
 
     /// Makes the one request that `ask` asks for, and gives the answer whose body is content.
-    pub(super) fn fetch<T, E, F>(mut self, ask: impl FnOnce(S3Client) -> F) -> Result<(T, Answer), StoreCause>
-    where
-        F: Future<Output = Result<T, RusotoError<E>>>,
-    {
+    pub(super) fn fetch<T, E>(
+        mut self,
+        ask: impl for<'c> FnOnce(&'c S3Client) -> Asked<'c, T, E>,
+    ) -> Result<(T, Answer), StoreCause> {
         self.call.wants_content = true;
         let (output, content) = self.exchange(ask)?;
         let content = content.ok_or_else(|| StoreCause::Answer("it has no content".to_owned()))?;
         Ok((output, content))
     }
 
-    fn exchange<T, E, F>(self, ask: impl FnOnce(S3Client) -> F) -> Result<(T, Option<Answer>), StoreCause>
-    where
-        F: Future<Output = Result<T, RusotoError<E>>>,
-    {
+    fn exchange<T, E>(
+        self,
+        ask: impl for<'c> FnOnce(&'c S3Client) -> Asked<'c, T, E>,
+    ) -> Result<(T, Option<Answer>), StoreCause> {
         let server = &self.call.server;
         let endpoint = format!("{}://{}", server.scheme, server.host);
         let region = Region::Custom { name: server.region.clone(), endpoint };
         let call = Arc::new(self.call);
         let client = S3Client::new_with_client(Client::new_not_signing(Arc::clone(&call)), region);
         // What a server sends was looked at. Should that have missed something, it is still no panic of the host's.
-        let polled = catch("s3", || first_poll(ask(client)));
+        let polled = catch("s3", || first_poll(ask(&client)));
         let came = std::mem::take(&mut *call.came.lock());
         match (polled, came.error) {
             (_, Some(cause)) => Err(cause),
@@ -162,6 +162,9 @@ impl Requests {
         }
     }
 }
+
+/// A request of `rusoto_s3` that is yet to be made.
+type Asked<'c, T, E> = Pin<Box<dyn Future<Output = Result<T, RusotoError<E>>> + Send + 'c>>;
 
 /// The output of a future that does all its work in its first poll.
 fn first_poll<T>(future: impl Future<Output = T>) -> Option<T> {

@@ -51,7 +51,7 @@ impl S3Store {
         if if_absent {
             requests = requests.with_header("if-none-match", "*");
         }
-        let output = requests.send(|client| async move { client.put_object(request).await });
+        let output = requests.send(|client| client.put_object(request));
         tag(output.map_err(|cause| blame(body, cause, until))?.e_tag)?;
         Ok(())
     }
@@ -69,7 +69,7 @@ impl S3Store {
             range: range.as_ref().map(|range| format!("bytes={}-{}", range.start, range.end - 1)),
             ..GetObjectRequest::default()
         };
-        let asked = self.requests(until).fetch(|client| async move { client.get_object(request).await });
+        let asked = self.requests(until).fetch(|client| client.get_object(request));
         let (output, content) = asked.map_err(|cause| match (cause, &range) {
             (StoreCause::Refused { status: 416, .. }, Some(range)) => {
                 StoreCause::OutOfRange { start: range.start, end: range.end }
@@ -87,7 +87,7 @@ impl S3Store {
             key: self.full_key(key)?,
             ..HeadObjectRequest::default()
         };
-        let asked = self.requests(until).send(|client| async move { client.head_object(request).await });
+        let asked = self.requests(until).send(|client| client.head_object(request));
         let output = match asked {
             Err(StoreCause::NotFound) => return Ok(None),
             asked => asked?,
@@ -113,7 +113,7 @@ impl S3Store {
             ..ListObjectsV2Request::default()
         };
         let asked = self.requests(until).for_document("ListBucketResult");
-        let output = asked.send(|client| async move { client.list_objects_v2(request).await })?;
+        let output = asked.send(|client| client.list_objects_v2(request))?;
         let is_encoded = output.encoding_type.as_deref() == Some("url");
         let mut objects = Vec::new();
         for object in output.contents.unwrap_or_default() {
@@ -153,7 +153,7 @@ impl S3Store {
         let output = self
             .requests(until)
             .for_document("DeleteResult")
-            .send(|client| async move { client.delete_objects(request).await })
+            .send(|client| client.delete_objects(request))
             .map_err(|cause| failed(keys.first(), cause))?;
         let Some(error) = output.errors.unwrap_or_default().into_iter().next() else { return Ok(()) };
         let key = error.key.as_deref().and_then(|full| self.own_key(full));

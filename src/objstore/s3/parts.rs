@@ -27,7 +27,7 @@ impl S3Store {
             ..CreateMultipartUploadRequest::default()
         };
         let asked = self.requests(until).for_document("InitiateMultipartUploadResult");
-        let output = asked.send(|client| async move { client.create_multipart_upload(request).await })?;
+        let output = asked.send(|client| client.create_multipart_upload(request))?;
         let id = output.upload_id.filter(|id| !id.is_empty());
         let id = id.ok_or_else(|| StoreCause::Answer("it has no upload id".to_owned()))?;
         Ok(Upload { key: key.clone(), id })
@@ -48,7 +48,7 @@ impl S3Store {
             ..UploadPartRequest::default()
         };
         let requests = self.requests(until).with_payload(payload(body, until)?);
-        let output = requests.send(|client| async move { client.upload_part(request).await });
+        let output = requests.send(|client| client.upload_part(request));
         let tag = tag(output.map_err(|cause| blame(body, cause, until))?.e_tag)?;
         Ok(Part { number, length_bytes: body.length_bytes(), tag })
     }
@@ -66,7 +66,7 @@ impl S3Store {
                 ..ListPartsRequest::default()
             };
             let asked = self.requests(until).for_document("ListPartsResult");
-            let output = asked.send(|client| async move { client.list_parts(request).await })?;
+            let output = asked.send(|client| client.list_parts(request))?;
             for part in output.parts.unwrap_or_default() {
                 let number = part.part_number.and_then(|number| u32::try_from(number).ok());
                 let number = number.ok_or_else(|| StoreCause::Answer("a part has no number".to_owned()))?;
@@ -97,7 +97,7 @@ impl S3Store {
             ..CompleteMultipartUploadRequest::default()
         };
         let asked = self.requests(until).for_document("CompleteMultipartUploadResult");
-        let output = asked.send(|client| async move { client.complete_multipart_upload(request).await })?;
+        let output = asked.send(|client| client.complete_multipart_upload(request))?;
         tag(output.e_tag).map(drop)
     }
 
@@ -109,7 +109,7 @@ impl S3Store {
             ..AbortMultipartUploadRequest::default()
         };
         let asked = self.requests(until);
-        match asked.send(|client| async move { client.abort_multipart_upload(request).await }) {
+        match asked.send(|client| client.abort_multipart_upload(request)) {
             Ok(_) | Err(StoreCause::NotFound) => Ok(()),
             Err(cause) => Err(cause),
         }
@@ -132,7 +132,7 @@ impl S3Store {
                 ..ListMultipartUploadsRequest::default()
             };
             let asked = self.requests(until).for_document("ListMultipartUploadsResult");
-            let output = asked.send(|client| async move { client.list_multipart_uploads(request).await })?;
+            let output = asked.send(|client| client.list_multipart_uploads(request))?;
             let is_encoded = output.encoding_type.as_deref() == Some("url");
             let plain = |text: String| if is_encoded { decode(&text) } else { Ok(text) };
             for upload in output.uploads.unwrap_or_default() {

@@ -55,7 +55,7 @@ struct Inner {
 pub(super) struct Book(Mutex<Inner>);
 
 impl Inner {
-    fn expect(&mut self, opcode: Opcode, pending: Pending) -> Result<u32, DcpRequestError> {
+    fn register(&mut self, opcode: Opcode, pending: Pending) -> Result<u32, DcpRequestError> {
         if self.is_closed {
             return Err(DcpRequestError::Closed(opcode));
         }
@@ -73,20 +73,20 @@ impl Book {
         if inner.streams.contains_key(&vb) {
             return Err(DcpRequestError::HasStream(vb));
         }
-        let opaque = inner.expect(Opcode::DCP_STREAM_REQ, Pending::Stream(vb, from))?;
+        let opaque = inner.register(Opcode::DCP_STREAM_REQ, Pending::Stream(vb, from))?;
         inner.streams.insert(vb, from);
         Ok(opaque)
     }
 
     /// Notes that a stream is to be closed; gives the opaque of that.
     pub(super) fn close_stream(&self, vb: VbId) -> Result<u32, DcpRequestError> {
-        self.0.lock().expect(Opcode::DCP_CLOSE_STREAM, Pending::Close(vb))
+        self.0.lock().register(Opcode::DCP_CLOSE_STREAM, Pending::Close(vb))
     }
 
     /// Notes a call; gives its opaque and where its answer comes, which ends without one when the connection does.
     pub(super) fn call(&self, opcode: Opcode) -> Result<(u32, Receiver<Answer>), DcpRequestError> {
         let (sender, answer) = bounded(1);
-        Ok((self.0.lock().expect(opcode, Pending::Call(sender))?, answer))
+        Ok((self.0.lock().register(opcode, Pending::Call(sender))?, answer))
     }
 
     /// What an answer is for. Nothing, where nobody asked.
