@@ -1,8 +1,10 @@
 //! The threads that this library starts, the signals that end them and the limits of every wait.
 //!
-//! Four things that all rooms share live here, so that each is decided once:
+//! Five things that all rooms share live here, so that each is decided once:
 //!
-//! * [`spawn`]: a thread with a name, whose panic is caught and whose end can be waited for with a deadline.
+//! * [`spawn`]: a thread with a name, whose panic is caught and whose end can be waited for with a deadline. The host's
+//!   signals are blocked in it, so that handlers run on the host's own threads.
+//! * [`Process`]: tells a process from one that was forked from it, which has the memory and none of the threads.
 //! * [`fin`]: a signal that is given by *dropping* its only [`FinHolder`]. It is therefore given exactly once,
 //!   on every way out of the holder's scope, also while a panic unwinds.
 //! * [`Until`]: the deadline and the [`Cancel`] token of a call; every call that can block takes one.
@@ -19,6 +21,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, Sender, TryRecvError, bounded, select_biased};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use parking_lot::Mutex;
 
 /// A value that cannot exist: channels of it carry nothing but their closing.
@@ -279,12 +282,74 @@ fn panic_message(payload: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "a value that is no text".to_owned())
 }
 
+/// The process that something was made in. One that was forked from it has a copy of the memory, and neither the threads
+/// nor the right to the locks and files that are told of there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process(u32);
+
+impl Process {
+    /// The one that runs this.
+    pub fn current() -> Self {
+        Self(std::process::id())
+    }
+
+    /// Whether this is still the same process, and no fork of it. A system call.
+    pub fn is_current(self) -> bool {
+        self == Self::current()
+    }
+
+    /// Its number.
+    pub fn id(self) -> u32 {
+        self.0
+    }
+}
+
+/// Signals that a thread's own fault raises. Blocked ones would end the process past the handlers of its host.
+const FAULTS: [Signal; 7] = [
+    Signal::SIGABRT,
+    Signal::SIGBUS,
+    Signal::SIGFPE,
+    Signal::SIGILL,
+    Signal::SIGSEGV,
+    Signal::SIGSYS,
+    Signal::SIGTRAP,
+];
+
+/// While it lives, signals that come for the calling thread wait, and threads that it starts have them blocked from
+/// their first instruction on.
+struct SignalsHeld(SigSet);
+
+impl SignalsHeld {
+    fn begin() -> std::io::Result<Self> {
+        let mut held = SigSet::all();
+        FAULTS.into_iter().for_each(|fault| held.remove(fault));
+        Ok(Self(held.thread_swap_mask(SigmaskHow::SIG_BLOCK)?))
+    }
+}
+
+impl Drop for SignalsHeld {
+    fn drop(&mut self) {
+        // It fails for a set that is none, and this one came from the system.
+        let _ = self.0.thread_set_mask();
+    }
+}
+
 /// A thread of ours. It is to be joined; dropping it instead leaves the thread to end by itself.
 #[must_use = "a thread is joined by whoever started it"]
 pub struct Thread<T> {
     name: String,
     outcome: Receiver<Result<T, Panicked>>,
-    handle: JoinHandle<()>,
+    /// `None` only while this is dropped.
+    handle: Option<JoinHandle<()>>,
+    process: Process,
+}
+
+impl<T> Drop for Thread<T> {
+    fn drop(&mut self) {
+        if !self.process.is_current() {
+            std::mem::forget(self.handle.take());
+        }
+    }
 }
 
 /// Why [`Thread::join`] gave no result.
@@ -308,7 +373,7 @@ impl<T> fmt::Debug for Thread<T> {
 pub const THREAD_NAME_BYTES_MAX: usize = 15;
 
 /// Starts a thread with a name of at most [`THREAD_NAME_BYTES_MAX`] bytes. A panic in it ends only this thread
-/// and is delivered by [`Thread::join`].
+/// and is delivered by [`Thread::join`]. All signals are blocked in it but those that its own faults raise.
 pub fn spawn<T, F>(name: impl Into<String>, work: F) -> std::io::Result<Thread<T>>
 where
     T: Send + 'static,
@@ -318,12 +383,13 @@ where
     debug_assert!(name.len() <= THREAD_NAME_BYTES_MAX, "thread name {name} is cut by the system");
     let (sender, outcome) = bounded(1);
     let own_name = name.clone();
+    let _held = SignalsHeld::begin()?;
     let handle = std::thread::Builder::new().name(name.clone()).spawn(move || {
         let result = catch(&own_name, work);
         // Capacity one and one message: it never blocks, and nobody may be left to read it.
         let _ = sender.try_send(result);
     })?;
-    Ok(Thread { name, outcome, handle })
+    Ok(Thread { name, outcome, handle: Some(handle), process: Process::current() })
 }
 
 impl<T> Thread<T> {
@@ -332,17 +398,22 @@ impl<T> Thread<T> {
         &self.name
     }
 
-    /// Waits for the end of the thread and takes its result.
-    pub fn join(self, until: &Until) -> Result<T, JoinError<T>> {
+    /// Waits for the end of the thread and takes its result. In a forked process nothing is waited for: the thread runs
+    /// in the other one.
+    pub fn join(mut self, until: &Until) -> Result<T, JoinError<T>> {
+        if !self.process.is_current() {
+            return Err(JoinError::StillRunning(self));
+        }
         match recv(&self.outcome, until) {
             Ok(outcome) => {
                 // What is left of the thread after its result is its own unwinding, which takes no lock of ours.
-                let _ = self.handle.join();
+                let _ = self.handle.take().map(JoinHandle::join);
                 Ok(outcome?)
             }
             Err(RecvError::Stopped(_)) => Err(JoinError::StillRunning(self)),
             Err(RecvError::Closed) => {
-                Err(Panicked { thread: self.name, message: "it ended without a result".to_owned() }.into())
+                let (thread, message) = (self.name.clone(), "it ended without a result".to_owned());
+                Err(Panicked { thread, message }.into())
             }
         }
     }
@@ -358,6 +429,7 @@ pub fn with_threads<T: Send>(
 ) -> std::io::Result<Vec<Result<T, Panicked>>> {
     std::thread::scope(|scope| {
         let mut handles = Vec::with_capacity(works.len());
+        let held = SignalsHeld::begin()?;
         for (number, work) in works.into_iter().enumerate() {
             let name = format!("{prefix}-{number}");
             debug_assert!(name.len() <= THREAD_NAME_BYTES_MAX, "thread name {name} is cut by the system");
@@ -368,6 +440,7 @@ pub fn with_threads<T: Send>(
                 Err(_) => break,
             }
         }
+        drop(held);
         meanwhile();
         let gone =
             |_| Panicked { thread: prefix.to_owned(), message: "it ended without a result".to_owned() };
@@ -415,6 +488,28 @@ impl Roster {
             let _on_roster = entry;
             work()
         })
+    }
+
+    /// Starts a thread that takes `given`, as [`Roster::spawn`] does. Where no thread is to be had it comes back.
+    pub fn spawn_with<G, F>(
+        &self,
+        name: impl Into<String>,
+        given: G,
+        work: F,
+    ) -> Result<Thread<()>, (std::io::Error, Option<G>)>
+    where
+        G: Send + 'static,
+        F: FnOnce(G) + Send + 'static,
+    {
+        let kept = Arc::new(Mutex::new(Some(given)));
+        let own = Arc::clone(&kept);
+        let started = self.spawn(name, move || {
+            let given = own.lock().take();
+            if let Some(given) = given {
+                work(given);
+            }
+        });
+        started.map_err(|error| (error, kept.lock().take()))
     }
 }
 

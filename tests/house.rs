@@ -46,7 +46,7 @@ const MAY_LOOK_INTO: &[(&str, &[&str])] = &[
     ("objstore", &["durable", "thread"]),
     ("timestamp", &["event"]),
     ("event", &["thread"]),
-    ("durable", &[]),
+    ("durable", &["thread"]),
     ("thread", &[]),
 ];
 

@@ -92,6 +92,7 @@ impl Bucket {
     /// stays online.
     pub fn plan_pause(&self, store: &dyn ObjectStore, until: &Until) -> Result<PauseReport, PauseError> {
         let began = Instant::now();
+        self.data_dir.refuse_fork()?;
         self.check_pausable()?;
         self.check_room(true)?;
         let parent = self.newest_pause(store, until)?;
@@ -113,6 +114,7 @@ impl Bucket {
         until: &Until,
         on_progress: &mut dyn FnMut(Progress),
     ) -> Result<PauseReport, PauseError> {
+        self.data_dir.refuse_fork()?;
         let task = self
             .data_dir
             .begin_task(&self.name(), TaskKind::Pause, until)

@@ -235,6 +235,11 @@ impl Feed {
         Ok(self.take_fin(generation))
     }
 
+    /// The keyspaces that run, in order.
+    pub fn keyspaces(&self) -> Vec<Keyspace> {
+        self.running.keys().cloned().collect()
+    }
+
     /// Holds a message when something was written since it was last read.
     pub fn woken(&self) -> &Receiver<()> {
         &self.woken

@@ -95,14 +95,7 @@ impl Gateway {
     pub(crate) fn config(&self) -> S3Config {
         static LAST: AtomicU32 = AtomicU32::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed);
-        S3Config {
-            prefix: Some(key(&format!("test-{number}"))),
-            endpoint: Some(self.endpoint()),
-            path_style: true,
-            credentials: vec![given(SECRET_KEY)],
-            parallel: 4,
-            ..S3Config::new(BUCKET, "us-east-1")
-        }
+        config_at(self.endpoint(), &format!("test-{number}"))
     }
 
     /// A store in a folder of its own.
@@ -117,6 +110,18 @@ impl Gateway {
             ("AWS_SECRET_ACCESS_KEY", SECRET_KEY),
             ("AWS_EC2_METADATA_DISABLED", "true"),
         ]
+    }
+}
+
+/// What a store in a folder of the server at `endpoint` is opened with, also in another process.
+pub(crate) fn config_at(endpoint: String, prefix: &str) -> S3Config {
+    S3Config {
+        prefix: Some(key(prefix)),
+        endpoint: Some(endpoint),
+        path_style: true,
+        credentials: vec![given(SECRET_KEY)],
+        parallel: 4,
+        ..S3Config::new(BUCKET, "us-east-1")
     }
 }
 
