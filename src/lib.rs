@@ -112,9 +112,10 @@
 //!   set. A panic in code of the host that runs on the host's own thread, such as a callback of progress, unwinds
 //!   through the call, which gives its locks back.
 //! * **Signals.** No handler is set and no disposition changed, that of `SIGPIPE` included: sockets are written to
-//!   without it. All signals are blocked in our threads but those that a thread's own fault raises, so handlers run on
-//!   the host's threads. A program that a profile of AWS names as its `credential_process` may be started by such a
-//!   thread, and begins with the same signals blocked.
+//!   without it. A thread of ours has the signal mask of the thread that made the call which starts it. So a host that
+//!   wants its handlers on its own threads alone, or waits for signals in a call, blocks them before it opens a bucket
+//!   and on every thread that ingests, follows, pauses or resumes; otherwise a handler may run on a thread of ours,
+//!   where calls that it interrupts are made again.
 //! * **Forks.** A data folder belongs to the process that opened it. In a fork of that process every call that gives a
 //!   result is refused with [`bucket::Forked`], and dropping what the fork has copies of leaves threads, locks, files and
 //!   sockets alone. So fork first and open afterwards; starting another program is no such fork. Looks without a result

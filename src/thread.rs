@@ -2,8 +2,7 @@
 //!
 //! Five things that all rooms share live here, so that each is decided once:
 //!
-//! * [`spawn`]: a thread with a name, whose panic is caught and whose end can be waited for with a deadline. The host's
-//!   signals are blocked in it, so that handlers run on the host's own threads.
+//! * [`spawn`]: a thread with a name, whose panic is caught and whose end can be waited for with a deadline.
 //! * [`Process`]: tells a process from one that was forked from it, which has the memory and none of the threads.
 //! * [`fin`]: a signal that is given by *dropping* its only [`FinHolder`]. It is therefore given exactly once,
 //!   on every way out of the holder's scope, also while a panic unwinds.
@@ -21,7 +20,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, Sender, TryRecvError, bounded, select_biased};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use parking_lot::Mutex;
 
 /// A value that cannot exist: channels of it carry nothing but their closing.
@@ -304,36 +302,6 @@ impl Process {
     }
 }
 
-/// Signals that a thread's own fault raises. Blocked ones would end the process past the handlers of its host.
-const FAULTS: [Signal; 7] = [
-    Signal::SIGABRT,
-    Signal::SIGBUS,
-    Signal::SIGFPE,
-    Signal::SIGILL,
-    Signal::SIGSEGV,
-    Signal::SIGSYS,
-    Signal::SIGTRAP,
-];
-
-/// While it lives, signals that come for the calling thread wait, and threads that it starts have them blocked from
-/// their first instruction on.
-struct SignalsHeld(SigSet);
-
-impl SignalsHeld {
-    fn begin() -> std::io::Result<Self> {
-        let mut held = SigSet::all();
-        FAULTS.into_iter().for_each(|fault| held.remove(fault));
-        Ok(Self(held.thread_swap_mask(SigmaskHow::SIG_BLOCK)?))
-    }
-}
-
-impl Drop for SignalsHeld {
-    fn drop(&mut self) {
-        // It fails for a set that is none, and this one came from the system.
-        let _ = self.0.thread_set_mask();
-    }
-}
-
 /// A thread of ours. It is to be joined; dropping it instead leaves the thread to end by itself.
 #[must_use = "a thread is joined by whoever started it"]
 pub struct Thread<T> {
@@ -373,7 +341,7 @@ impl<T> fmt::Debug for Thread<T> {
 pub const THREAD_NAME_BYTES_MAX: usize = 15;
 
 /// Starts a thread with a name of at most [`THREAD_NAME_BYTES_MAX`] bytes. A panic in it ends only this thread
-/// and is delivered by [`Thread::join`]. All signals are blocked in it but those that its own faults raise.
+/// and is delivered by [`Thread::join`]. It blocks the signals that its starter blocks.
 pub fn spawn<T, F>(name: impl Into<String>, work: F) -> std::io::Result<Thread<T>>
 where
     T: Send + 'static,
@@ -383,7 +351,6 @@ where
     debug_assert!(name.len() <= THREAD_NAME_BYTES_MAX, "thread name {name} is cut by the system");
     let (sender, outcome) = bounded(1);
     let own_name = name.clone();
-    let _held = SignalsHeld::begin()?;
     let handle = std::thread::Builder::new().name(name.clone()).spawn(move || {
         let result = catch(&own_name, work);
         // Capacity one and one message: it never blocks, and nobody may be left to read it.
@@ -429,7 +396,6 @@ pub fn with_threads<T: Send>(
 ) -> std::io::Result<Vec<Result<T, Panicked>>> {
     std::thread::scope(|scope| {
         let mut handles = Vec::with_capacity(works.len());
-        let held = SignalsHeld::begin()?;
         for (number, work) in works.into_iter().enumerate() {
             let name = format!("{prefix}-{number}");
             debug_assert!(name.len() <= THREAD_NAME_BYTES_MAX, "thread name {name} is cut by the system");
@@ -440,7 +406,6 @@ pub fn with_threads<T: Send>(
                 Err(_) => break,
             }
         }
-        drop(held);
         meanwhile();
         let gone =
             |_| Panicked { thread: prefix.to_owned(), message: "it ended without a result".to_owned() };

@@ -61,16 +61,11 @@ impl Default for ShardSetConfig {
 /// See the module.
 pub struct ShardSet {
     shards: Vec<Shard>,
+    orders: Sender<Order>,
     /// `None` once the threads were told to end.
-    control: Option<Control>,
+    stop: Option<FinHolder>,
     threads: Vec<Thread<()>>,
     process: Process,
-}
-
-/// The way to the threads.
-struct Control {
-    orders: Sender<Order>,
-    _stop: FinHolder,
 }
 
 /// Asks the thread that flushes for a recovery point of one shard.
@@ -84,8 +79,9 @@ impl Drop for ShardSet {
         // In a forked process nothing of it is touched, the storage engines least of all, which may write when they
         // are dropped.
         if !self.process.is_current() {
+            std::mem::forget(self.orders.clone());
+            std::mem::forget(self.stop.take());
             std::mem::forget(std::mem::take(&mut self.shards));
-            std::mem::forget(self.control.take());
             std::mem::forget(std::mem::take(&mut self.threads));
         }
     }
@@ -153,8 +149,8 @@ impl ShardSet {
         }
         let (stop, stopped) = fin();
         let (orders, ordered) = bounded(1);
-        let control = Some(Control { orders, _stop: stop });
-        let mut set = Self { shards, control, threads: Vec::new(), process: Process::current() };
+        let mut set =
+            Self { shards, orders, stop: Some(stop), threads: Vec::new(), process: Process::current() };
         let flusher = Flusher {
             shards: set.shards.clone(),
             woken: flush_woken,
@@ -212,19 +208,18 @@ impl ShardSet {
 
     fn commit_one(&self, shard: &Shard, until: &Until) -> Result<bool, CommitError> {
         let stopped = |why| CommitError::Stopped { shard: shard.id(), why };
-        let Some(control) = &self.control else { return shard.commit(until) };
         let (made, outcome) = bounded(1);
         let timer = until.timer();
         select_biased! {
             // Where nobody takes it any more it is dropped, which is seen below.
-            send(control.orders, Order { shard: shard.clone(), made }) -> _ => {}
+            send(self.orders, Order { shard: shard.clone(), made }) -> _ => {}
             recv(until.cancel().fin().receiver()) -> _ => return Err(stopped(Stopped::Cancelled)),
             recv(timer) -> _ => return Err(stopped(Stopped::DeadlinePassed)),
         }
         match thread::recv(&outcome, until) {
             Ok(outcome) => outcome,
             Err(RecvError::Stopped(why)) => Err(stopped(why)),
-            // The thread has panicked, and the shard says why.
+            // The thread has ended, and the disk does not hang. If it has panicked, the shard says why.
             Err(RecvError::Closed) => shard.commit(until),
         }
     }
@@ -232,7 +227,7 @@ impl ShardSet {
     /// Ends the threads. What is uncommitted stays so. Gives back the names of the threads that still run when
     /// the limit ends; the call may then be repeated.
     pub fn close(&mut self, until: &Until) -> Result<(), Vec<String>> {
-        self.control = None;
+        self.stop = None;
         self.threads = thread::join_all(std::mem::take(&mut self.threads), until);
         if self.threads.is_empty() { Ok(()) } else { Err(thread::names(&self.threads)) }
     }

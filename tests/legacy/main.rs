@@ -29,7 +29,7 @@ fn as_it_is(_: &mut Command) {}
 
 const PROMISES: &[Promise] = &[
     ("a_hung_reader_is_named_by_close_until_it_ends", hung::a_reader, as_it_is),
-    ("threads_files_signals_and_memory_are_after_a_day_what_they_were", day::after_another, as_it_is),
+    ("threads_files_signals_and_memory_are_after_a_day_what_they_were", day::after_another, day::prepare),
     ("two_instances_end_their_own_threads_alone", day::of_two_instances, as_it_is),
     ("where_threads_cannot_be_started_none_is_left", starved::of_threads, starved::prepare),
     ("a_fork_is_refused_and_leaves_everything_alone", forked::child, as_it_is),
