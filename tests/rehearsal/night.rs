@@ -235,7 +235,8 @@ impl Night {
                 "moves"
             }
             5 => {
-                let node = usize::from(dice.choose(NODES));
+                // The first one is where the service begins, and has to be there when it does.
+                let node = 1 + usize::from(dice.choose(NODES - 1));
                 producer.set_down(node, true);
                 (0..VBUCKETS).filter(|vb| usize::from(*vb) % 3 == node).for_each(|vb| {
                     producer.move_vb(vb, Some((node + 1) % 3));

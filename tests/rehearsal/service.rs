@@ -174,7 +174,7 @@ pub(super) fn command(place: &Place) -> std::process::Command {
 
 /// The answer in a line of a service's output, if it is one.
 pub(super) fn answer_in(line: &str) -> Option<Answer> {
-    serde_json::from_str(line.strip_prefix(MARK)?).ok()
+    serde_json::from_str(line.split_once(MARK)?.1).ok()
 }
 
 fn left() -> BTreeMap<String, usize> {
@@ -337,7 +337,7 @@ impl Service {
         Ok(())
     }
 
-    fn settle(&self, highs: &[u64], wanted: &str) -> anyhow::Result<()> {
+    fn settle(&mut self, highs: &[u64], wanted: &str) -> anyhow::Result<()> {
         let consumer = self.consumer.as_ref().unwrap();
         let indexes = || consumer.bucket.describe().indexes;
         let limit = Until::within(Duration::from_secs(90));
@@ -352,7 +352,11 @@ impl Service {
             if limit.check().is_err() {
                 let states: Vec<_> = indexes().iter().map(|entry| entry.state).collect();
                 let reached = consumer.reached();
-                anyhow::bail!("the bucket is at {reached:?} of {highs:?}, its indexes are {states:?}");
+                self.is_following = false;
+                let ended = self.consumer.as_mut().unwrap().end();
+                anyhow::bail!(
+                    "the bucket is at {reached:?} of {highs:?}, its indexes are {states:?}; following: {ended:?}"
+                );
             }
             let (_holder, never) = dormouse::thread::fin();
             let _ = never.wait(&Until::within(Duration::from_millis(10)));
