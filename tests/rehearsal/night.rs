@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, ChildStdin, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -120,15 +121,20 @@ impl Running {
 
     fn kill(mut self) {
         self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.wait();
+    }
+
+    /// Waits for its end, which comes by itself.
+    fn wait(mut self) -> ExitStatus {
+        let status = self.child.wait().unwrap();
         self.reader.join(&Until::within(PATIENCE)).unwrap();
+        status
     }
 
     fn end(mut self) -> Answer {
         self.order(&Order::Close);
         let last = self.answer(&Until::within(PATIENCE)).unwrap();
-        assert!(self.child.wait().unwrap().success());
-        self.reader.join(&Until::within(PATIENCE)).unwrap();
+        assert!(self.wait().success());
         last
     }
 }
@@ -296,8 +302,9 @@ impl Night {
         let answer = service.answer(&Until::within(PATIENCE));
         match &answer {
             None => {
+                let status = self.service.take().unwrap().wait();
+                assert_eq!(status.signal(), Some(9), "the service has failed: {status}");
                 self.tally.count("kills at a call of the archive");
-                self.service.take().unwrap().kill();
             }
             Some(answer) => {
                 let most = self.tally.0.entry("most MiB of the service".to_owned()).or_default();
