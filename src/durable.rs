@@ -12,6 +12,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -177,7 +178,7 @@ pub enum UnsealError {
     Version {
         /// Version in the header.
         found: u32,
-        /// Version that this program reads.
+        /// The newest version that this program reads.
         known: u32,
     },
     /// The checksum is right and the content is not: written by a defective program.
@@ -200,6 +201,15 @@ pub fn unseal<T: DeserializeOwned>(
     version: u32,
     sealed: &[u8],
 ) -> Result<T, UnsealError> {
+    unseal_any(kind, version..=version, sealed).map(|(_, document)| document)
+}
+
+/// Checks what [`seal`] wrote in one of several versions, and gives back which that is and the document.
+pub fn unseal_any<T: DeserializeOwned>(
+    kind: &'static str,
+    versions: RangeInclusive<u32>,
+    sealed: &[u8],
+) -> Result<(u32, T), UnsealError> {
     let header_error = || UnsealError::Header { kind };
     let end = sealed.iter().position(|byte| *byte == b'\n').ok_or_else(header_error)?;
     let (header, body) = sealed.split_at(end);
@@ -216,8 +226,9 @@ pub fn unseal<T: DeserializeOwned>(
     if checksum != hex(&Sha256::digest(body)) {
         return Err(UnsealError::Checksum);
     }
-    if found != version {
-        return Err(UnsealError::Version { found, known: version });
+    if !versions.contains(&found) {
+        return Err(UnsealError::Version { found, known: *versions.end() });
     }
-    serde_json::from_slice(body).map_err(|e| UnsealError::Content(e.to_string()))
+    let document = serde_json::from_slice(body).map_err(|e| UnsealError::Content(e.to_string()))?;
+    Ok((found, document))
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use dormouse::bucket::{Bucket, BucketError, PauseError, ResumeError};
+use dormouse::bucket::{Bucket, BucketError, PauseError, PauseOptions, ResumeError};
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::pause::{Manifest, list_pauses, verify};
 use dormouse::shard::StoreKind;
@@ -132,7 +132,7 @@ fn a_cancel_at_any_progress_leaves_a_bucket_that_is_online_and_indexes_that_may_
     for cancelled in 1..4 {
         let cancel = Cancel::new();
         let until = Until::new(None, cancel.clone());
-        let paused = bucket.pause(&world.store, false, &until, &mut |_| cancel.cancel());
+        let paused = bucket.pause(&world.store, PauseOptions::default(), &until, &mut |_| cancel.cancel());
         // What an earlier one uploaded is not uploaded again, so a later one may have nothing to tell of.
         assert!(paused.is_err() || cancelled > 1);
         if paused.is_ok() {

@@ -6,12 +6,18 @@
 //! Invariants: memory does not grow with the size of a file, only with the number of threads. Progress and results
 //! are told on the caller's thread.
 
+mod decoding;
 mod download;
+mod drafts;
 mod hashing;
+mod pour;
 mod upload;
 
+pub use decoding::{Decoded, EncodedFetch, fetch_encoded};
 pub use download::{FileFetch, fetch_files};
+pub use drafts::{Drafted, FileDraft, NameDraft, draft_files};
 pub use hashing::{FileRead, hash_files};
+pub use pour::{EncodedContent, FileContent, FileEncode, encode_files};
 pub use upload::{FileUpload, give_up, upload_files};
 
 use std::io;
