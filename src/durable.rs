@@ -73,6 +73,40 @@ pub fn sync_folder(path: &Path) -> Result<(), PathError> {
     File::open(path).and_then(|folder| folder.sync_all()).at("sync the folder", path)
 }
 
+/// A file that is flushed now and then while it is written: what is left for the last flush, which nothing can
+/// interrupt, is little.
+#[derive(Debug)]
+pub struct Steady<'a> {
+    file: &'a File,
+    unflushed_bytes: u64,
+}
+
+/// Bytes that are written to a large file between two flushes.
+pub const FLUSH_BYTES: u64 = 64 * 1024 * 1024;
+
+impl<'a> Steady<'a> {
+    /// Writes where the file's cursor stands.
+    pub fn new(file: &'a File) -> Self {
+        Self { file, unflushed_bytes: 0 }
+    }
+}
+
+impl Write for Steady<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = self.file.write(bytes)?;
+        self.unflushed_bytes += taken as u64;
+        if self.unflushed_bytes >= FLUSH_BYTES {
+            self.file.sync_data()?;
+            self.unflushed_bytes = 0;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Makes `path` hold `content`, durably and in one step. Nobody else may write the same path at the same time.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), PathError> {
     let mut temporary = path.as_os_str().to_owned();

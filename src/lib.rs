@@ -97,8 +97,7 @@
 //! An open bucket has two threads; a running ingest of files has three more, and two for each worker; one that follows
 //! a cluster has two more, two for each worker, and two for each connection. `close` and the end
 //! of an ingest join them within a deadline, and name those that still run. Scan runs on the caller's thread, and so
-//! do pause and resume where the archive is a folder. On an `s3://` archive they carry files on threads of their
-//! own, which have ended when they return.
+//! do pause and resume, but for the files: threads of their own carry those, and have ended when they return.
 //!
 //! # Deliberately absent
 //!

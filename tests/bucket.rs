@@ -12,8 +12,8 @@ use dormouse::source::Input;
 use dormouse::thread::{Cancel, Until};
 
 use crate::support::buckets::{
-    SPEC, World, applied, by_n, close, fed, ids, ingest, input, is_locked, is_paused, lines, named, options,
-    pause, scan, while_ingesting,
+    SPEC, World, applied, by_n, close, fed, ids, ingest, input, is_locked, lines, named, options, pause,
+    scan, while_ingesting,
 };
 use crate::support::{FailingStore, Fails, eventually, forever, push, tree, watchdog};
 
@@ -127,21 +127,6 @@ fn an_interrupted_pause_goes_on_where_it_was_also_after_a_restart() {
     close(bucket);
     world.resume("b", &watchdog()).unwrap();
     assert_eq!(scan(&world.open("b")), ids(0..30));
-}
-
-#[test]
-fn a_pause_whose_caller_panics_leaves_no_lock() {
-    let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
-    let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let _ =
-            bucket.pause(&world.store, PauseOptions::default(), &watchdog(), &mut |_| panic!("on purpose"));
-    }));
-    assert!(unwound.is_err());
-    assert!(!is_locked(&bucket) && !is_paused(&bucket));
-    ingest(&bucket, lines(30..60)).unwrap();
-    pause(&bucket, &world.store, false).unwrap();
 }
 
 #[test]

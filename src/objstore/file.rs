@@ -25,7 +25,7 @@ use super::error::{Operation, StoreCause, StoreError};
 use super::hash::{COPY_BYTES, ContentHash, HashingWriter, ReadError, read_pieces};
 use super::key::ObjectKey;
 use super::store::{Body, DraftStore, ObjectMeta, ObjectStore, Page, PageMark, WriteDraft};
-use crate::durable::{TEMPORARY_SUFFIX, sync_folder};
+use crate::durable::{Steady, TEMPORARY_SUFFIX, sync_folder};
 use crate::thread::Until;
 
 /// An [`ObjectStore`] in a folder.
@@ -111,7 +111,7 @@ impl FileStore {
     fn write<T>(
         &self,
         folders: &[PathBuf],
-        fill: impl FnOnce(&mut File) -> Result<Option<T>, StoreCause>,
+        fill: impl FnOnce(&mut dyn Write) -> Result<Option<T>, StoreCause>,
         place: impl FnOnce(tempfile::NamedTempFile, &T) -> Result<(), StoreCause>,
         until: &Until,
     ) -> Result<Option<T>, StoreCause> {
@@ -125,12 +125,12 @@ impl FileStore {
         }
         let folder = folders.last().unwrap_or(&self.root);
         // Removed on drop, so on every early return.
-        let mut temporary = tempfile::Builder::new()
+        let temporary = tempfile::Builder::new()
             .prefix(".")
             .rand_bytes(16)
             .suffix(TEMPORARY_SUFFIX)
             .tempfile_in(folder)?;
-        let Some(filled) = fill(temporary.as_file_mut())? else { return Ok(None) };
+        let Some(filled) = fill(&mut Steady::new(temporary.as_file()))? else { return Ok(None) };
         temporary.as_file().sync_all()?;
         until.check()?;
         place(temporary, &filled)?;
@@ -147,7 +147,7 @@ impl FileStore {
         place: impl FnOnce(tempfile::NamedTempFile, &Path) -> Result<(), StoreCause>,
     ) -> Result<(), StoreCause> {
         let path = self.root.join(key.as_str());
-        let fill = |file: &mut File| write_body(file, body, until).map(Some);
+        let fill = |file: &mut dyn Write| write_body(file, body, until).map(Some);
         self.write(&self.folders_of(key), fill, |temporary, ()| place(temporary, &path), until).map(drop)
     }
 
@@ -339,7 +339,7 @@ impl DraftStore for FileStore {
         write: &mut WriteDraft<'_>,
         until: &Until,
     ) -> Result<Option<ObjectKey>, StoreError> {
-        let fill = |file: &mut File| {
+        let fill = |file: &mut dyn Write| {
             let key = write(file)?;
             match &key {
                 Some(key) if key.below(folder).is_none_or(|name| name.contains('/')) => {
@@ -421,7 +421,7 @@ fn create_folders(path: &Path) -> Result<(), StoreCause> {
     sync_folder(parent.unwrap_or(Path::new("."))).map_err(|e| e.source.into())
 }
 
-fn write_body(file: &mut File, body: Body<'_>, until: &Until) -> Result<(), StoreCause> {
+fn write_body(file: &mut dyn Write, body: Body<'_>, until: &Until) -> Result<(), StoreCause> {
     match body {
         Body::Bytes(bytes) => bytes.chunks(COPY_BYTES).try_for_each(|piece| {
             until.check()?;

@@ -209,6 +209,7 @@ impl Act<'_> {
         let drafted = draft_files(drafts, &folder, &files, &name, self.until, &mut on_durable)
             .map_err(|error| upload_error(error, |place| planned_at(place).map(path_of)))?;
         for ((number, planned), drafted) in new.into_iter().zip(drafted) {
+            let Some(drafted) = drafted else { continue };
             let archived = self.archived(&drafted.content)?;
             if drafted.object.is_some() {
                 self.count(planned, &archived);

@@ -6,7 +6,6 @@
 //! Invariant: what is told of an object and of what is in it is computed from the bytes that came, all of them, and a
 //! file never grows beyond the length that is expected.
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -14,7 +13,7 @@ use zstd::stream::write::Decoder;
 
 use super::download::{Piece, get_piece, pieces_of};
 use super::{TransferError, run_jobs};
-use crate::durable::{AtPath, PathError, create_new};
+use crate::durable::{AtPath, PathError, Steady, create_new};
 use crate::objstore::encoding::Encoding;
 use crate::objstore::error::StoreError;
 use crate::objstore::hash::{Content, ContentHash, HashingWriter};
@@ -71,7 +70,7 @@ fn fetch(
     };
     let file = wanted.path.map(create_new).transpose()?;
     let bounded = Bounded {
-        file: file.as_ref(),
+        file: file.as_ref().map(Steady::new),
         left_bytes: wanted.file_bytes,
         content: HashingWriter::new(io::sink()),
         has_failed: false,
@@ -159,7 +158,7 @@ impl Write for Unpacking<'_> {
 
 /// Takes what was decoded, and no more than is expected.
 struct Bounded<'a> {
-    file: Option<&'a File>,
+    file: Option<Steady<'a>>,
     left_bytes: u64,
     content: HashingWriter<io::Sink>,
     /// The file, not what was to be decoded.
@@ -171,7 +170,7 @@ impl Write for Bounded<'_> {
         let Some(left_bytes) = self.left_bytes.checked_sub(bytes.len() as u64) else {
             return Err(io::Error::other("it holds more than the file has"));
         };
-        if let Some(mut file) = self.file {
+        if let Some(file) = &mut self.file {
             file.write_all(bytes).inspect_err(|_| self.has_failed = true)?;
         }
         self.content.write_all(bytes)?;

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::{TransferError, run_jobs};
-use crate::durable::{PathError, create_new};
+use crate::durable::{FLUSH_BYTES, PathError, create_new};
 use crate::objstore::error::{Operation, StoreCause, StoreError};
 use crate::objstore::hash::{CHUNK_BYTES, ChunkHash, Content, ContentHash};
 use crate::objstore::key::ObjectKey;
@@ -178,6 +178,13 @@ impl<'a> Fetching<'a> {
             *place = Some(chunk);
         }
         let Some(mut chunks) = state.chunks.iter().copied().collect::<Option<Vec<ChunkHash>>>() else {
+            let kept_bytes = state.chunks.iter().flatten().count() as u64 * CHUNK_BYTES;
+            drop(state);
+            // Nothing can interrupt the last flush, so it has to have little left to do.
+            let is_due = kept_bytes.is_multiple_of(FLUSH_BYTES);
+            file.filter(|_| is_due)
+                .map_or(Ok(()), File::sync_data)
+                .map_err(|source| self.local("sync", source))?;
             return Ok(None);
         };
         if std::mem::replace(&mut state.is_over, true) {

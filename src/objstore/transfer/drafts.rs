@@ -37,7 +37,7 @@ pub struct Drafted {
 pub type NameDraft<'a> = dyn Fn(usize, &FileContent) -> Result<Option<ObjectKey>, StoreCause> + Sync + 'a;
 
 /// Makes an object in `folder` of each file, on up to `parallel` threads, named by `name`, and tells of each when it is
-/// durable. Gives what came of them in the files' order.
+/// durable. Gives what came of them, in the files' order.
 pub fn draft_files(
     (drafts, parallel): (&dyn DraftStore, usize),
     folder: &ObjectKey,
@@ -45,7 +45,7 @@ pub fn draft_files(
     name: &NameDraft<'_>,
     until: &Until,
     on_durable: &mut dyn FnMut(usize),
-) -> Result<Vec<Drafted>, TransferError> {
+) -> Result<Vec<Option<Drafted>>, TransferError> {
     let jobs: Vec<(usize, FileDraft<'_>)> = files.iter().copied().enumerate().collect();
     let work = |&(number, file): &(usize, FileDraft<'_>), until: &Until| {
         let encoded = match file.encoding {
@@ -66,7 +66,7 @@ pub fn draft_files(
         on_durable(number);
         Ok(())
     })?;
-    Ok(found.into_iter().flatten().collect())
+    Ok(found)
 }
 
 /// One object; nothing where its encoding does not pay.
