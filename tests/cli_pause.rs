@@ -128,11 +128,18 @@ fn a_compressed_pause_takes_less_room_and_gives_the_same_scans() {
     assert!(stored < of(&paused, "bytes") * 3 / 4, "{paused}");
     let listed = world.json(&["archive", "list", "--archive", "a"]);
     let listed = &listed["pauses"][0];
-    assert_eq!((&listed["bytes"], of(listed, "object_bytes")), (&paused["bytes"], stored));
+    assert_eq!(listed["bytes"], paused["bytes"]);
+    // Objects that are the content of several files count for each.
+    assert!(
+        of(listed, "object_bytes") >= stored && of(listed, "object_bytes") < of(&paused, "bytes") * 3 / 4
+    );
     assert!(world.ok(&["archive", "list", "--archive", "a"]).contains("compressed to"));
     assert_eq!(world.json(&["verify", "--archive", "a"])["bad"], json!([]));
     let resumed = world.json(&resume(&[]));
-    assert_eq!((&resumed["bytes"], of(&resumed, "downloaded_bytes")), (&paused["bytes"], stored));
+    assert_eq!(
+        (&resumed["bytes"], &resumed["downloaded_bytes"]),
+        (&paused["bytes"], &listed["object_bytes"])
+    );
     assert!(world.all_scans("d") == before);
     assert!(world.ok(&["pause", "--help"]).contains("more work [default: off]"));
 }
