@@ -8,17 +8,20 @@
 //! was computed from the bytes that were uploaded. A file that was read for the plan and changes before its upload is
 //! an error, never an archive. An upload that fails leaves objects that no manifest names.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::manifest::{Archived, ManifestError, ManifestFile, Stored, objects_folder, unusable};
-use super::plan::{KnownHashes, PlannedFile, Reusable, UploadPlan, Way};
+use super::plan::{KnownHashes, PlannedFile, Reusable, UploadPlan, Way, total_bytes};
 use super::{AttemptId, Meter, Progress};
 use crate::durable::{AtPath, PathError, RoomError, require_room};
 use crate::objstore::{
-    Body, ChunkHash, DraftStore, Encoding, FileContent, FileDraft, FileEncode, FileUpload, ObjectStore,
-    StoreCause, StoreError, TransferError, draft_files, encode_files, upload_files,
+    Body, ChunkHash, Content, ContentHash, DraftStore, EncodedContent, Encoding, FileContent, FileDraft,
+    FileEncode, FileUpload, ObjectStore, StoreCause, StoreError, TransferError, draft_files, encode_files,
+    upload_files,
 };
 use crate::thread::{Stopped, Until};
 
@@ -97,9 +100,9 @@ pub struct Uploaded {
 }
 
 /// Carries the plan out. Where the store takes no drafts, encoded files are made in the folder `scratch`, which is
-/// created for them and removed, whatever comes of the call. Bytes of files count as done when their objects, or parts of them, are durable. What was uploaded is added to `reusable` and
-/// `known`. Carrying out a plan again is fine: an object that went half in parts is taken up. Parts that nobody takes
-/// up are removed by a prune.
+/// created for them and removed, whatever comes of the call. Bytes of files count as done when their objects, or parts
+/// of them, are durable. What was uploaded is added to `reusable` and `known`. Carrying out a plan again is fine: an
+/// object that went half in parts is taken up. Parts that nobody takes up are removed by a prune.
 pub fn upload(
     plan: &UploadPlan,
     (store, scratch): (&dyn ObjectStore, &Path),
@@ -201,7 +204,7 @@ impl Act<'_> {
                 return Ok(None);
             }
             let hash = encoded.map_or_else(|| content.hash(), |content| content.hash);
-            options.object_key(hash).map(Some).map_err(|e| std::io::Error::other(e.to_string()).into())
+            options.object_key(hash).map(Some).map_err(|e| io::Error::other(e.to_string()).into())
         };
         let meter = &mut self.meter;
         let mut on_durable =
@@ -210,9 +213,9 @@ impl Act<'_> {
             .map_err(|error| upload_error(error, |place| planned_at(place).map(path_of)))?;
         for ((number, planned), drafted) in new.into_iter().zip(drafted) {
             let Some(drafted) = drafted else { continue };
-            let archived = self.archived(&drafted.content)?;
+            let archived = self.archived(drafted.content.hash(), drafted.content.encoded.as_ref())?;
             if drafted.object.is_some() {
-                self.count(planned, &archived);
+                self.new.add(object_bytes(planned, &archived));
             }
             self.made.insert(number, archived);
             known.add(planned.identity, drafted.content.chunks);
@@ -221,17 +224,8 @@ impl Act<'_> {
     }
 
     fn upload_as_they_are(&mut self, store: &dyn ObjectStore) -> Result<(), UploadError> {
-        let mut sent = Vec::new();
-        for (number, planned) in self.plan.only_new() {
-            let content = FileContent { chunks: chunks_of(planned).to_vec(), encoded: None };
-            sent.push((
-                number,
-                planned,
-                self.archived(&content)?,
-                planned.image.path.clone(),
-                content.chunks,
-            ));
-        }
+        let as_it_is = |(number, planned)| self.as_it_is(number, planned);
+        let sent = self.plan.only_new().map(as_it_is).collect::<Result<_, _>>()?;
         self.send(store, sent)
     }
 
@@ -249,7 +243,7 @@ impl Act<'_> {
         while !rest.is_empty() {
             let (batch, later) = rest.split_at(batch_of(rest));
             rest = later;
-            let bytes = super::plan::total_bytes(batch.iter().map(|(_, planned)| *planned));
+            let bytes = total_bytes(batch.iter().map(|(_, planned)| *planned));
             require_room(scratch, bytes)?;
             let paths: Vec<PathBuf> =
                 batch.iter().map(|(number, _)| scratch.join(format!("{number}"))).collect();
@@ -277,43 +271,35 @@ impl Act<'_> {
         let encoded = encode_files(store.parallel(), &files, self.until)
             .map_err(|error| upload_error(error, |_| None))?;
         let mut sent = Vec::new();
-        for (((number, planned), path), content) in batch.iter().zip(paths).zip(encoded) {
-            let (path, content) = match content {
-                Some(content) if content.chunks != chunks_of(planned) => {
-                    return Err(changed(planned, &StoreCause::BodyChanged.to_string()));
-                }
-                Some(content) => (path.clone(), content),
-                None => {
-                    let chunks = chunks_of(planned).to_vec();
-                    (planned.image.path.clone(), FileContent { chunks, encoded: None })
-                }
+        for ((&(number, planned), path), content) in batch.iter().zip(paths).zip(encoded) {
+            let Some(FileContent { chunks, encoded: Some(encoded) }) = content else {
+                sent.push(self.as_it_is(number, planned)?);
+                continue;
             };
-            let archived = self.archived(&content)?;
-            let is_there =
-                |encoded: &crate::objstore::EncodedContent| self.reusable.object(encoded.content()).is_some();
-            if content.encoded.as_ref().is_some_and(is_there) {
+            if chunks != chunks_of(planned) {
+                return Err(changed(planned, &StoreCause::BodyChanged.to_string()));
+            }
+            let archived = self.archived(ContentHash::of_chunks(&chunks), Some(&encoded))?;
+            if self.reusable.object(encoded.content()).is_some() {
                 self.meter.add(planned.image.length_bytes);
-                self.made.insert(*number, archived);
+                self.made.insert(number, archived);
             } else {
-                let chunks = content.encoded.map_or(content.chunks, |encoded| encoded.chunks);
-                sent.push((*number, *planned, archived, path, chunks));
+                sent.push(Sent { number, planned, archived, path, chunks: Cow::Owned(encoded.chunks) });
             }
         }
         self.send(store, sent)
     }
 
-    /// Uploads files whose objects are known: number, file, object, where its content lies and the hashes of that.
-    fn send(
-        &mut self,
-        store: &dyn ObjectStore,
-        sent: Vec<(usize, &PlannedFile, Archived, PathBuf, Vec<ChunkHash>)>,
-    ) -> Result<(), UploadError> {
-        let object_bytes = |planned: &PlannedFile, archived: &Archived| {
-            archived.stored.as_ref().map_or(planned.image.length_bytes, |stored| stored.length_bytes)
-        };
+    fn as_it_is<'p>(&self, number: usize, planned: &'p PlannedFile) -> Result<Sent<'p>, UploadError> {
+        let (path, chunks) = (planned.image.path.as_path(), chunks_of(planned));
+        let archived = self.archived(ContentHash::of_chunks(chunks), None)?;
+        Ok(Sent { number, planned, archived, path, chunks: Cow::Borrowed(chunks) })
+    }
+
+    fn send(&mut self, store: &dyn ObjectStore, sent: Vec<Sent<'_>>) -> Result<(), UploadError> {
         let files: Vec<FileUpload<'_>> = sent
             .iter()
-            .map(|(_, planned, archived, path, chunks)| FileUpload {
+            .map(|Sent { planned, archived, path, chunks, .. }| FileUpload {
                 key: &archived.object,
                 path,
                 length_bytes: object_bytes(planned, archived),
@@ -321,33 +307,42 @@ impl Act<'_> {
             })
             .collect();
         let all_bytes = files.iter().map(|file| file.length_bytes).sum();
-        let of_files = super::plan::total_bytes(sent.iter().map(|(_, planned, ..)| *planned));
+        let of_files = total_bytes(sent.iter().map(|file| file.planned));
         let mut scale = Scale { sent_bytes: 0, all_bytes, told_bytes: 0, of_files };
         let meter = &mut self.meter;
-        upload_files(store, &files, self.until, &mut |bytes| meter.add(scale.after(bytes))).map_err(
-            |error| upload_error(error, |place| sent.get(place).map(|(_, planned, ..)| path_of(planned))),
-        )?;
-        for (number, planned, archived, ..) in sent {
-            self.count(planned, &archived);
+        let path = |place: usize| sent.get(place).map(|file| path_of(file.planned));
+        upload_files(store, &files, self.until, &mut |bytes| meter.add(scale.after(bytes)))
+            .map_err(|error| upload_error(error, path))?;
+        for Sent { number, planned, archived, .. } in sent {
+            self.new.add(object_bytes(planned, &archived));
             self.made.insert(number, archived);
         }
         Ok(())
     }
 
-    fn archived(&self, content: &FileContent) -> Result<Archived, UploadError> {
-        let hash = content.hash();
-        let stored = content.encoded.as_ref().map(|encoded| {
-            let (object, encoding) = (encoded.content(), encoded.encoding);
-            Stored { encoding, length_bytes: object.length_bytes, hash: object.hash }
+    fn archived(&self, hash: ContentHash, encoded: Option<&EncodedContent>) -> Result<Archived, UploadError> {
+        let stored = encoded.map(|encoded| {
+            let (Content { length_bytes, hash }, encoding) = (encoded.content(), encoded.encoding);
+            Stored { encoding, length_bytes, hash }
         });
-        let object = self.plan.options.object_key(stored.as_ref().map_or(hash, |stored| stored.hash))?;
+        let object = self.plan.options.object_key(stored.map_or(hash, |stored| stored.hash))?;
         Ok(Archived { hash, object, stored })
     }
+}
 
-    fn count(&mut self, planned: &PlannedFile, archived: &Archived) {
-        let stored = archived.stored.as_ref();
-        self.new.add(stored.map_or(planned.image.length_bytes, |stored| stored.length_bytes));
-    }
+/// A file whose object is known.
+struct Sent<'p> {
+    number: usize,
+    planned: &'p PlannedFile,
+    archived: Archived,
+    /// Where the object's content lies.
+    path: &'p Path,
+    /// The hashes of its chunks.
+    chunks: Cow<'p, [ChunkHash]>,
+}
+
+fn object_bytes(planned: &PlannedFile, archived: &Archived) -> u64 {
+    archived.stored.map_or(planned.image.length_bytes, |stored| stored.length_bytes)
 }
 
 /// A folder that goes when this does. What cannot be removed is left to whoever made the place that it is in.

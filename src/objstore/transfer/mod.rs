@@ -1,7 +1,8 @@
 //! Many files between a disk and a store, as fast as the store takes them.
 //!
 //! Files go up and come down in pieces of [`CHUNK_BYTES`](super::CHUNK_BYTES), on as many threads as the store says
-//! are worth it; where that is one, on the caller's thread. The threads have ended when a call returns.
+//! are worth it; where that is one, on the caller's thread. A store that takes drafts gets a file in one pass of one
+//! thread, and an encoded object is decoded by one. The threads have ended when a call returns.
 //!
 //! Invariants: memory does not grow with the size of a file, only with the number of threads. Progress and results
 //! are told on the caller's thread.
