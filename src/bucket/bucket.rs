@@ -193,9 +193,21 @@ impl Bucket {
     /// Changes the state durably, as `event` has it, before the step that it speaks of. Whoever calls has the
     /// bucket's entry, so no other step comes between.
     pub(super) fn step(&self, event: Event) -> Result<(), StepError> {
+        self.step_with(event, |_| {})
+    }
+
+    /// The same, with something else that is to be on record with the step.
+    pub(super) fn step_with(
+        &self,
+        event: Event,
+        also: impl FnOnce(&mut BucketMeta),
+    ) -> Result<(), StepError> {
         let next = self.meta().after(event)?;
         debug!(self.logger, "a step begins"; "state" => %next.state);
-        self.change_meta(|meta| (meta.state, meta.attempt) = (next.state, next.attempt))?;
+        self.change_meta(|meta| {
+            (meta.state, meta.attempt) = (next.state, next.attempt);
+            also(meta);
+        })?;
         debug!(self.logger, "a step is recorded");
         Ok(())
     }

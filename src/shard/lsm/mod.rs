@@ -401,7 +401,8 @@ impl ShardStore for LsmStore {
         let kept = self.to_keep.lock().clone();
         if let Some(point) = kept {
             kept::keep(&self.folder, &point, |folder| {
-                files::link(&tree.engine, &tree.folder, folder).map(drop)
+                files::link(&tree.engine, &tree.folder, folder)?;
+                files::sync_links(folder)
             })?;
             *self.to_keep.lock() = None;
         }
