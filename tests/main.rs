@@ -42,6 +42,8 @@ mod objstore_faults;
 mod objstore_layers;
 mod objstore_requests;
 mod objstore_server;
+mod objstore_threads;
+mod objstore_traps;
 mod path;
 mod pause_cancel;
 mod pause_crash;

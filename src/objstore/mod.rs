@@ -5,12 +5,15 @@
 //! cannot leave a store ([`ObjectKey`]), the one content hash of the library ([`ContentHash`]) and errors that
 //! say what was being done, to which object of which store, and whether another try can help.
 //!
+//! What is known to go wrong with S3, and why it cannot here, stands in [`hazards`].
+//!
 //! Invariant: an object is there whole, durable and with the promised content, or it is not there at all.
 
 mod encoding;
 mod error;
 mod file;
 mod hash;
+pub mod hazards;
 mod key;
 mod layer;
 mod s3;
