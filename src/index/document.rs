@@ -26,6 +26,9 @@ use serde_json::{Map, Number, Value};
 /// The most arrays and objects that may lie within each other in a document.
 pub const DOCUMENT_DEPTH_MAX: usize = 128;
 
+/// In a shorter text there is too little to skip for a look at the whole of it beforehand.
+const SKIP_BYTES_MIN: usize = 512;
+
 /// Why bytes are no document.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -71,7 +74,7 @@ impl<'d> Document<'d> {
 }
 
 /// Reads a document to its end with a seed that counts depth, and that is told of the text.
-pub(super) fn read<'d, S: DeserializeSeed<'d>>(
+pub(crate) fn read<'d, S: DeserializeSeed<'d>>(
     text: &'d [u8],
     seed: impl FnOnce(&str) -> S,
 ) -> Result<S::Value, DocumentError> {
@@ -86,7 +89,7 @@ pub(super) fn read<'d, S: DeserializeSeed<'d>>(
 
 /// Where in a document a value lies.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// Arrays and objects around it.
     depth: usize,
     /// What nobody asks for may be skipped.
@@ -95,15 +98,15 @@ pub(super) struct Place {
 
 impl Place {
     /// The whole document, of which nothing is skipped.
-    pub(super) const TOP: Self = Self { depth: 0, may_skip: false };
+    pub(crate) const TOP: Self = Self { depth: 0, may_skip: false };
 
     /// The whole of this document.
-    pub(super) fn top_of(text: &str) -> Self {
-        Self { may_skip: is_plain(text.as_bytes()), ..Self::TOP }
+    pub(crate) fn top_of(text: &str) -> Self {
+        Self { may_skip: text.len() >= SKIP_BYTES_MIN && is_plain(text.as_bytes()), ..Self::TOP }
     }
 
     /// The place of what lies within an array or object.
-    pub(super) fn within<E: Error>(self) -> Result<Self, E> {
+    pub(crate) fn within<E: Error>(self) -> Result<Self, E> {
         if self.depth == DOCUMENT_DEPTH_MAX {
             return Err(E::custom(format_args!(
                 "more than {DOCUMENT_DEPTH_MAX} arrays and objects lie within each other"
@@ -180,8 +183,8 @@ pub(super) use pass_scalars;
 
 /// Checks a value that nobody asks for.
 #[derive(Clone, Copy)]
-pub(super) struct Pass {
-    pub(super) place: Place,
+pub(crate) struct Pass {
+    pub(crate) place: Place,
 }
 
 impl<'d> DeserializeSeed<'d> for Pass {
