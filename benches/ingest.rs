@@ -131,7 +131,8 @@ fn write_inputs(dir: &Path, copies: usize) -> usize {
 
 fn run(side: &str, work: &str, dir: &Path, commit_documents: usize) -> Figures {
     let mut child = Command::new(env::current_exe().unwrap());
-    let out = child.args(["--child", side, work]).arg(dir).arg(commit_documents.to_string()).output().unwrap();
+    let out =
+        child.args(["--child", side, work]).arg(dir).arg(commit_documents.to_string()).output().unwrap();
     assert!(out.status.success(), "{work} of {side}: {}", String::from_utf8_lossy(&out.stderr));
     let text = String::from_utf8(out.stdout).unwrap();
     let figures: Vec<f64> = text.lines().map(|figure| figure.parse().unwrap()).collect();

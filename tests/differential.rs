@@ -159,7 +159,10 @@ fn the_cities_stand_in_the_order_of_a_sorted_vector() {
         io::Read::read_to_string(&mut { opened }, &mut text).unwrap();
     }
     let filter = Test::Or(vec![
-        Test::In(vec![Step::Member("country")], vec![json!("DE"), json!("FR"), json!("Germany"), json!("France")]),
+        Test::In(
+            vec![Step::Member("country")],
+            vec![json!("DE"), json!("FR"), json!("Germany"), json!("France")],
+        ),
         Test::Compare(vec![Step::Member("name")], ">=", json!("M")),
     ]);
     let (north, east) = if cities.is_some() { ("lat", "lng") } else { ("latitude", "longitude") };

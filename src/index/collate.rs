@@ -163,7 +163,9 @@ fn push_number(nearest: f64, excess: i16, out: &mut Vec<u8>) {
     let rest = excess.cast_unsigned() ^ EXCESS_OFFSET;
     let bytes = u128::from(NUMBER) << 80 | u128::from(ordered) << 16 | u128::from(rest);
     // The last eleven.
-    out.extend_from_slice(bytes.to_be_bytes().last_chunk::<{ 1 + NUMBER_BYTES }>().map_or(&[], |bytes| bytes));
+    out.extend_from_slice(
+        bytes.to_be_bytes().last_chunk::<{ 1 + NUMBER_BYTES }>().map_or(&[], |bytes| bytes),
+    );
 }
 
 /// What encoded values of one type have in common: their first byte, but for the two booleans.

@@ -148,8 +148,8 @@ impl Node {
         let after = first + usize::from(self.ends);
         let end = self.children().fold(after, |next, child| child.number(next));
         self.paths = first..end;
-        self.is_shared = self.ends && self.children().next().is_some()
-            || self.each.is_some() && !self.elements.is_empty();
+        self.is_shared =
+            self.ends && self.children().next().is_some() || self.each.is_some() && !self.elements.is_empty();
         end
     }
 

@@ -64,7 +64,8 @@ pub(super) fn parse_document<'l>(line: &'l [u8], id_field: &str) -> Result<Chang
     if line.len() > DOCUMENT_BYTES_MAX {
         return Err(LineProblem::TooLarge);
     }
-    let id = read(line, |text| FindId { field: id_field, place: Place::top_of(text) }).map_err(bad_document)?;
+    let id =
+        read(line, |text| FindId { field: id_field, place: Place::top_of(text) }).map_err(bad_document)?;
     let id = id.ok_or_else(|| LineProblem::NoId(id_field.to_owned()))?.check()?;
     Ok(Change::Upsert { id, document: line })
 }

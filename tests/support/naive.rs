@@ -151,6 +151,11 @@ pub(crate) fn compare_keys(a: &[Option<Value>], b: &[Option<Value>]) -> Ordering
 }
 
 impl Index {
+    /// An index over these paths.
+    pub(crate) fn of(paths: &[&[Step]]) -> Self {
+        Self { paths: paths.iter().map(|path| path.to_vec()).collect(), filter: None }
+    }
+
     /// An index over members of the document itself.
     pub(crate) fn over(members: &[&'static str]) -> Self {
         Self { paths: members.iter().map(|name| vec![Step::Member(name)]).collect(), filter: None }

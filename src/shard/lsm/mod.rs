@@ -50,10 +50,12 @@ use keys::{
     BACK, ENTRY, POSITION, PREFIX_BYTES, REGISTRY, REGISTRY_DROPPED, REGISTRY_LIVE, append_key, entry_range,
     key, registry_key, write_key,
 };
+use known::Known;
 use life::Life;
 
 mod files;
 mod keys;
+mod known;
 mod life;
 
 /// Folder of the tree within the shard's folder.
@@ -99,6 +101,8 @@ pub(super) struct LsmStore {
     /// The recovery point that the next flush makes, where it is to be kept.
     to_keep: Mutex<Option<RecoveryPoint>>,
     pins: Pins,
+    /// Taken out while a batch is applied.
+    known: Mutex<Option<Known>>,
 }
 
 /// One tree that is open.
@@ -196,13 +200,20 @@ impl Tree {
         Ok(())
     }
 
-    fn apply(&self, changes: &[Change<'_>]) -> Result<u64, StoreFault> {
+    fn is_without_documents(&self) -> Result<bool, StoreFault> {
+        let has_none =
+            |inst: &InstId| self.engine.prefix(key(*inst, BACK, &[]), SeqNo::MAX, None).next().is_none();
+        Ok(self.registered(REGISTRY_LIVE)?.iter().all(has_none))
+    }
+
+    fn apply(&self, changes: &[Change<'_>], known: &mut Option<Known>) -> Result<u64, StoreFault> {
         let seqno = self.seqno.next();
         let (mut back_key, mut back_value, mut entries) = (Vec::new(), Vec::new(), EntryEdits::default());
         let mut bytes = 0;
         for change in changes {
             write_key(&mut back_key, change.inst, BACK, &[change.doc_id]);
-            let old = if change.once {
+            let is_known = known.as_mut().is_none_or(|known| known.note(&back_key));
+            let old = if change.once || !is_known {
                 None
             } else {
                 self.engine.get(&back_key, SeqNo::MAX).map_err(tree_fault("read the back index"))?
@@ -302,6 +313,7 @@ impl LsmStore {
         life::remove_leftovers(shard_folder, life)?;
         let tree = Tree::open(folder.clone(), life, shared, "open the tree")
             .map_err(|fault| named_damage(&folder, fault))?;
+        let is_empty = tree.is_without_documents().map_err(|fault| named_damage(&folder, fault))?;
         Ok(Self {
             folder: shard_folder.to_owned(),
             shared: shared.clone(),
@@ -309,6 +321,7 @@ impl LsmStore {
             replaced: Mutex::default(),
             to_keep: Mutex::default(),
             pins: Pins::of(shard_folder),
+            known: Mutex::new(is_empty.then(Known::nothing)),
         })
     }
 
@@ -366,7 +379,10 @@ impl ShardStore for LsmStore {
     }
 
     fn apply(&self, changes: &[Change<'_>]) -> Result<u64, StoreFault> {
-        self.tree().apply(changes)
+        let mut known = self.known.lock().take();
+        let applied = self.tree().apply(changes, &mut known);
+        *self.known.lock() = known.filter(|known| !known.is_full());
+        applied
     }
 
     fn add_instance(&self, inst: InstId) -> Result<(), StoreFault> {
