@@ -134,12 +134,15 @@ pub fn encode_missing(out: &mut Vec<u8>) {
 pub fn encode_str(text: &str, out: &mut Vec<u8>) {
     out.push(STRING);
     let mut rest = text.as_bytes();
-    while let Some((plain, [byte, behind @ ..])) =
-        memchr::memchr2(END, ESCAPE, rest).map(|place| rest.split_at(place))
-    {
-        out.extend_from_slice(plain);
-        out.extend_from_slice(&[ESCAPE, byte + 1]);
-        rest = behind;
+    // Nearly no text has such a byte, and most are short: this look has no branch for each byte.
+    if rest.iter().fold(false, |found, byte| found | (*byte <= ESCAPE)) {
+        while let Some((plain, [byte, behind @ ..])) =
+            memchr::memchr2(END, ESCAPE, rest).map(|place| rest.split_at(place))
+        {
+            out.extend_from_slice(plain);
+            out.extend_from_slice(&[ESCAPE, byte + 1]);
+            rest = behind;
+        }
     }
     out.extend_from_slice(rest);
     out.push(END);

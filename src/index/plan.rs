@@ -281,7 +281,7 @@ impl Extract {
 
     /// An earlier member of the same name counts no more.
     fn forget(&mut self, paths: &Range<usize>, is_element: bool) {
-        for values in self.of(paths) {
+        for values in self.of(paths).iter_mut().filter(|values| !values.found.is_empty()) {
             if !is_element {
                 values.found.clear();
                 values.too_many = false;
