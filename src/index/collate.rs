@@ -135,7 +135,7 @@ pub fn encode_str(text: &str, out: &mut Vec<u8>) {
     out.push(STRING);
     let mut rest = text.as_bytes();
     // Nearly no text has such a byte, and most are short: this look has no branch for each byte.
-    if rest.iter().fold(false, |found, byte| found | (*byte <= ESCAPE)) {
+    if rest.iter().fold(u8::MAX, |lowest, byte| lowest.min(*byte)) <= ESCAPE {
         while let Some((plain, [byte, behind @ ..])) =
             memchr::memchr2(END, ESCAPE, rest).map(|place| rest.split_at(place))
         {

@@ -4,14 +4,16 @@
 //! duplicate members wins. Integers of 64 bits keep their value, other numbers are the nearest double.
 //!
 //! The text is walked by the parser of `serde_json`, whose own values are made only for who asks. It was measured
-//! against the alternatives, each over all members: `simd-json` wants a copy of the document to write into, and
-//! looks at every value before the first can be asked for: it is quicker below 1 KiB and slower above. `sonic-rs` is
-//! no quicker here, and documents that nest deep overflow its stack, which ends the process (its issue 232).
+//! against the alternatives, each over the whole document with the same members taken out, on documents of 200 B, 2 KiB
+//! and 20 KiB: `serde_json` took 0.46, 1.7 and 15 µs, `sonic-rs` 0.5 as a reader of serde 0.59, 2.4 and 22, its lazy
+//! values 1.2, 2.2 and 13, `simd-json` 0.19 0.45, 2.2 and 21 with the copy that it wants to write into, and `jiter` 0.19
+//! 0.65, 2.5 and 21; values of `serde_json` took 1.3, 8 and 101. Documents that nest deep overflow the stack of
+//! `sonic-rs`, which ends the process (its issue 232).
 //!
 //! What nobody asks for is skipped with `IgnoredAny`, which checks syntax, escapes and control characters, but lets pass
 //! what is no document all the same: any depth, numbers beyond a double and halves of surrogate pairs. A text is looked
-//! at for signs of these first, with plain loops over its bytes that are far quicker than parsing; where there is one,
-//! everything is parsed.
+//! at for signs of these first, with plain loops over its bytes that are far quicker than parsing. Where there is one,
+//! and in a short text, everything is parsed.
 //!
 //! Invariants: the stack that a document takes is bounded, as every seed below counts its depth and skipping does not
 //! recurse; whether a text is a document does not depend on who asks for what.

@@ -59,7 +59,7 @@ struct Node {
 
 #[derive(Debug)]
 struct Member {
-    tag: u32,
+    tag: u64,
     name: String,
     node: Node,
 }
@@ -95,10 +95,9 @@ enum Piece {
 }
 
 /// What tells most names apart: their lengths, first and last bytes.
-fn tag(name: &[u8]) -> u32 {
+fn tag(name: &[u8]) -> u64 {
     let (Some(first), Some(last)) = (name.first(), name.last()) else { return 0 };
-    // Of two long names the tags may be equal, like those of any two.
-    (name.len() as u32) << 16 | u32::from(*first) << 8 | u32::from(*last)
+    (name.len() as u64) << 16 | u64::from(*first) << 8 | u64::from(*last)
 }
 
 fn find<'m>(members: &'m [Member], name: &str) -> Option<&'m Node> {

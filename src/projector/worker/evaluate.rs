@@ -323,13 +323,12 @@ impl Evaluation {
             if datatype.has(Datatype::JSON) { Document::json(value.of(buffer)) } else { Document::binary() }
         });
         let plan = engines.plan();
-        let read = match document.as_ref().and_then(Document::text) {
-            Some(text) => plan.read(text, &mut self.extract),
-            None => {
-                // Every path is missing.
-                plan.read_value(&Value::Null, &mut self.extract);
-                Ok(())
-            }
+        let read = if let Some(text) = document.as_ref().and_then(Document::text) {
+            plan.read(text, &mut self.extract)
+        } else {
+            // Every path is missing.
+            plan.read_value(&Value::Null, &mut self.extract);
+            Ok(())
         };
         for (engine, planned) in engines.planned() {
             self.keys.clear();

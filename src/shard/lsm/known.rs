@@ -15,8 +15,9 @@ const BLOCKS: usize = 1 << 13;
 /// With as many keys, one of thirty is taken for a known one.
 const KEYS_MAX: usize = BLOCKS * BLOCK_WORDS * 64 / 8;
 const KEY_BITS: u32 = 5;
-/// Bits of a hash that tell a bit of a block.
-const PLACE_BITS: u32 = 9;
+/// Bits of a hash that tell a word of a block, and a bit of the word.
+const WORD_BITS: u32 = BLOCK_WORDS.trailing_zeros();
+const PLACE_BITS: u32 = WORD_BITS + u64::BITS.trailing_zeros();
 
 /// See the module.
 pub(super) struct Known {
@@ -40,13 +41,13 @@ impl Known {
         // Most buckets that are opened are not loaded.
         self.words.resize(BLOCKS * BLOCK_WORDS, 0);
         let hash = xxh3_64(key);
-        let block = (hash >> (KEY_BITS * PLACE_BITS)) as usize % BLOCKS;
+        let block = low_bits(hash >> (KEY_BITS * PLACE_BITS), BLOCKS.trailing_zeros());
         let words = self.words.get_mut(block * BLOCK_WORDS..(block + 1) * BLOCK_WORDS).unwrap_or_default();
         let mut is_known = true;
         for number in 0..KEY_BITS {
-            let place = (hash >> (number * PLACE_BITS)) as usize;
-            let bit = 1 << (place % 64);
-            if let Some(word) = words.get_mut(place / 64 % BLOCK_WORDS) {
+            let place = hash >> (number * PLACE_BITS);
+            let bit = 1 << (place >> WORD_BITS) % u64::from(u64::BITS);
+            if let Some(word) = words.get_mut(low_bits(place, WORD_BITS)) {
                 is_known &= *word & bit != 0;
                 *word |= bit;
             }
@@ -54,4 +55,9 @@ impl Known {
         self.room = self.room.saturating_sub(usize::from(!is_known));
         is_known
     }
+}
+
+fn low_bits(hash: u64, bits: u32) -> usize {
+    // Few enough for any size of a pointer.
+    usize::try_from(hash % (1 << bits)).unwrap_or_default()
 }

@@ -31,7 +31,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lsm_tree::compaction::Leveled;
-use lsm_tree::{AbstractTree, AnyTree, Cache, Config, DescriptorTable, Guard, SeqNo, SequenceNumberCounter};
+use lsm_tree::{
+    AbstractTree, AnyTree, Cache, Config, DescriptorTable, Guard, InternalValue, Memtable, SeqNo,
+    SequenceNumberCounter, ValueType,
+};
 use parking_lot::Mutex;
 
 use crate::event::VbId;
@@ -209,6 +212,8 @@ impl Tree {
     fn apply(&self, changes: &[Change<'_>], known: &mut Option<Known>) -> Result<u64, StoreFault> {
         let seqno = self.seqno.next();
         let (mut back_key, mut back_value, mut entries) = (Vec::new(), Vec::new(), EntryEdits::default());
+        // The tree would look for it before each write. No other takes its place before the next cut.
+        let memtable = self.engine.active_memtable();
         let mut bytes = 0;
         for change in changes {
             write_key(&mut back_key, change.inst, BACK, &[change.doc_id]);
@@ -224,13 +229,10 @@ impl Tree {
                 continue;
             }
             edits(old_value, change).for_each(|edit| entries.note(change, edit));
-            bytes += if back_value.is_empty() {
-                self.engine.remove(back_key.as_slice(), seqno).0
-            } else {
-                self.engine.insert(back_key.as_slice(), back_value.as_slice(), seqno).0
-            };
+            let value = (!back_value.is_empty()).then_some(back_value.as_slice());
+            bytes += write(&memtable, &back_key, value, seqno);
         }
-        bytes += entries.write(&self.engine, seqno);
+        bytes += entries.write(&memtable, seqno);
         Ok(bytes)
     }
 
@@ -266,6 +268,15 @@ fn sweep_start(inst: InstId) -> (InstId, Vec<u8>) {
     (inst, key(inst, 0, &[]))
 }
 
+/// Writes a value, or that there is none any more. Gives back how many bytes the memtable grew by.
+fn write(memtable: &Memtable, key: &[u8], value: Option<&[u8]>, seqno: SeqNo) -> u64 {
+    let record = match value {
+        Some(value) => InternalValue::from_components(key, value, seqno, ValueType::Value),
+        None => InternalValue::new_tombstone(key, seqno),
+    };
+    memtable.insert(record).0
+}
+
 /// What becomes of the entries of a batch: noted first and written in the order of their keys, which spares the
 /// memtable most of its cache misses.
 #[derive(Default)]
@@ -286,14 +297,11 @@ impl EntryEdits {
         self.edits.push((start, self.keys.len(), is_there));
     }
 
-    fn write(&mut self, engine: &AnyTree, seqno: SeqNo) -> u64 {
+    fn write(&mut self, memtable: &Memtable, seqno: SeqNo) -> u64 {
         let Self { keys, edits } = self;
         let key = |&(start, end, _): &(usize, usize, bool)| keys.get(start..end).unwrap_or_default();
         edits.sort_unstable_by(|a, b| key(a).cmp(key(b)));
-        let written = edits.iter().map(|edit| {
-            if edit.2 { engine.insert(key(edit), [], seqno).0 } else { engine.remove(key(edit), seqno).0 }
-        });
-        written.sum()
+        edits.iter().map(|edit| write(memtable, key(edit), edit.2.then_some(&[]), seqno)).sum()
     }
 }
 
