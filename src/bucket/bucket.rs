@@ -51,7 +51,7 @@ impl Default for BucketConfig {
             workers: 2,
             budget_bytes: 64 * 1024 * 1024,
             batch_bytes: 256 * 1024,
-            batch_events: 512,
+            batch_events: 2048,
             queue_batches: 4,
             scan_max_age: Duration::from_secs(3600),
         }
