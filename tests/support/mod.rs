@@ -1,6 +1,7 @@
 //! What several modules of tests use.
 
 pub(crate) mod buckets;
+pub(crate) mod capture;
 pub(crate) mod cli;
 pub(crate) mod consumer;
 pub(crate) mod endpoint;
@@ -68,6 +69,13 @@ pub(crate) fn push<T>(sender: &Sender<T>, message: T) {
 
 pub(crate) fn key(text: &str) -> ObjectKey {
     ObjectKey::new(text).unwrap()
+}
+
+/// Says that something which a test needs is not installed. Where all has to be there, as in CI, that is a failure.
+pub(crate) fn skip_without(what: &str) {
+    let wanted = std::env::var_os("DORMOUSE_SERVERS").is_some_and(|wanted| wanted == "required");
+    assert!(!wanted, "{what} is not installed: .ci/run installs it, and --without-servers does without");
+    println!("skipped: {what} is not installed (.ci/run installs it)");
 }
 
 /// Name of the bucket that tests archive.
