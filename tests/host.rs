@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
-use dormouse::bucket::{BucketConfig, CloseError, FollowError, FollowOptions, PauseError};
+use dormouse::bucket::{BucketConfig, CloseError, FollowError, FollowOptions, PauseError, PauseOptions};
 use dormouse::objstore::{CredentialSource, Credentials, S3Config, S3Store};
 use dormouse::shard::{ShardSetConfig, StoreKind, lock_all};
 use dormouse::thread::{Cancel, Thread, Until, spawn};
@@ -253,7 +253,8 @@ fn a_pause_into_a_silent_server_ends_at_its_deadline_and_the_bucket_is_closed() 
         ..S3Config::new("bucket", "region")
     });
     let store = store.unwrap();
-    let paused = in_time("a pause", |until| bucket.pause(&store, true, until, &mut |_| {}));
+    let evict = PauseOptions { evict: true, ..PauseOptions::default() };
+    let paused = in_time("a pause", |until| bucket.pause(&store, evict, until, &mut |_| {}));
     assert!(matches!(&paused, Err(PauseError::Manifest { .. } | PauseError::Stopped { .. })), "{paused:?}");
     assert!(!is_locked(&bucket) && bucket.describe().state.is_lasting());
     in_time("a close", |_| bucket.close(&watchdog())).unwrap();

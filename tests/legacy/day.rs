@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::process::{Facts, eventually, memory_mib, tasks, threads};
 use crate::service::{
-    Journal, Pool, STORES, config, fed, ingest, make, minutes, named, numbers, scan, write_documents,
+    EVICT, Journal, Pool, STORES, config, fed, ingest, make, minutes, named, numbers, scan, write_documents,
 };
 
 const DOCUMENTS: u32 = 4000;
@@ -67,7 +67,7 @@ fn live(data: &DataDir, root: &Path, store: StoreKind, journal: &Arc<Journal>) {
     ingest(&bucket, Input::Path(root.join("documents"))).unwrap();
     assert_eq!(scan(&bucket), numbers(0..DOCUMENTS));
     let archive = FileStore::open(&root.join("archive")).unwrap();
-    bucket.pause(&archive, true, &minutes(1), &mut |_| {}).unwrap();
+    bucket.pause(&archive, EVICT, &minutes(1), &mut |_| {}).unwrap();
     bucket.close(&minutes(1)).unwrap();
     drop(bucket);
     data.resume(&named(&name), &archive, None, &config, &minutes(1), &mut |_| {}).unwrap();

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::process::{Facts, threads_of};
 use crate::service::{
-    Journal, STORES, by_n, config, fed, ingest, make, minutes, named, numbers, scan, write_documents,
+    EVICT, Journal, STORES, by_n, config, fed, ingest, make, minutes, named, numbers, scan, write_documents,
 };
 
 /// What a child may take.
@@ -69,8 +69,8 @@ fn try_everything(data: &DataDir, bucket: &mut Bucket, archive: &FileStore) {
     assert_forked!(bucket.drop_index(by_n().name(), &until), IndexError::Forked);
     assert_forked!(bucket.scan(by_n().name(), &KeyRange::default(), false, &until), IndexError::Forked);
     assert_forked!(ingest(bucket, Input::Path("nowhere".into())), IngestError::Forked);
-    assert_forked!(bucket.plan_pause(archive, &until), PauseError::Forked);
-    assert_forked!(bucket.pause(archive, true, &until, &mut |_| {}), PauseError::Forked);
+    assert_forked!(bucket.plan_pause(archive, EVICT, &until), PauseError::Forked);
+    assert_forked!(bucket.pause(archive, EVICT, &until, &mut |_| {}), PauseError::Forked);
     assert_forked!(bucket.close(&until), CloseError::Forked);
 }
 

@@ -19,7 +19,7 @@ use signal_hook::consts::SIGPIPE;
 use tempfile::TempDir;
 
 use crate::process::eventually;
-use crate::service::{config, ingest, make, minutes, named, numbers, scan, write_documents};
+use crate::service::{EVICT, config, ingest, make, minutes, named, numbers, scan, write_documents};
 
 /// Where the variables of [`prepare`] lead: a folder that is watched, and a server that nobody may come to.
 const TRAP: &str = "DORMOUSE_TEST_TRAP";
@@ -171,7 +171,7 @@ pub(crate) fn environment() {
         let name = store.to_string();
         let mut bucket = make(&data, &name, store, &config);
         ingest(&bucket, Input::Path(documents.clone())).unwrap();
-        bucket.pause(&archive, true, &minutes(1), &mut |_| {}).unwrap();
+        bucket.pause(&archive, EVICT, &minutes(1), &mut |_| {}).unwrap();
         bucket.close(&minutes(1)).unwrap();
         drop(bucket);
         data.resume(&named(&name), &archive, None, &config, &minutes(1), &mut |_| {}).unwrap();

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use dormouse::bucket::{
     Bucket, BucketConfig, BucketName, BucketSpec, DataDir, IngestError, IngestOptions, IngestReport,
+    PauseOptions,
 };
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::shard::StoreKind;
@@ -17,6 +18,7 @@ use dormouse::source::{Input, ReplayFormat};
 use dormouse::thread::Until;
 use slog::{Drain, Logger, Never, OwnedKVList, Record, o};
 
+pub(crate) const EVICT: PauseOptions = PauseOptions { evict: true, compress: false };
 pub(crate) const STORES: [StoreKind; 3] = [StoreKind::Lsm, StoreKind::Memdb, StoreKind::Cow];
 
 /// Keeps what is logged in memory.

@@ -352,7 +352,8 @@ impl Night {
     /// Pauses, and tells whether the bucket sleeps.
     fn pause(&mut self, evict: bool) -> bool {
         let fault = self.fault();
-        let Some(answer) = self.order(&Order::Pause { evict, fault }) else { return false };
+        let compress = self.dice.below(2) == 0;
+        let Some(answer) = self.order(&Order::Pause { evict, compress, fault }) else { return false };
         let is_done = answer.error.is_none();
         self.tally.count(match (is_done, evict) {
             (true, true) => "pauses with eviction",
@@ -392,7 +393,7 @@ impl Night {
 
     fn kill(&mut self) {
         let order = match self.dice.below(3) {
-            0 => Some(Order::Pause { evict: self.dice.below(2) == 0, fault: None }),
+            0 => Some(Order::Pause { evict: self.dice.below(2) == 0, compress: true, fault: None }),
             _ => None,
         };
         let wait = Duration::from_micros(self.dice.below(60_000));
@@ -432,8 +433,11 @@ impl Night {
 
     /// It goes to sleep for good, is woken up once more to be looked at, and everything ends.
     fn dawn(&mut self) {
-        for order in [Order::Pause { evict: true, fault: None }, Order::Resume { fault: None }, Order::Follow]
-        {
+        for order in [
+            Order::Pause { evict: true, compress: true, fault: None },
+            Order::Resume { fault: None },
+            Order::Follow,
+        ] {
             let answer = self.order(&order).unwrap();
             assert!(answer.error.is_none(), "{order:?}: {:?}", answer.error);
         }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use dormouse::bucket::{
-    Bucket, BucketConfig, BucketSpec, DataDir, FollowError, FollowOptions, IndexState, SourceKind,
+    Bucket, BucketConfig, BucketSpec, DataDir, FollowError, FollowOptions, IndexState, PauseOptions,
+    SourceKind,
 };
 use dormouse::durable::hex;
 use dormouse::index::IndexDefinition;
@@ -50,9 +51,7 @@ impl Archive {
     pub(super) fn open(&self) -> Box<dyn ObjectStore> {
         match self {
             Self::Folder(path) => Box::new(FileStore::open(path).unwrap()),
-            Self::S3(endpoint, prefix) => {
-                Box::new(S3Store::open(gateway::config_at(endpoint.clone(), prefix)).unwrap())
-            }
+            Self::S3(endpoint, prefix) => Box::new(S3Store::open(gateway::config(endpoint, prefix)).unwrap()),
         }
     }
 }
@@ -91,6 +90,7 @@ pub(super) enum Order {
     Follow,
     Pause {
         evict: bool,
+        compress: bool,
         fault: Option<Fault>,
     },
     Resume {
@@ -232,7 +232,7 @@ impl Service {
     fn obey(&mut self, order: Order) -> anyhow::Result<()> {
         match order {
             Order::Follow => self.follow(),
-            Order::Pause { evict, fault } => self.pause(evict, fault),
+            Order::Pause { evict, compress, fault } => self.pause(PauseOptions { evict, compress }, fault),
             Order::Resume { fault } => self.resume(fault),
             Order::Drop => {
                 self.end_following();
@@ -315,9 +315,9 @@ impl Service {
     }
 
     /// Pauses while changes come in. A bucket that stays awake is followed on.
-    fn pause(&mut self, evict: bool, fault: Option<Fault>) -> anyhow::Result<()> {
+    fn pause(&mut self, options: PauseOptions, fault: Option<Fault>) -> anyhow::Result<()> {
         let bucket = self.bucket();
-        let paused = self.with_archive(fault, |store| bucket.pause(store, evict, &watchdog(), &mut |_| {}));
+        let paused = self.with_archive(fault, |store| bucket.pause(store, options, &watchdog(), &mut |_| {}));
         if bucket.describe().state.closed_for_writes().is_some() {
             self.end_following();
             self.close();

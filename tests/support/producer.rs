@@ -5,6 +5,7 @@
 //! the library that reads them.
 
 mod bucket;
+mod kv;
 mod scram;
 mod serve;
 
@@ -21,7 +22,9 @@ use serde_json::json;
 
 use bucket::Vb;
 pub(crate) use bucket::What;
+pub(crate) use kv::COLLECTION;
 
+use super::capture::Capture;
 use super::watchdog;
 
 pub(crate) const USER: &str = "rider";
@@ -85,6 +88,8 @@ pub(crate) struct State {
     branches: u64,
     /// Starts that streams were asked for from.
     pub(crate) requests: Vec<(VbId, u64)>,
+    /// What crossed its sockets, where somebody wants to know.
+    pub(crate) capture: Option<Capture>,
 }
 
 impl State {
@@ -182,6 +187,17 @@ impl Producer {
         };
         let threads = listeners.into_iter().enumerate().map(serve).collect();
         Self { address, state, stop, threads }
+    }
+
+    /// Opens a port for clients that write documents.
+    pub(crate) fn serve_clients(&mut self) -> u16 {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (state, stop) = (Arc::clone(&self.state), self.stop.clone());
+        let accept = move || kv::accept(&listener, &state, &stop);
+        self.threads.push(thread::spawn("test-clients", accept).unwrap());
+        port
     }
 
     /// A vbucket is on another node from now on, or on none.

@@ -101,18 +101,43 @@ struct Serve {
     cut_from: Option<usize>,
 }
 
-/// A request, taken apart by hand.
-struct Asked<'a> {
-    magic: u8,
-    opcode: u8,
-    vb: u16,
-    opaque: u32,
-    extras: &'a [u8],
-    key: &'a [u8],
-    value: &'a [u8],
+/// Takes the next frame out of what was read, when it is there as a whole.
+pub(super) fn take_frame(read: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let body = u32::from_be_bytes(read.get(8..12)?.try_into().unwrap());
+    let len = 24 + usize::try_from(body).unwrap();
+    (read.len() >= len).then(|| read.drain(..len).collect())
 }
 
-impl Asked<'_> {
+/// A request, taken apart by hand.
+pub(super) struct Asked<'a> {
+    pub(super) magic: u8,
+    pub(super) opcode: u8,
+    pub(super) datatype: u8,
+    pub(super) vb: u16,
+    pub(super) opaque: u32,
+    pub(super) extras: &'a [u8],
+    pub(super) key: &'a [u8],
+    pub(super) value: &'a [u8],
+}
+
+impl<'a> Asked<'a> {
+    /// Nothing, where its parts are longer than it is.
+    pub(super) fn of(frame: &'a [u8]) -> Option<Self> {
+        let key = usize::from(u16::from_be_bytes([frame[2], frame[3]]));
+        let (extras, rest) = frame[24..].split_at_checked(usize::from(frame[4]))?;
+        let (key, value) = rest.split_at_checked(key)?;
+        Some(Self {
+            magic: frame[0],
+            opcode: frame[1],
+            datatype: frame[5],
+            vb: u16::from_be_bytes([frame[6], frame[7]]),
+            opaque: u32::from_be_bytes(frame[12..16].try_into().unwrap()),
+            extras,
+            key,
+            value,
+        })
+    }
+
     fn number(&self, at: usize) -> u64 {
         u64::from_be_bytes(self.extras[at..at + 8].try_into().unwrap())
     }
@@ -121,7 +146,7 @@ impl Asked<'_> {
         u32::from_be_bytes(self.extras[at..at + 4].try_into().unwrap())
     }
 
-    fn answer(&self, status: u16, value: &[u8]) -> Vec<u8> {
+    pub(super) fn answer(&self, status: u16, value: &[u8]) -> Vec<u8> {
         let (opcode, opaque) = (self.opcode, self.opaque);
         Raw { magic: 0x81, opcode, vb_or_status: status, opaque, value, ..Raw::default() }.bytes()
     }
@@ -142,6 +167,12 @@ impl Serve {
         state.names.remove(&name);
     }
 
+    fn capture(&self, is_from_server: bool, bytes: &[u8]) {
+        if let Some(capture) = &mut self.state.lock().capture {
+            capture.push(self.number, is_from_server, bytes);
+        }
+    }
+
     fn fault(&self, fault: String) {
         self.state.lock().faults.push(fault);
     }
@@ -160,31 +191,18 @@ impl Serve {
         self.tcp.set_nonblocking(false)?;
         match read {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(read) => self.read.extend_from_slice(&bytes[..read]),
+            Ok(read) => {
+                self.capture(false, &bytes[..read]);
+                self.read.extend_from_slice(&bytes[..read]);
+            }
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
             Err(e) => return Err(e),
         }
-        while self.read.len() >= 24 {
-            let body = u32::from_be_bytes(self.read[8..12].try_into().unwrap()) as usize;
-            if self.read.len() < 24 + body {
-                break;
-            }
-            let frame: Vec<u8> = self.read.drain(..24 + body).collect();
-            let key = usize::from(u16::from_be_bytes([frame[2], frame[3]]));
-            let extras = usize::from(frame[4]);
-            if frame[5] != 0 || frame[16..24] != [0; 8] || key + extras > body {
+        while let Some(frame) = take_frame(&mut self.read) {
+            let asked = Asked::of(&frame).filter(|_| frame[5] == 0 && frame[16..24] == [0; 8]);
+            let Some(asked) = asked else {
                 self.fault(format!("a request has an odd header: {frame:02x?}"));
-            }
-            let (extras, rest) = frame[24..].split_at(extras);
-            let (key, value) = rest.split_at(key);
-            let asked = Asked {
-                magic: frame[0],
-                opcode: frame[1],
-                vb: u16::from_be_bytes([frame[6], frame[7]]),
-                opaque: u32::from_be_bytes(frame[12..16].try_into().unwrap()),
-                extras,
-                key,
-                value,
+                return Err(io::ErrorKind::InvalidData.into());
             };
             self.take(&asked)?;
         }
@@ -210,6 +228,7 @@ impl Serve {
             self.wire.write_all(piece)?;
             self.wire.flush()?;
         }
+        self.capture(true, bytes);
         self.written += bytes.len();
         if is_cut {
             self.state.lock().behaviour.cut_after = None;
