@@ -259,7 +259,7 @@ const ASKS: &[(&str, &[(&str, &str)])] = &[
     ("set_hook", &[]),
     ("signal_hook", &[]),
     ("process::exit", &[]),
-    ("abort()", &[]),
+    ("process::abort", &[]),
     ("process::id", &[("thread.rs", "tells a process from its forks")]),
     (
         "Command::new",

@@ -418,6 +418,8 @@ impl Bucket {
     pub fn close(&mut self, until: &Until) -> Result<(), CloseError> {
         self.data_dir.refuse_fork()?;
         let committed = if self.closed_for_writes().is_some() { Ok(()) } else { self.set.commit(until) };
+        // Before the wait for what hangs, so that what does not has ended after it.
+        self.set.stop();
         let mut threads = self.leftovers.end(until);
         threads.extend(self.set.close(until).err().into_iter().flatten());
         if !threads.is_empty() {

@@ -367,7 +367,10 @@ impl Bucket {
         if let Err(error) = started {
             // What did not end within the caller's limit.
             self.stop_feed(feed, keyspace);
-            return Err(IngestError::Feed { bucket, error });
+            return Err(match until.check() {
+                Err(why) => IngestError::Stopped { bucket, why, kept: 0 },
+                Ok(()) => IngestError::Feed { bucket, error },
+            });
         }
         let stats = feed
             .kvdata(&keyspace)

@@ -161,37 +161,41 @@ impl ShardSet {
         let compactor =
             Compactor { shards: set.shards.clone(), woken: compact_woken, logger: logger.clone() };
         let flush_stop = stopped.clone();
-        let started = set
-            .start("dm-flush", logger, move || flusher.run(&flush_stop))
-            .and_then(|()| set.start("dm-compact", logger, move || compactor.run(&stopped)));
-        if let Err(source) = started {
-            // The one that was started only waits, so it ends at once.
-            let _ = set.close(&Until::within(START_FAILED_GRACE));
-            let path = PathBuf::from(folder);
-            let doing = "start the threads for";
-            return Err(OpenError::Path(crate::durable::PathError { doing, path, source }));
+        let flush = set.watched("dm-flush", logger, move || flusher.run(&flush_stop));
+        let compact = set.watched("dm-compact", logger, move || compactor.run(&stopped));
+        let started = thread::spawn("dm-flush", flush).and_then(|flushing| {
+            set.threads.push(flushing);
+            thread::spawn("dm-compact", compact)
+        });
+        match started {
+            Ok(compacting) => set.threads.push(compacting),
+            Err(source) => {
+                // The one that was started only waits, so it ends at once.
+                let _ = set.close(&Until::within(START_FAILED_GRACE));
+                let path = PathBuf::from(folder);
+                let doing = "start the threads for";
+                return Err(OpenError::Path(crate::durable::PathError { doing, path, source }));
+            }
         }
         Ok(set)
     }
 
-    /// Starts a thread whose panic ends all writing.
-    fn start(
-        &mut self,
+    /// The body of a thread whose panic ends all writing.
+    fn watched<W: FnOnce() + Send + 'static>(
+        &self,
         name: &'static str,
         logger: &Logger,
-        work: impl FnOnce() + Send + 'static,
-    ) -> std::io::Result<()> {
+        work: W,
+    ) -> impl FnOnce() + Send + 'static + use<W> {
         let (shards, logger) = (self.shards.clone(), logger.clone());
-        let watched = move || {
+        move || {
             if let Err(panicked) = thread::catch(name, work) {
                 let fault = broken_by(&panicked);
                 // All of them before the host's logger is called, which may be what panicked.
                 shards.iter().for_each(|shard| shard.refuse_all(&fault));
                 error!(logger, "a thread of the shards panicked; nothing is written any more"; "error" => %panicked);
             }
-        };
-        self.threads.push(thread::spawn(name, watched)?);
-        Ok(())
+        }
     }
 
     /// The shards, in ascending order of their ids.
@@ -224,10 +228,15 @@ impl ShardSet {
         }
     }
 
+    /// Tells the threads to end, and waits for nothing.
+    pub fn stop(&mut self) {
+        self.stop = None;
+    }
+
     /// Ends the threads. What is uncommitted stays so. Gives back the names of the threads that still run when
     /// the limit ends; the call may then be repeated.
     pub fn close(&mut self, until: &Until) -> Result<(), Vec<String>> {
-        self.stop = None;
+        self.stop();
         self.threads = thread::join_all(std::mem::take(&mut self.threads), until);
         if self.threads.is_empty() { Ok(()) } else { Err(thread::names(&self.threads)) }
     }

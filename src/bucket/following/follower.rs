@@ -143,7 +143,10 @@ impl<'b> Follower<'b> {
             if started.end(&Until::within(GRACE)).is_err() {
                 bucket.leftovers.keep(started.into_leftover());
             }
-            return Err(error);
+            return Err(match until.check() {
+                Err(why) => FollowError::Stopped { bucket: bucket.name(), why, kept: 0 },
+                Ok(()) => error,
+            });
         }
         Ok(follower)
     }
