@@ -143,7 +143,7 @@ fn ask(server: &TcpListener, store: &S3Store) -> String {
         let asked = scope.spawn(|| {
             let (mut client, _) = server.accept().unwrap();
             let head = head_of(&client);
-            client.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").unwrap();
+            client.write_all(b"HTTP/1.1 200 OK\r\netag: \"x\"\r\ncontent-length: 5\r\n\r\nhello").unwrap();
             head
         });
         let mut content = Vec::new();
