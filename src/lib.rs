@@ -46,9 +46,9 @@
 //! 1. [`bucket::Bucket::pause`] takes the bucket's entry in the list of tasks, checks state, indexes, room and archive,
 //!    and records that it begins. Each step after that is recorded, too, before it is made, by one function
 //!    ([`pause::BucketState::after`]).
-//! 2. [`pause::plan_upload`] hashes the files of pinned recovery points and leaves out what an earlier pause has in the
-//!    archive; [`pause::upload`] copies the rest, under keys that were never used before. In rounds, while changes come
-//!    in, until there is little left.
+//! 2. [`pause::plan_upload`] leaves out what an earlier pause has in the archive of the files of pinned recovery points;
+//!    [`pause::upload`] copies the rest, hashed and perhaps compressed on the way, under keys that were never used
+//!    before. In rounds, while changes come in, until there is little left.
 //! 3. All shards are locked, in ascending order, all or none. Each waits for the write in flight, makes a recovery
 //!    point and stands still; reads go on. What is new since is copied.
 //! 4. The manifest is published, last: from here the pause exists. Where nobody knows whether it does, the bucket is in
@@ -97,8 +97,7 @@
 //! An open bucket has two threads; a running ingest of files has three more, and two for each worker; one that follows
 //! a cluster has two more, two for each worker, and two for each connection. `close` and the end
 //! of an ingest join them within a deadline, and name those that still run. Scan runs on the caller's thread, and so
-//! do pause and resume where the archive is a folder. On an `s3://` archive they carry files on threads of their
-//! own, which have ended when they return.
+//! do pause and resume, but for the files: threads of their own carry those, and have ended when they return.
 //!
 //! # Deliberately absent
 //!

@@ -52,3 +52,18 @@ fn each_crate_that_is_known_to_have_an_advisory_is_named() {
         assert_eq!(is_there, is_named, "{old} in Cargo.lock and in deny.toml");
     }
 }
+
+/// `rusoto_core` builds with exactly one kind of TLS: a host that uses it with the other one has to be able to say so.
+#[test]
+fn the_tls_of_rusoto_is_left_to_the_host() {
+    let manifest = read("Cargo.toml");
+    for name in ["rusoto_core", "rusoto_s3"] {
+        let line = manifest.lines().find(|line| line.starts_with(&format!("{name} ="))).unwrap();
+        assert!(line.contains("default-features = false") && !line.contains("features = ["), "{line}");
+        for kind in ["rustls", "native-tls"] {
+            let feature =
+                manifest.lines().find(|line| line.starts_with(&format!("rusoto-{kind} ="))).unwrap();
+            assert!(feature.contains(&format!("\"{name}/{kind}\"")), "{feature}");
+        }
+    }
+}

@@ -8,13 +8,14 @@ struct Table {
     numbers: Vec<u32>,
 }
 
-fn tables() -> [Table; 2] {
+fn tables() -> [Table; 3] {
     [
         Table {
             text: include_str!("../src/projector/hazards.rs"),
             numbers: (1..=25).chain(30..=44).chain(50..=64).chain(70..=75).collect(),
         },
         Table { text: include_str!("../src/pause/hazards.rs"), numbers: (1..=39).collect() },
+        Table { text: include_str!("../src/objstore/hazards.rs"), numbers: (1..=55).collect() },
     ]
 }
 
@@ -37,9 +38,12 @@ fn test_names() -> BTreeSet<String> {
                 let name = after.split_once("fn ").unwrap().1.split('(').next().unwrap();
                 names.insert(name.to_owned());
             }
-            for after in text.split("\nfor_each_store! {").skip(1) {
-                let list = after.split('}').next().unwrap();
-                names.extend(list.split(',').map(|name| name.trim().to_owned()));
+            for list in ["for_each_store", "contract", "succeeds"] {
+                for after in text.split(&format!("\n{list}! {{")).skip(1) {
+                    let list = after.split('}').next().unwrap();
+                    let tests = list.split(',').filter_map(|test| test.split(':').next());
+                    names.extend(tests.map(|name| name.trim().to_owned()));
+                }
             }
         }
     }

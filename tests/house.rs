@@ -40,7 +40,7 @@ const MAY_LOOK_INTO: &[(&str, &[&str])] = &[
     ),
     ("pause", &["durable", "event", "objstore", "shard", "thread", "timestamp"]),
     ("projector", &["durable", "event", "index", "shard", "thread", "timestamp"]),
-    ("source", &["durable", "event", "thread", "timestamp"]),
+    ("source", &["durable", "event", "index", "thread", "timestamp"]),
     ("index", &["durable", "event", "shard", "thread", "timestamp"]),
     ("shard", &["durable", "event", "thread", "timestamp"]),
     ("objstore", &["durable", "thread"]),

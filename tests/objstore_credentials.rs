@@ -9,12 +9,12 @@ use std::time::{Duration, Instant, SystemTime};
 use dormouse::objstore::{
     CredentialSource, Credentials, ObjectStore, S3Config, S3Store, Secret, StoreCause, StoreError,
 };
-use dormouse::thread::{Stopped, Until, spawn};
+use dormouse::thread::{Stopped, Until, fin, spawn};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use crate::support::stores::http::{Request, Server, answer};
-use crate::support::{forever, key, watchdog};
+use crate::support::{eventually, forever, key, watchdog};
 
 /// An S3 server that only notes who asks.
 struct Bank {
@@ -340,6 +340,33 @@ fn a_failure_is_not_kept_and_what_expired_is_renewed() {
     }
     assert_eq!(bank.seen(), ["THIRD t=/+==", "FOURTH t=/+==", "FOURTH t=/+=="]);
     assert_eq!(requests.lock().len(), 4);
+}
+
+#[test]
+fn credentials_are_renewed_before_they_expire_and_serve_until_then() {
+    let expires = SystemTime::now() + Duration::from_secs(3);
+    let text = humantime::format_rfc3339_millis(expires).to_string();
+    let first = format!(r#"{{"AccessKeyId":"FIRST","SecretAccessKey":"s","Expiration":"{text}"}}"#);
+    let answers = Mutex::new(vec![
+        answer(200, "", document("SECOND", in_an_hour()).as_bytes()),
+        answer(500, "", b""),
+        answer(200, "", first.as_bytes()),
+    ]);
+    let (service, requests) = service(move |_| answers.lock().pop().unwrap());
+    let bank = Bank::open();
+    let store = bank.store(vec![container(service.url(), None)]);
+    let (_holder, never) = fin();
+    eventually("they are renewed", || {
+        let _ = never.wait(&Until::within(Duration::from_millis(20)));
+        // Also the call whose renewal fails succeeds, with what is still good.
+        store.head(&key("x"), &forever()).unwrap();
+        requests.lock().len() == 3
+    });
+    assert!(SystemTime::now() < expires, "they were renewed after they had expired");
+    let seen = bank.seen();
+    let (last, before) = seen.split_last().unwrap();
+    assert_eq!(last, "SECOND t=/+==");
+    assert!(before.len() >= 2 && before.iter().all(|who| who == "FIRST "), "{before:?}");
 }
 
 #[test]

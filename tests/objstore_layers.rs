@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dormouse::objstore::{
-    Body, CallInfo, Count, Counts, Layer, ObjectStore, Policy, Rate, Retry, RetryConfig, StoreCause,
+    Body, CallInfo, Count, Counts, Floor, Layer, ObjectStore, Policy, Rate, Retry, RetryConfig, StoreCause,
     StoreError,
 };
-use dormouse::thread::{Stopped, Until};
+use dormouse::thread::{Stopped, Until, fin, spawn};
 
 use crate::support::stores::memory::MemoryStore;
 use crate::support::stores::{content, get, names, put};
-use crate::support::{forever, key};
+use crate::support::{forever, key, watchdog};
 
 /// Every call ends in an error that may pass.
 #[derive(Clone, Default)]
@@ -87,4 +87,148 @@ fn all_calls_share_one_budget_of_further_tries() {
     assert_eq!(tries(1), 10);
     assert_eq!(tries(1), 1 + 3, "what was left of the budget");
     assert_eq!(tries(5), 5);
+}
+
+/// Fails the first tries as a busy server does, which asks to be left alone for a while.
+struct Busy {
+    failures: AtomicUsize,
+    retry_after: Option<Duration>,
+}
+
+impl Busy {
+    fn layer(failures: usize, retry_after: Option<Duration>, config: RetryConfig) -> Layer<Retry> {
+        let busy = Self { failures: AtomicUsize::new(failures), retry_after };
+        Layer::new(Box::new(Layer::new(Box::new(MemoryStore::default()), busy)), Retry::new(config))
+    }
+}
+
+impl Policy for Busy {
+    fn call<T>(
+        &self,
+        call: CallInfo,
+        until: &Until,
+        go: &mut dyn FnMut(&Until) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let left =
+            self.failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if left.is_err() {
+            return go(until);
+        }
+        let (code, message) = ("SlowDown".to_owned(), String::new());
+        let retry_after = self.retry_after;
+        let cause = StoreCause::Refused { status: 503, code, message, is_temporary: true, retry_after };
+        Err(StoreError::new(call.operation, None, "memory:", cause))
+    }
+}
+
+#[test]
+fn another_try_waits_as_long_as_the_server_asks_and_not_beyond_the_deadline() {
+    let config = RetryConfig { first_wait: Duration::ZERO, ..RetryConfig::default() };
+    let store = Busy::layer(2, Some(Duration::from_millis(60)), config);
+    let began = Instant::now();
+    assert_eq!(store.head(&key("x"), &forever()).unwrap(), None);
+    assert!(began.elapsed() >= Duration::from_millis(120), "{:?}", began.elapsed());
+    let store = Busy::layer(2, Some(Duration::from_secs(300)), config);
+    let began = Instant::now();
+    let error = store.head(&key("x"), &watchdog()).unwrap_err();
+    assert!(matches!(error.cause, StoreCause::Refused { status: 503, .. }), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(30), "it waited for nothing: {:?}", began.elapsed());
+}
+
+#[test]
+fn waits_are_drawn_between_nothing_and_their_bound() {
+    let bound = Duration::from_secs(1);
+    let config = RetryConfig { first_wait: bound, longest_wait: bound, ..RetryConfig::default() };
+    let calls: Vec<_> = (0..24)
+        .map(|number| {
+            let store = Busy::layer(1, None, config);
+            spawn(format!("caller {number}"), move || {
+                let began = Instant::now();
+                store.head(&key("x"), &forever()).unwrap();
+                began.elapsed()
+            })
+            .unwrap()
+        })
+        .collect();
+    let waits: Vec<_> = calls.into_iter().map(|call| call.join(&watchdog()).unwrap()).collect();
+    // That all 24 are on one side of the middle happens once in ten million times, or less.
+    assert!(waits.iter().any(|wait| *wait < bound / 2), "{waits:?}");
+    assert!(waits.iter().any(|wait| *wait > bound / 2), "{waits:?}");
+}
+
+#[test]
+fn what_is_permanent_is_not_tried_again() {
+    let counts = Arc::new(Counts::default());
+    let counted = Layer::new(Box::new(MemoryStore::default()), Count::new(Arc::clone(&counts)));
+    let store = Layer::new(Box::new(counted), Retry::new(RetryConfig::default()));
+    get(&store, "x").unwrap_err();
+    assert_eq!((counts.calls(), counts.failed_calls()), (1, 1));
+}
+
+#[test]
+fn all_threads_share_one_rate() {
+    let store = Arc::new(Layer::new(Box::new(MemoryStore::default()), Rate::new(100_000)));
+    let began = Instant::now();
+    let threads: Vec<_> = (0..5)
+        .map(|number| {
+            let store = Arc::clone(&store);
+            spawn(format!("putter {number}"), move || put(&*store, &format!("{number}"), &content(4000)))
+                .unwrap()
+        })
+        .collect();
+    for thread in threads {
+        thread.join(&watchdog()).unwrap();
+    }
+    // The last of them waits until the 16,000 bytes of the others are paid for.
+    assert!(began.elapsed() >= Duration::from_millis(160), "{:?}", began.elapsed());
+}
+
+/// Takes its time with what comes.
+struct Slow;
+
+impl Policy for Slow {
+    fn call<T>(
+        &self,
+        _: CallInfo,
+        until: &Until,
+        go: &mut dyn FnMut(&Until) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let (_holder, never) = fin();
+        let _ = never.wait(&until.at_most(Duration::from_millis(300)));
+        go(until)
+    }
+}
+
+#[test]
+fn a_call_that_carries_content_has_a_least_rate_and_others_have_none() {
+    let memory = MemoryStore::default();
+    put(&memory, "x", b"content");
+    let floor = Floor { bytes_per_second: 1000, grace: Duration::ZERO };
+    let store = Layer::new(Box::new(Layer::new(Box::new(memory), Slow)), floor);
+    assert_eq!(store.head(&key("x"), &forever()).unwrap(), Some(7));
+    // Seven bytes have a second, as any number of them up to a thousand.
+    assert_eq!(get(&store, "x").unwrap(), b"content");
+    let slow = Floor { bytes_per_second: 1_000_000_000, grace: Duration::from_millis(1) };
+    let never_enough = Layer::new(Box::new(Layer::new(Box::new(MemoryStore::default()), Stuck)), slow);
+    let error = never_enough.put(&key("x"), Body::Bytes(b"content"), &forever()).unwrap_err();
+    assert!(matches!(error.cause, StoreCause::TooSlow { .. }), "{error}");
+    let limit = Until::within(Duration::from_millis(1));
+    let error = never_enough.put(&key("x"), Body::Bytes(b"content"), &limit).unwrap_err();
+    assert!(matches!(error.cause, StoreCause::Stopped(Stopped::DeadlinePassed)), "the caller's own: {error}");
+}
+
+/// Waits for the end of its limit.
+struct Stuck;
+
+impl Policy for Stuck {
+    fn call<T>(
+        &self,
+        _: CallInfo,
+        until: &Until,
+        go: &mut dyn FnMut(&Until) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let (_holder, never) = fin();
+        let _ = never.wait(until);
+        go(until)
+    }
 }

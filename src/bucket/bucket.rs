@@ -51,7 +51,7 @@ impl Default for BucketConfig {
             workers: 2,
             budget_bytes: 64 * 1024 * 1024,
             batch_bytes: 256 * 1024,
-            batch_events: 512,
+            batch_events: 2048,
             queue_batches: 4,
             scan_max_age: Duration::from_secs(3600),
         }
@@ -193,9 +193,21 @@ impl Bucket {
     /// Changes the state durably, as `event` has it, before the step that it speaks of. Whoever calls has the
     /// bucket's entry, so no other step comes between.
     pub(super) fn step(&self, event: Event) -> Result<(), StepError> {
+        self.step_with(event, |_| {})
+    }
+
+    /// The same, with something else that is to be on record with the step.
+    pub(super) fn step_with(
+        &self,
+        event: Event,
+        also: impl FnOnce(&mut BucketMeta),
+    ) -> Result<(), StepError> {
         let next = self.meta().after(event)?;
         debug!(self.logger, "a step begins"; "state" => %next.state);
-        self.change_meta(|meta| (meta.state, meta.attempt) = (next.state, next.attempt))?;
+        self.change_meta(|meta| {
+            (meta.state, meta.attempt) = (next.state, next.attempt);
+            also(meta);
+        })?;
         debug!(self.logger, "a step is recorded");
         Ok(())
     }

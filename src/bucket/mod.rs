@@ -44,6 +44,6 @@ pub use following::{FollowEnd, FollowError, FollowOptions, FollowProgress, Follo
 pub use ingest::{IngestError, IngestOptions, IngestProgress, IngestReport};
 pub use meta::{BucketMeta, BucketName, BucketNameError, BucketSpec, IndexEntry, IndexState, SourceKind};
 pub use pause_error::PauseError;
-pub use pausing::PauseReport;
+pub use pausing::{PauseOptions, PauseReport};
 pub use resuming::{ResumeError, ResumeReport};
 pub use tasks::{CancelError, TaskBusy, TaskId, TaskKind, TaskList, TaskState, TaskStatus};

@@ -42,7 +42,7 @@ pub struct ResumeReport {
     /// Files that were downloaded; none where the bucket still lay in the folder, and without those that an earlier
     /// try had downloaded.
     pub downloaded_files: usize,
-    /// Their bytes.
+    /// Bytes of their objects, as they are in the archive.
     pub downloaded_bytes: u64,
     /// How long it took.
     pub total_ms: u64,
@@ -470,9 +470,11 @@ fn bucket_of(name: &BucketName, manifest: &Manifest) -> Result<BucketMeta, Resum
 }
 
 fn report(manifest: &Manifest, way: &Way, staged: &Staged, began: Instant) -> ResumeReport {
-    let (files, bytes) = (manifest.files.len(), manifest.bytes());
+    let (files, bytes, object_bytes) = (manifest.files.len(), manifest.bytes(), manifest.object_bytes());
     let (downloaded_files, downloaded_bytes) = match way {
-        Way::Download => (files.saturating_sub(staged.files()), bytes.saturating_sub(staged.bytes())),
+        Way::Download => {
+            (files.saturating_sub(staged.files()), object_bytes.saturating_sub(staged.object_bytes()))
+        }
         Way::SwitchOn => (0, 0),
     };
     ResumeReport {

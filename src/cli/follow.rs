@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Args;
 use dormouse::bucket::{
-    Bucket, BucketSpec, DataDir, FollowEnd, FollowOptions, FollowProgress, FollowReport, PauseReport,
-    SourceKind,
+    Bucket, BucketSpec, DataDir, FollowEnd, FollowOptions, FollowProgress, FollowReport, PauseOptions,
+    PauseReport, SourceKind,
 };
 use dormouse::objstore::{ArchiveUrl, parse_archive};
 use dormouse::pause::Membership;
@@ -48,6 +48,9 @@ pub(super) struct ClusterArgs {
     /// The archive to sleep in: a folder as a path or as `file:///abs/path`, or `s3://bucket/prefix`
     #[arg(long, value_name = "URL", value_parser = parse_archive, requires = "sleep_after")]
     archive: Option<ArchiveUrl>,
+    /// Compress files in the archive where that saves a tenth and more [default: off]
+    #[arg(long, requires = "sleep_after")]
+    compress: bool,
     /// Follow the Nth of M parts of the vbuckets, the others being followed elsewhere; fixed when the bucket is made
     /// [default: 1/1]
     #[arg(long, value_name = "N/M", value_parser = parse_member)]
@@ -180,8 +183,9 @@ fn follow(
     let followed = bucket.follow(&options, &session.until, &mut on_progress)?;
     drop(progress);
     let archive = args.cluster.archive.as_ref().filter(|_| followed.end == FollowEnd::Idle);
+    let options = PauseOptions { evict: false, compress: args.cluster.compress };
     let into =
-        |archive| pause::pause(bucket, &args.target.bucket, (archive, &args.cluster.how), false, session);
+        |archive| pause::pause(bucket, &args.target.bucket, (archive, &args.cluster.how), options, session);
     Ok(Outcome { followed, paused: archive.map(into).transpose()? })
 }
 

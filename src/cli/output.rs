@@ -66,7 +66,12 @@ pub(super) fn printable(text: &str) -> String {
 
 /// A number of files and their bytes, for people.
 pub(super) fn files(count: usize, bytes: u64) -> String {
-    format!("{count} {} with {}", if count == 1 { "file" } else { "files" }, HumanBytes(bytes))
+    format!("{count} {} with {}", if count == 1 { "file" } else { "files" }, self::bytes(bytes))
+}
+
+/// A number of bytes, for people.
+pub(super) fn bytes(bytes: u64) -> impl fmt::Display {
+    HumanBytes(bytes)
 }
 
 /// A time in milliseconds, for people.

@@ -323,10 +323,13 @@ impl Evaluation {
             if datatype.has(Datatype::JSON) { Document::json(value.of(buffer)) } else { Document::binary() }
         });
         let plan = engines.plan();
-        let text = document.as_ref().and_then(Document::text);
-        // Without a text every path is missing.
-        plan.read_value(&Value::Null, &mut self.extract);
-        let read = text.map_or(Ok(()), |text| plan.read(text, &mut self.extract));
+        let read = if let Some(text) = document.as_ref().and_then(Document::text) {
+            plan.read(text, &mut self.extract)
+        } else {
+            // Every path is missing.
+            plan.read_value(&Value::Null, &mut self.extract);
+            Ok(())
+        };
         for (engine, planned) in engines.planned() {
             self.keys.clear();
             let problem = match (id, &document, &read) {

@@ -2,6 +2,9 @@
 //!
 //! It is installed beside the build by `.ci/run`, or found on the path. Where it is neither, tests that need it say
 //! so in one line and are over; with `DORMOUSE_SERVERS=required` that is a failure, as it is in CI.
+//!
+//! A developer who wants to see another server tested names it in `DORMOUSE_S3_SERVER`, such as `127.0.0.1:9105`: it
+//! has to know [`ACCESS_KEY`] and [`SECRET_KEY`], and to have the bucket [`BUCKET`].
 
 use std::env;
 use std::net::{TcpListener, TcpStream};
@@ -22,7 +25,7 @@ const SECRET_KEY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef012345
 /// when the process ends, however it ends.
 pub(crate) struct Gateway {
     port: u16,
-    _stdin: ChildStdin,
+    _stdin: Option<ChildStdin>,
 }
 
 const SCRIPT: &str = r#"
@@ -44,6 +47,10 @@ fn program() -> Option<PathBuf> {
 }
 
 fn start() -> Option<Gateway> {
+    if let Ok(named) = env::var("DORMOUSE_S3_SERVER") {
+        let (_, port) = named.rsplit_once(':').unwrap();
+        return Some(Gateway { port: port.parse().unwrap(), _stdin: None });
+    }
     let program = program()?;
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap().keep();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -58,7 +65,7 @@ fn start() -> Option<Gateway> {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let stdin = server.stdin.take().unwrap();
+    let stdin = server.stdin.take();
     eventually("the gateway listens", || {
         assert!(server.try_wait().unwrap().is_none(), "the gateway did not start: see {}", folder.display());
         TcpStream::connect(("127.0.0.1", port)).is_ok()
@@ -89,14 +96,7 @@ impl Gateway {
     pub(crate) fn config(&self) -> S3Config {
         static LAST: AtomicU32 = AtomicU32::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed);
-        S3Config {
-            prefix: Some(key(&format!("test-{number}"))),
-            endpoint: Some(self.endpoint()),
-            path_style: true,
-            credentials: vec![given(SECRET_KEY)],
-            parallel: 4,
-            ..S3Config::new(BUCKET, "us-east-1")
-        }
+        config(&self.endpoint(), &format!("test-{}-{number}", std::process::id()))
     }
 
     /// A store in a folder of its own.
@@ -111,6 +111,18 @@ impl Gateway {
             ("AWS_SECRET_ACCESS_KEY", SECRET_KEY),
             ("AWS_EC2_METADATA_DISABLED", "true"),
         ]
+    }
+}
+
+/// What a store below `prefix` of the server with the URL `endpoint` is opened with.
+pub(crate) fn config(endpoint: &str, prefix: &str) -> S3Config {
+    S3Config {
+        prefix: Some(key(prefix)),
+        endpoint: Some(endpoint.to_owned()),
+        path_style: true,
+        credentials: vec![given(SECRET_KEY)],
+        parallel: 4,
+        ..S3Config::new(BUCKET, "us-east-1")
     }
 }
 

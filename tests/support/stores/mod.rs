@@ -5,6 +5,7 @@ pub(crate) mod http;
 pub(crate) mod lost;
 pub(crate) mod memory;
 pub(crate) mod proxy;
+pub(crate) mod signature;
 
 use std::fs::{self, File};
 use std::path::Path;

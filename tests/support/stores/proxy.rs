@@ -18,14 +18,20 @@ pub(crate) enum Fault {
     ResetBeforeBody,
     /// It is reset in the middle of the request's body.
     ResetWithinBody,
-    /// It is closed when the request was read, which reaches nobody.
-    CloseAfterBody,
+    /// It is reset when the request was read, which reaches nobody.
+    ResetAfterBody,
+    /// It is reset in the middle of the answer's body.
+    ResetWithinAnswer,
     /// The request is carried out, and its answer is lost.
     LostAnswer,
     /// The request is read, and nothing more happens.
     Stall,
+    /// A half of the request's body is read, and nothing more happens.
+    StallWithinBody,
     /// The answer's body comes a byte at a time.
     Dribble,
+    /// The request's body is taken a little at a time.
+    DribbleUp,
     /// The server is busy, says so before the body is read, and closes.
     BusyBeforeBody,
     /// Success, with a document that says otherwise.
@@ -139,20 +145,19 @@ impl Shared {
                     answer(503, "Retry-After: 0\r\n", &error_document("SlowDown", "Reduce your rate."));
                 return stream.get_mut().write_all(&busy);
             }
-            Some(Fault::ResetWithinBody) => {
-                if request.waits() {
-                    stream.get_mut().write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
-                }
-                let half = request.body_bytes() as u64 / 2;
-                std::io::copy(&mut (&mut stream).take(half), &mut std::io::sink())?;
+            Some(Fault::ResetWithinBody) => return take_half(&request, &mut stream),
+            Some(Fault::StallWithinBody) => {
+                take_half(&request, &mut stream)?;
+                self.stall();
                 return Ok(());
             }
+            Some(Fault::DribbleUp) => return self.take_slowly(&request, &mut stream),
             _ => {}
         }
         read_body(&mut request, &mut stream)?;
         let client = stream.get_mut();
         match fault {
-            Some(Fault::CloseAfterBody) => return Ok(()),
+            Some(Fault::ResetAfterBody) => return reset(client),
             Some(Fault::Stall) => {
                 self.stall();
                 return Ok(());
@@ -181,6 +186,16 @@ impl Shared {
         }
         let answered = self.forward(&request)?;
         self.hand_back(client, &answered, fault)
+    }
+
+    /// Takes the body so slowly that the client never waits long, and is never done.
+    fn take_slowly(&self, request: &Request, stream: &mut BufReader<TcpStream>) -> std::io::Result<()> {
+        welcome(request, stream)?;
+        let mut piece = [0; 4096];
+        while stream.read(&mut piece)? > 0 && !self.over.is_cancelled() {
+            let _ = self.over.fin().wait(&Until::within(Duration::from_millis(50)));
+        }
+        Ok(())
     }
 
     fn forward(&self, request: &Request) -> std::io::Result<Vec<u8>> {
@@ -216,6 +231,10 @@ impl Shared {
                 Ok(())
             }
             Some(Fault::Truncated) => client.write_all(&answered[..ends + body.len() / 2]),
+            Some(Fault::ResetWithinAnswer) => {
+                client.write_all(&answered[..ends + body.len() / 2])?;
+                reset(client)
+            }
             Some(Fault::ShorterThanSaid) => {
                 client.write_all(&answered[..answered.len() - usize::from(!body.is_empty())])?;
                 self.stall();
@@ -233,6 +252,26 @@ impl Shared {
             _ => client.write_all(answered),
         }
     }
+}
+
+/// Says that the body is wanted, where the client waits for that.
+fn welcome(request: &Request, stream: &mut BufReader<TcpStream>) -> std::io::Result<()> {
+    if request.waits() {
+        stream.get_mut().write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+    }
+    Ok(())
+}
+
+/// Reads a half of the body; what is left of it makes a close a reset.
+fn take_half(request: &Request, stream: &mut BufReader<TcpStream>) -> std::io::Result<()> {
+    welcome(request, stream)?;
+    let half = request.body_bytes() as u64 / 2;
+    std::io::copy(&mut stream.take(half), &mut std::io::sink()).map(drop)
+}
+
+/// Has the connection end with a reset, whatever was read and sent.
+fn reset(stream: &TcpStream) -> std::io::Result<()> {
+    Ok(rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO))?)
 }
 
 /// The head of an answer with another length.
