@@ -93,8 +93,8 @@ pub(crate) struct State {
     pub(crate) faults: Vec<String>,
     pub(crate) connections: Vec<Seen>,
     pub(crate) names: BTreeSet<String>,
-    /// Bytes for the newest connection, as they are.
-    injected: Vec<u8>,
+    /// Bytes for connections, as they are.
+    injected: BTreeMap<usize, Vec<u8>>,
     noops: u64,
     /// Branches that were begun.
     branches: u64,
@@ -342,7 +342,15 @@ impl Producer {
 
     /// The newest connection gets these bytes.
     pub(crate) fn inject(&self, bytes: &[u8]) {
-        self.state.lock().injected.extend_from_slice(bytes);
+        let mut state = self.state.lock();
+        let newest = state.connections.len() - 1;
+        state.injected.entry(newest).or_default().extend_from_slice(bytes);
+    }
+
+    /// Whether all such bytes were sent, as far as their connections are there.
+    pub(crate) fn has_injected(&self) -> bool {
+        let state = self.state.lock();
+        state.injected.keys().all(|number| !state.connections[*number].is_open)
     }
 
     /// The newest connection gets a noop.

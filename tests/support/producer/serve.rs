@@ -246,8 +246,8 @@ impl Serve {
             let mut state = self.state.lock();
             let state = &mut *state;
             let is_newest = self.number + 1 == state.connections.len();
-            if is_newest {
-                out.append(&mut state.injected);
+            if let Some(mut injected) = state.injected.remove(&self.number) {
+                out.append(&mut injected);
             }
             let behaviour = &state.behaviour;
             let seen = &mut state.connections[self.number];
