@@ -263,9 +263,14 @@ impl Shard {
 
     /// Ends all writing and committing until the shard is opened again.
     pub(super) fn break_off(&self, fault: StoreFault) {
+        self.refuse_all(&fault);
         error!(self.0.logger, "a write failed half-way; nothing is committed any more"; "error" => %fault);
+    }
+
+    /// The same, told to nobody.
+    pub(super) fn refuse_all(&self, fault: &StoreFault) {
         let mut state = self.0.state.lock();
-        state.broken = Some(fault);
+        state.broken.get_or_insert_with(|| fault.clone());
         state.committed = None;
     }
 

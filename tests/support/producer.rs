@@ -292,6 +292,11 @@ impl Producer {
         self.behave(|behaviour| behaviour.cut_after = Some(0));
     }
 
+    /// Forgets changes that later ones of the same document replace, but for the newest so many of each vbucket.
+    pub(crate) fn compact(&self, kept: u64) {
+        self.state.lock().vbs.iter_mut().for_each(|vb| vb.compact(kept));
+    }
+
     /// What a follower needs to follow it.
     pub(crate) fn cluster(&self) -> Cluster {
         let vbuckets = u16::try_from(self.state.lock().vbs.len()).unwrap();

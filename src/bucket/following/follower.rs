@@ -15,12 +15,13 @@ use crate::projector::{
     EndReason, Endpoint, Engine, Feed, FeedError, Keyspace, KvDataConfig, RequestError, WorkerStats,
 };
 use crate::shard::{InstId, ShardId};
-use crate::source::dcp::{ClusterMap, NodeAddress};
+use crate::source::dcp::{ClusterMap, Connection, NodeAddress};
 use crate::thread::{Stopped, Until};
 use crate::timestamp::{Position, TsVbuuid};
 
 use super::super::bucket::Bucket;
 use super::super::ingest::GRACE;
+use super::super::leftovers::Leftover;
 use super::super::meta::{BucketSpec, IndexState};
 use super::building::{Build, together};
 use super::jobs::{Done, Jobs};
@@ -146,9 +147,15 @@ impl<'b> Follower<'b> {
         }
         let started = follower.start_path(name, generation, engines, until).map_err(Broken::from);
         if let Err(broken) = started.and_then(|()| follower.start_building(until)) {
-            // What does not end within the time is left to end by itself: the first error says more.
-            let _ = follower.take_down(&Until::within(GRACE));
-            return Err(follower.explain_start(broken));
+            // What does not end within the time is the bucket's: the first error says more.
+            let mut started = follower.take_started();
+            if started.end(&Until::within(GRACE)).is_err() {
+                bucket.leftovers.keep(started.into_leftover());
+            }
+            return Err(match until.check() {
+                Err(why) => FollowError::Stopped { bucket: bucket.name(), why, kept: 0 },
+                Ok(()) => follower.explain_start(broken),
+            });
         }
         Ok(follower)
     }
@@ -390,26 +397,51 @@ impl<'b> Follower<'b> {
         targets.iter().all(|(vb, target)| reached.get(vb).is_some_and(|there| there.seqno >= target.seqno))
     }
 
+    /// Takes out what has threads.
+    pub(super) fn take_started(&mut self) -> Started {
+        let up = |link: Link| match link.state {
+            LinkState::Up(connection) => Some(connection),
+            LinkState::Down | LinkState::Opening => None,
+        };
+        Started {
+            feed: std::mem::replace(&mut self.feed, Feed::new(&self.logger)),
+            connections: std::mem::take(&mut self.links).into_values().filter_map(up).collect(),
+            jobs: std::mem::replace(&mut self.jobs, Jobs::new()),
+        }
+    }
+}
+
+/// What following has started, to be ended.
+pub(super) struct Started {
+    feed: Feed,
+    connections: Vec<Arc<Connection>>,
+    jobs: Jobs,
+}
+
+impl Started {
     /// Ends the data paths first, then what feeds them, and joins all their threads. Gives back why a data path ended,
-    /// or the names of the threads that do not end.
-    pub(super) fn take_down(&mut self, until: &Until) -> Result<Option<EndReason>, Vec<String>> {
+    /// or the names of the threads that do not end; the call may then be repeated.
+    pub(super) fn end(&mut self, until: &Until) -> Result<Option<EndReason>, Vec<String>> {
         let (mut reason, mut running) = (None, Vec::new());
-        for path in &self.paths {
-            match self.feed.stop(&path.keyspace, until) {
+        for keyspace in self.feed.keyspaces() {
+            match self.feed.stop(&keyspace, until) {
                 Ok(Some(EndReason::Closed) | None) => {}
                 Ok(ended) => reason = reason.or(ended),
                 Err(still) => running.extend(still.threads),
             }
         }
-        for link in std::mem::take(&mut self.links).into_values() {
-            if let LinkState::Up(connection) = link.state
-                && let Err(still) = connection.close(until)
-            {
-                running.extend(still.threads);
-            }
-        }
+        self.connections.retain(|connection| {
+            let still = connection.close(until).err();
+            let is_open = still.is_some();
+            running.extend(still.into_iter().flat_map(|still| still.threads));
+            is_open
+        });
         running.extend(self.jobs.end(until));
         if running.is_empty() { Ok(reason) } else { Err(running) }
+    }
+
+    pub(super) fn into_leftover(mut self) -> Leftover {
+        Box::new(move |until| self.end(until).err().unwrap_or_default())
     }
 }
 

@@ -45,6 +45,7 @@ use crate::source::dcp::{Cluster, ClusterError, ClusterMap, DcpRequestError};
 use crate::thread::{Panicked, Stopped, Until};
 
 use super::bucket::Bucket;
+use super::error::Forked;
 use super::ingest::GRACE;
 use super::meta::{BucketName, BucketSpec, MetaError, SourceKind};
 use super::pausing::millis;
@@ -115,6 +116,9 @@ pub struct FollowReport {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FollowError {
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// The bucket sleeps.
     #[error("cannot follow into bucket {bucket}: it is paused in {archive}; resume it first")]
     Paused {
@@ -315,6 +319,7 @@ impl Bucket {
         on_progress: &mut dyn FnMut(FollowProgress),
     ) -> Result<FollowReport, FollowError> {
         let began = Instant::now();
+        self.data_dir.refuse_fork()?;
         let bucket = self.name();
         let busy = || FollowError::Busy { bucket: bucket.clone() };
         let _only_one = self.ingesting.try_lock().ok_or_else(busy)?;
@@ -333,13 +338,15 @@ impl Bucket {
             on_progress(at);
         };
         let ran = worker.run(until, &mut on_progress);
-        let taken_down = worker.take_down(&Until::within(GRACE));
+        let mut started = worker.take_started();
+        let taken_down = started.end(&Until::within(GRACE));
         // Also after a failure: what was applied is kept.
         let committed = self.set.commit(&Until::within(GRACE));
         let (fin, still_running) = match taken_down {
             Ok(fin) => (fin, None),
             Err(threads) => {
                 warn!(self.logger, "threads of a follower are still running"; "threads" => threads.join(", "));
+                self.leftovers.keep(started.into_leftover());
                 (None, Some(FollowError::StillRunning { bucket: bucket.clone(), threads }))
             }
         };

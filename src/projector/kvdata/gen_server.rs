@@ -174,7 +174,8 @@ impl GenServer {
         }
     }
 
-    fn finish(self, reason: EndReason, holders: Holders) {
+    /// Ends everything in order.
+    pub(super) fn finish(self, reason: EndReason, holders: Holders) {
         let Holders { gen_server_stop, run_scatter_fin, done } = holders;
         drop(gen_server_stop);
         drop(run_scatter_fin);

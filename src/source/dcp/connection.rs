@@ -36,7 +36,9 @@ use super::socket::Socket;
 use super::stats::{DcpStats, add};
 use super::streams::{Answer, Book};
 use crate::event::{ByteBudget, EventBatch, Generation, Seqno, VbId};
-use crate::thread::{self, Cancel, Fin, FinHolder, JoinError, RecvError, Roster, Thread, Until, fin};
+use crate::thread::{
+    self, Cancel, Fin, FinHolder, JoinError, Process, RecvError, Roster, Thread, Until, fin,
+};
 
 /// Where batches go, and on whose account.
 #[derive(Debug, Clone)]
@@ -98,6 +100,7 @@ pub struct Connection {
     roster: Roster,
     /// Taken out by whoever joins them.
     threads: Mutex<Threads>,
+    process: Process,
 }
 
 #[derive(Default)]
@@ -158,11 +161,18 @@ impl Connection {
             OpenError { address, step: "starting a thread".to_owned(), cause: cause.into() }
         };
         let reader = roster.spawn(format!("dcp-read-{number}"), move || reader.run()).map_err(spawned)?;
-        let sender =
-            roster.spawn(format!("dcp-send-{number}"), move || sender.run(ended_holder)).map_err(spawned)?;
+        let sender = roster.spawn(format!("dcp-send-{number}"), move || sender.run(ended_holder));
+        let sender = match sender.map_err(spawned) {
+            Ok(sender) => sender,
+            Err(error) => {
+                let _ = reader.join(until);
+                return Err(error);
+            }
+        };
         let (vbuckets, collection) = (config.vbuckets, config.collection);
         let threads = Mutex::new(Threads { reader: Some(reader), sender: Some(sender) });
-        Ok(Self { shared, vbuckets, collection, name, cluster_config, ended, roster, threads })
+        let process = Process::current();
+        Ok(Self { shared, vbuckets, collection, name, cluster_config, ended, roster, threads, process })
     }
 
     /// What it is called at the server.
@@ -305,7 +315,10 @@ impl SeqnosAnswer {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.stop();
+        // In a forked process the socket is the other's too.
+        if self.process.is_current() {
+            self.stop();
+        }
     }
 }
 

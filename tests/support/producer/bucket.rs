@@ -75,6 +75,19 @@ impl Vb {
         self.history.iter().filter_map(number).collect()
     }
 
+    /// Forgets changes that later ones of the same document replace, but for the newest `kept`. A fail-over must not go
+    /// further back than those.
+    pub(super) fn compact(&mut self, kept: u64) {
+        let horizon = self.high.saturating_sub(kept);
+        let mut latest = BTreeMap::new();
+        for change in self.history.iter().filter(|change| change.seqno <= horizon) {
+            latest.insert((change.collection, change.key.clone()), change.seqno);
+        }
+        self.history.retain(|change| {
+            change.seqno > horizon || latest[&(change.collection, change.key.clone())] == change.seqno
+        });
+    }
+
     pub(super) fn documents(&self) -> Vec<String> {
         self.contents().into_keys().collect()
     }
