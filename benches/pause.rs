@@ -1,12 +1,21 @@
 //! Pausing and waking up against copying the same bytes, and how long shards are locked.
 //!
-//! A bucket of four shards has one index with keys of 80 bytes that look random. `copy` copies its files to another
-//! folder and flushes each file and folder; `pause` archives it in an empty folder, hashing included; `resume`
-//! restores it from there into an empty data folder. `locked` is the time that its shards were locked by a pause, in
-//! whole milliseconds, while nothing is ingested and while documents come without end.
+//! A bucket of four shards has one index with keys of 80 bytes that look random. All figures are medians.
 //!
-//! `DORMOUSE_BENCH_MIB` sets the sizes of the buckets, as mebibytes of documents between commas.
+//! * `times`: `copy` copies its files to another folder and flushes each file and folder; `pause` archives it in an
+//!   empty folder, hashing included; `resume` restores it from there into an empty data folder. The same, compressed.
+//! * `locked`: how long its shards were locked by a pause, in whole milliseconds, while nothing is ingested and while
+//!   documents come without end; the longest of all rounds in brackets.
+//! * `second`: what a pause uploads after an earlier one and a change of every hundredth document, of all bytes: while
+//!   merges are held, and when those that were due are over.
+//!
+//! `DORMOUSE_BENCH_MIB` sets the sizes of the buckets, as mebibytes of documents between commas,
+//! `DORMOUSE_BENCH_STORES` the stores, `DORMOUSE_BENCH_PARTS` which of the above, and `DORMOUSE_BENCH_ROUNDS` how often.
 #![expect(clippy::unwrap_used, reason = "in a bench a panic is the failure")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "nothing tells when the last merge is over but that nothing changes"
+)]
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -14,8 +23,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use dormouse::bucket::{Bucket, BucketConfig, BucketName, BucketSpec, DataDir, IngestOptions};
+use dormouse::bucket::{
+    Bucket, BucketConfig, BucketName, BucketSpec, DataDir, IngestOptions, PauseOptions, PauseReport,
+};
 use dormouse::index::IndexDefinition;
 use dormouse::objstore::FileStore;
 use dormouse::shard::StoreKind;
@@ -23,51 +33,74 @@ use dormouse::source::{Input, ReplayFormat};
 use dormouse::thread::Until;
 use tempfile::TempDir;
 
-const SIZES_MIB: &str = "16";
-const TEST_SIZES_MIB: &str = "1";
+/// Every so many documents are changed before a second pause.
+const CHANGED_OF: u64 = 100;
+/// Recovery points that the changes come in.
+const CHANGE_POINTS: u64 = 10;
 /// Bytes of a document's line, roughly.
 const LINE_BYTES: u64 = 120;
 const STORES: [StoreKind; 3] = [StoreKind::Lsm, StoreKind::Memdb, StoreKind::Cow];
 
-fn sizes_mib() -> Vec<u64> {
-    let is_test = std::env::args().any(|word| word == "--test");
-    let default = if is_test { TEST_SIZES_MIB } else { SIZES_MIB };
-    let text = std::env::var("DORMOUSE_BENCH_MIB").unwrap_or_else(|_| default.to_owned());
-    text.split(',').map(|size| size.trim().parse().unwrap()).collect()
+/// What the environment says, in one way or the other.
+struct Settings {
+    sizes_mib: Vec<u64>,
+    stores: Vec<StoreKind>,
+    parts: String,
+    rounds: Option<usize>,
+}
+
+impl Settings {
+    fn read() -> Self {
+        let is_test = std::env::args().any(|word| word == "--test");
+        let setting = |name: &str| std::env::var(format!("DORMOUSE_BENCH_{name}")).ok();
+        let default = if is_test { "1" } else { "16" };
+        let sizes = setting("MIB").unwrap_or_else(|| default.to_owned());
+        let stores = setting("STORES").unwrap_or_else(|| "lsm,memdb,cow".to_owned());
+        Self {
+            sizes_mib: sizes.split(',').map(|size| size.trim().parse().unwrap()).collect(),
+            stores: STORES.into_iter().filter(|store| stores.contains(&store.to_string())).collect(),
+            parts: setting("PARTS").unwrap_or_else(|| "times,locked,second".to_owned()),
+            rounds: setting("ROUNDS").map(|text| text.parse().unwrap()).or_else(|| is_test.then_some(1)),
+        }
+    }
+
+    fn rounds(&self, size_mib: u64) -> usize {
+        self.rounds.unwrap_or(if size_mib < 1024 { 20 } else { 5 })
+    }
 }
 
 fn name() -> BucketName {
     "b".parse().unwrap()
 }
 
-/// Lines of the documents `next..end`.
+/// Lines of documents, whose keys depend on their numbers and `version`.
 struct Lines {
-    next: u64,
-    end: u64,
+    numbers: std::iter::StepBy<std::ops::Range<u64>>,
+    version: u64,
     line: io::Cursor<Vec<u8>>,
 }
 
 impl Lines {
-    fn new(next: u64, end: u64) -> Self {
-        Self { next, end, line: io::Cursor::default() }
+    fn new(numbers: std::ops::Range<u64>, step: u64, version: u64) -> Self {
+        let numbers = numbers.step_by(usize::try_from(step).unwrap());
+        Self { numbers, version, line: io::Cursor::default() }
     }
 }
 
 impl Read for Lines {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.line.read(buffer)?;
-        if read > 0 || self.next == self.end {
+        if read > 0 {
             return Ok(read);
         }
-        let mut state = self.next;
+        let Some(number) = self.numbers.next() else { return Ok(0) };
+        let mut state = number ^ (self.version << 40);
         let mut key = String::new();
         for _ in 0..5 {
             state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
             write!(key, "{:016x}", state ^ (state >> 29)).unwrap();
         }
-        self.line =
-            io::Cursor::new(format!("{{\"id\":\"d{:010}\",\"n\":\"{key}\"}}\n", self.next).into_bytes());
-        self.next += 1;
+        self.line = io::Cursor::new(format!("{{\"id\":\"d{number:010}\",\"n\":\"{key}\"}}\n").into_bytes());
         self.line.read(buffer)
     }
 }
@@ -88,7 +121,7 @@ impl World {
         let spec = BucketSpec { store, vbuckets: 16, ..BucketSpec::default() };
         let bucket = data.create_bucket(&name(), spec, &config).unwrap();
         bucket.ensure_index(&IndexDefinition::parse("by_n=n").unwrap(), false).unwrap();
-        ingest(&bucket, Lines::new(0, documents)).unwrap();
+        ingest(&bucket, Lines::new(0..documents, 1, 0)).unwrap();
         close(bucket);
         Self { dir, data, config, documents }
     }
@@ -108,26 +141,30 @@ impl World {
         (dir, store)
     }
 
-    /// Pauses into an empty archive, and gives how long it took and how long the shards were locked. The bucket is
-    /// awake again afterwards.
-    fn pause(&self, ingests: bool) -> (Duration, Duration) {
+    /// Pauses into an empty archive, and gives how long that took and what was told. The bucket is awake again
+    /// afterwards.
+    fn pause(&self, options: PauseOptions, ingests: bool) -> (Duration, PauseReport) {
         let (_archive, store) = self.archive();
         let bucket = self.open();
-        let (took, report) = std::thread::scope(|scope| {
+        let paused = std::thread::scope(|scope| {
             if ingests {
                 // The pause ends it.
-                scope.spawn(|| ingest(&bucket, Lines::new(self.documents, u64::MAX)).unwrap_err());
+                scope.spawn(|| ingest(&bucket, Lines::new(self.documents..u64::MAX, 1, 0)).unwrap_err());
                 while bucket.status().indexes.iter().all(|index| index.changes <= self.documents) {
                     std::thread::yield_now();
                 }
             }
             let began = Instant::now();
-            let report = bucket.pause(&store, false, &Until::default(), &mut |_| {}).unwrap();
+            let report = bucket.pause(&store, options, &Until::default(), &mut |_| {}).unwrap();
             (began.elapsed(), report)
         });
         close(bucket);
-        self.data.resume(&name(), &store, None, &self.config, &Until::default(), &mut |_| {}).unwrap();
-        (took, Duration::from_millis(report.locked_ms))
+        self.wake(&store);
+        paused
+    }
+
+    fn wake(&self, store: &FileStore) {
+        self.data.resume(&name(), store, None, &self.config, &Until::default(), &mut |_| {}).unwrap();
     }
 }
 
@@ -160,42 +197,16 @@ fn copy(from: &Path, to: &Path) -> u64 {
     bytes
 }
 
-fn throughput(c: &mut Criterion) {
-    for size_mib in sizes_mib() {
-        for kind in STORES {
-            let world = World::new(kind, size_mib);
-            // What a merge does meanwhile would be measured in one and not in the other.
-            close(world.open());
-            let scratch = tempfile::tempdir_in(world.dir.path()).unwrap();
-            let bytes = copy(&world.folder(), &scratch.path().join("size"));
-            let mut group = c.benchmark_group(format!("bucket/{kind}"));
-            group.sample_size(20).throughput(Throughput::Bytes(bytes));
-            group.bench_function(BenchmarkId::new("copy", size_mib), |b| {
-                b.iter_custom(|rounds| {
-                    let round = |_| {
-                        let to = tempfile::tempdir_in(world.dir.path()).unwrap();
-                        let began = Instant::now();
-                        copy(&world.folder(), &to.path().join("copy"));
-                        began.elapsed()
-                    };
-                    (0..rounds).map(round).sum()
-                });
-            });
-            group.bench_function(BenchmarkId::new("pause", size_mib), |b| {
-                b.iter_custom(|rounds| (0..rounds).map(|_| world.pause(false).0).sum());
-            });
-            let (_archive, store) = world.archive();
-            let bucket = world.open();
-            bucket.pause(&store, false, &Until::default(), &mut |_| {}).unwrap();
-            close(bucket);
-            group.bench_function(BenchmarkId::new("resume", size_mib), |b| {
-                b.iter_custom(|rounds| (0..rounds).map(|_| resume_elsewhere(&world, &store)).sum());
-            });
-            group.finish();
-        }
-    }
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
 }
 
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+/// Restores the bucket of the archive into an empty data folder.
 fn resume_elsewhere(world: &World, store: &FileStore) -> Duration {
     let dir = tempfile::tempdir_in(world.dir.path()).unwrap();
     let data = DataDir::open_or_create(dir.path()).unwrap();
@@ -204,23 +215,129 @@ fn resume_elsewhere(world: &World, store: &FileStore) -> Duration {
     began.elapsed()
 }
 
-fn locked(c: &mut Criterion) {
-    for size_mib in sizes_mib() {
-        for kind in STORES {
-            let world = World::new(kind, size_mib);
-            let mut group = c.benchmark_group(format!("locked/{kind}"));
-            group.sample_size(20);
-            for (what, ingests) in [("idle", false), ("ingest", true)] {
-                group.bench_function(BenchmarkId::new(what, size_mib), |b| {
-                    // A lock of less than a millisecond counts as one.
-                    let round = |_| world.pause(ingests).1.max(Duration::from_millis(1));
-                    b.iter_custom(|rounds| (0..rounds).map(round).sum());
-                });
-            }
-            group.finish();
+const PLAIN: PauseOptions = PauseOptions { evict: false, compress: false };
+const COMPRESSED: PauseOptions = PauseOptions { evict: false, compress: true };
+
+/// In turns, so that what the machine does besides befalls all of them.
+fn times(world: &World, rounds: usize, what: &str) {
+    let mut found = vec![Vec::new(); 5];
+    let mut archives = Vec::new();
+    for options in [PLAIN, COMPRESSED] {
+        let (dir, store) = world.archive();
+        let bucket = world.open();
+        let report = bucket.pause(&store, options, &Until::default(), &mut |_| {}).unwrap();
+        close(bucket);
+        world.wake(&store);
+        archives.push((dir, store, report));
+    }
+    for _ in 0..rounds {
+        let to = tempfile::tempdir_in(world.dir.path()).unwrap();
+        let began = Instant::now();
+        copy(&world.folder(), &to.path().join("copy"));
+        found[0].push(ms(began.elapsed()));
+        drop(to);
+        for (at, options) in [(1, PLAIN), (3, COMPRESSED)] {
+            found[at].push(ms(world.pause(options, false).0));
+        }
+        for (at, (_, store, _)) in [2, 4].into_iter().zip(&archives) {
+            found[at].push(ms(resume_elsewhere(world, store)));
+        }
+    }
+    let [copy, pause, resume, compressed, decompressed] = [0, 1, 2, 3, 4].map(|at| median(found[at].clone()));
+    let (bytes, stored) = (archives[0].2.uploaded_bytes, archives[1].2.uploaded_bytes);
+    let (share, smaller) = (copy / pause * 100.0, percent(stored, bytes));
+    println!(
+        "{what} times: {bytes} bytes, copy {copy:.0} ms, pause {pause:.0} ms ({share:.0} % of the copy's rate), resume \
+         {resume:.0} ms; compressed to {smaller:.0} %: pause {compressed:.0} ms, resume {decompressed:.0} ms"
+    );
+}
+
+fn locked(world: &World, rounds: usize, what: &str) {
+    let mut told = Vec::new();
+    for ingests in [false, true] {
+        let round = |_| f64::from(u32::try_from(world.pause(PLAIN, ingests).1.locked_ms).unwrap());
+        let found: Vec<f64> = (0..rounds).map(round).collect();
+        let longest = found.iter().copied().fold(0.0, f64::max);
+        told.push(format!("{:.0} ms ({longest:.0})", median(found)));
+    }
+    println!("{what} locked: idle {}, under ingest {}", told[0], told[1]);
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    let float = |bytes: u64| f64::from(u32::try_from(bytes / 1024).unwrap());
+    float(part) / float(whole) * 100.0
+}
+
+/// What is uploaded after every hundredth document got another key, of all bytes.
+fn after_changes(world: &World, version: u64, holds_merges: bool) -> f64 {
+    let (_archive, store) = world.archive();
+    let (bucket, until) = (world.open(), Until::default());
+    settle(&world.folder());
+    bucket.pause(&store, PLAIN, &until, &mut |_| {}).unwrap();
+    close(bucket);
+    world.wake(&store);
+    let bucket = world.open();
+    let holds: Vec<_> = bucket
+        .shards()
+        .iter()
+        .filter(|_| holds_merges)
+        .map(|shard| shard.hold_merges(&until).unwrap())
+        .collect();
+    for point in 0..CHANGE_POINTS {
+        let documents = point * CHANGED_OF..world.documents;
+        ingest(&bucket, Lines::new(documents, CHANGED_OF * CHANGE_POINTS, version)).unwrap();
+    }
+    if !holds_merges {
+        settle(&world.folder());
+    }
+    let report = bucket.pause(&store, PLAIN, &until, &mut |_| {}).unwrap();
+    drop(holds);
+    close(bucket);
+    world.wake(&store);
+    percent(report.uploaded_bytes, report.bytes)
+}
+
+/// Waits until no merge changes the files any more.
+fn settle(folder: &Path) {
+    let quiet = Duration::from_millis(1500);
+    let mut last = (Instant::now(), folder_bytes(folder));
+    while last.0.elapsed() < quiet {
+        std::thread::sleep(Duration::from_millis(50));
+        let bytes = folder_bytes(folder);
+        if bytes != last.1 {
+            last = (Instant::now(), bytes);
         }
     }
 }
 
-criterion_group!(benches, throughput, locked);
-criterion_main!(benches);
+fn folder_bytes(folder: &Path) -> u64 {
+    let bytes = |entry: io::Result<fs::DirEntry>| {
+        let path = entry.ok()?.path();
+        // A merge may remove it meanwhile.
+        let meta = fs::metadata(&path).ok()?;
+        Some(if meta.is_dir() { folder_bytes(&path) } else { meta.len() })
+    };
+    fs::read_dir(folder).map_or(0, |entries| entries.filter_map(bytes).sum())
+}
+
+fn main() {
+    let settings = Settings::read();
+    for size_mib in &settings.sizes_mib {
+        for kind in &settings.stores {
+            let (world, rounds) = (World::new(*kind, *size_mib), settings.rounds(*size_mib));
+            // What a merge does meanwhile would be measured in one and not in the other.
+            close(world.open());
+            let what = format!("{kind}, {size_mib} MiB of documents, {rounds} rounds:");
+            if settings.parts.contains("times") {
+                times(&world, rounds, &what);
+            }
+            if settings.parts.contains("second") {
+                let (held, merged) = (after_changes(&world, 1, true), after_changes(&world, 2, false));
+                println!("{what} second: {held:.1} % while merges are held, {merged:.1} % after merges");
+            }
+            if settings.parts.contains("locked") {
+                locked(&world, rounds, &what);
+            }
+        }
+    }
+}

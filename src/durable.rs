@@ -12,12 +12,15 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
+
+use crate::thread::Process;
 
 /// Suffix of names that are not finished; whoever finds one may remove it.
 pub const TEMPORARY_SUFFIX: &str = ".tmp";
@@ -72,6 +75,40 @@ pub fn sync_folder(path: &Path) -> Result<(), PathError> {
     File::open(path).and_then(|folder| folder.sync_all()).at("sync the folder", path)
 }
 
+/// A file that is flushed now and then while it is written: what is left for the last flush, which nothing can
+/// interrupt, is little.
+#[derive(Debug)]
+pub struct Steady<'a> {
+    file: &'a File,
+    unflushed_bytes: u64,
+}
+
+/// Bytes that are written to a large file between two flushes.
+pub const FLUSH_BYTES: u64 = 64 * 1024 * 1024;
+
+impl<'a> Steady<'a> {
+    /// Writes where the file's cursor stands.
+    pub fn new(file: &'a File) -> Self {
+        Self { file, unflushed_bytes: 0 }
+    }
+}
+
+impl Write for Steady<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = self.file.write(bytes)?;
+        self.unflushed_bytes += taken as u64;
+        if self.unflushed_bytes >= FLUSH_BYTES {
+            self.file.sync_data()?;
+            self.unflushed_bytes = 0;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Makes `path` hold `content`, durably and in one step. Nobody else may write the same path at the same time.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), PathError> {
     let mut temporary = path.as_os_str().to_owned();
@@ -92,14 +129,14 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), PathError> {
 #[derive(Debug)]
 pub struct Claim {
     file: File,
-    process: u32,
+    process: Process,
 }
 
 impl Claim {
     /// Locks the file at `path`. It comes back where somebody else has it locked.
     pub fn take(file: File, path: &Path) -> Result<Result<Self, File>, PathError> {
         match file.try_lock() {
-            Ok(()) => Ok(Ok(Self { file, process: std::process::id() })),
+            Ok(()) => Ok(Ok(Self { file, process: Process::current() })),
             Err(TryLockError::WouldBlock) => Ok(Err(file)),
             Err(TryLockError::Error(source)) => Err(source).at("lock", path)?,
         }
@@ -109,13 +146,18 @@ impl Claim {
     pub fn file(&mut self) -> &mut File {
         &mut self.file
     }
+
+    /// The process that it belongs to.
+    pub fn process(&self) -> Process {
+        self.process
+    }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         // Closing does not give the lock back while a program that the host is starting still has a copy of the
         // file; and a copy in a forked process must not give it back. What fails here, closing mends.
-        if self.process == std::process::id() {
+        if self.process.is_current() {
             let _ = self.file.unlock();
         }
     }
@@ -177,7 +219,7 @@ pub enum UnsealError {
     Version {
         /// Version in the header.
         found: u32,
-        /// Version that this program reads.
+        /// The newest version that this program reads.
         known: u32,
     },
     /// The checksum is right and the content is not: written by a defective program.
@@ -200,6 +242,15 @@ pub fn unseal<T: DeserializeOwned>(
     version: u32,
     sealed: &[u8],
 ) -> Result<T, UnsealError> {
+    unseal_any(kind, version..=version, sealed).map(|(_, document)| document)
+}
+
+/// Checks what [`seal`] wrote in one of several versions, and gives back which that is and the document.
+pub fn unseal_any<T: DeserializeOwned>(
+    kind: &'static str,
+    versions: RangeInclusive<u32>,
+    sealed: &[u8],
+) -> Result<(u32, T), UnsealError> {
     let header_error = || UnsealError::Header { kind };
     let end = sealed.iter().position(|byte| *byte == b'\n').ok_or_else(header_error)?;
     let (header, body) = sealed.split_at(end);
@@ -216,8 +267,9 @@ pub fn unseal<T: DeserializeOwned>(
     if checksum != hex(&Sha256::digest(body)) {
         return Err(UnsealError::Checksum);
     }
-    if found != version {
-        return Err(UnsealError::Version { found, known: version });
+    if !versions.contains(&found) {
+        return Err(UnsealError::Version { found, known: *versions.end() });
     }
-    serde_json::from_slice(body).map_err(|e| UnsealError::Content(e.to_string()))
+    let document = serde_json::from_slice(body).map_err(|e| UnsealError::Content(e.to_string()))?;
+    Ok((found, document))
 }

@@ -46,9 +46,9 @@
 //! 1. [`bucket::Bucket::pause`] takes the bucket's entry in the list of tasks, checks state, indexes, room and archive,
 //!    and records that it begins. Each step after that is recorded, too, before it is made, by one function
 //!    ([`pause::BucketState::after`]).
-//! 2. [`pause::plan_upload`] hashes the files of pinned recovery points and leaves out what an earlier pause has in the
-//!    archive; [`pause::upload`] copies the rest, under keys that were never used before. In rounds, while changes come
-//!    in, until there is little left.
+//! 2. [`pause::plan_upload`] leaves out what an earlier pause has in the archive of the files of pinned recovery points;
+//!    [`pause::upload`] copies the rest, hashed and perhaps compressed on the way, under keys that were never used
+//!    before. In rounds, while changes come in, until there is little left.
 //! 3. All shards are locked, in ascending order, all or none. Each waits for the write in flight, makes a recovery
 //!    point and stands still; reads go on. What is new since is copied.
 //! 4. The manifest is published, last: from here the pause exists. Where nobody knows whether it does, the bucket is in
@@ -97,8 +97,37 @@
 //! An open bucket has two threads; a running ingest of files has three more, and two for each worker; one that follows
 //! a cluster has two more, two for each worker, and two for each connection. `close` and the end
 //! of an ingest join them within a deadline, and name those that still run. Scan runs on the caller's thread, and so
-//! do pause and resume where the archive is a folder. On an `s3://` archive they carry files on threads of their
-//! own, which have ended when they return.
+//! do pause and resume, but for the files: threads of their own carry those, and have ended when they return.
+//!
+//! # What the host is owed
+//!
+//! * **Instances share nothing.** What one [`bucket::DataDir`] or [`bucket::Bucket`] does, or fails at, is no matter of
+//!   another one in the process. There are no globals.
+//! * **An end in time.** [`bucket::Bucket::close`] returns at its deadline whatever hangs, names the threads that still
+//!   run, and may be called again. An ingest, or following, that was stopped takes up to half a minute more for what it
+//!   started; what does not end in that time either is the bucket's, and `close` waits for it. Dropping a bucket
+//!   without closing it waits for nothing: what was not durable comes again from its source.
+//! * **Panics.** One on a thread of ours ends what that thread worked for, with an error that says so. No panic hook is
+//!   set. A panic in code of the host that runs on the host's own thread, such as a callback of progress, unwinds
+//!   through the call, which gives its locks back.
+//! * **Signals.** No handler is set and no disposition changed, that of `SIGPIPE` included: sockets are written to
+//!   without it. A thread of ours has the signal mask of the thread that made the call which starts it. So a host that
+//!   wants its handlers on its own threads alone, or waits for signals in a call, blocks them before it opens a bucket
+//!   and on every thread that ingests, follows, pauses or resumes; otherwise a handler may run on a thread of ours,
+//!   where calls that it interrupts are made again.
+//! * **Forks.** A data folder belongs to the process that opened it. In a fork of that process every call that gives a
+//!   result is refused with [`bucket::Forked`], and dropping what the fork has copies of leaves threads, locks, files and
+//!   sockets alone. So fork first and open afterwards; starting another program is no such fork. Looks without a result
+//!   ([`bucket::Bucket::status`], [`bucket::DataDir::tasks`] and the like) and scans that are open are not for a fork; nor
+//!   may a callback that forks return there.
+//! * **Async hosts.** Every call blocks its thread, for seconds at least in a pause: on a runtime's worker thread that
+//!   stalls the runtime's other tasks. Such a host calls from a thread that may block (`spawn_blocking` in tokio,
+//!   `unblock` in smol) and cancels by the [`Until`](thread::Until) that it handed in, as dropping a future that waits for
+//!   such a thread ends nothing. No runtime is looked for, entered or started here, so a call from a worker thread works,
+//!   and does not panic.
+//! * **What is read.** Files and folders that the host named; no environment variable. Beyond that: the system's clocks
+//!   (times in manifests, holders of locks, signatures; deadlines), its random numbers (identities), its resolver of names
+//!   (which has files of its own), and the number of processors that the process may use (for `dm-load-N`).
 //!
 //! # Deliberately absent
 //!

@@ -1,26 +1,33 @@
-//! What events cost the heap on their way from a source to the workers. It is a binary of its own, with one test,
-//! because what is counted is everything that its process allocates.
+//! What events cost the heap on their way from a source to the workers, and scans of everything. It is a binary of its
+//! own, and its tests wait for each other, because what is counted is everything that its process allocates.
 
 #![expect(clippy::unwrap_used, reason = "in a test's helpers a panic is the failure")]
 
 use std::alloc::System;
+use std::io::Cursor;
 use std::sync::Arc;
 
 use crossbeam::channel::{Sender, bounded};
+use dormouse::bucket::{BucketConfig, BucketSpec, DataDir, IngestOptions};
 use dormouse::event::{
     Datatype, DcpEvent, EventBatch, EventKind, Generation, Seqno, Span, StreamStatus, VbId, VbUuid,
 };
-use dormouse::index::IndexDefinition;
+use dormouse::index::{IndexDefinition, ScanQuery};
 use dormouse::projector::{Endpoint, EndpointRefused, Engine, Feed, KvData, KvDataConfig};
 use dormouse::shard::batch::WriteBatch;
-use dormouse::shard::{InstId, ShardId};
+use dormouse::shard::{InstId, ShardId, ShardSetConfig, StoreKind};
+use dormouse::source::{Input, ReplayFormat};
 use dormouse::thread::{self, Until, fin};
 use dormouse::timestamp::TsVbuuid;
+use parking_lot::Mutex;
 use slog::{Discard, Logger, o};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
 static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Held by the test that runs.
+static TURN: Mutex<()> = Mutex::new(());
 
 const VBUCKETS: u16 = 64;
 const GENERATION: Generation = Generation(1);
@@ -98,6 +105,7 @@ fn allocations(events: u64, count: u64, engines: Vec<Engine>) -> u64 {
 
 #[test]
 fn a_batch_costs_a_few_allocations_however_many_events_and_entries_it_has() {
+    let _turn = TURN.lock();
     const COUNT: u64 = 200;
     // For a batch: its shares and their list, the counter that holds it, the lists of write batches, and those of
     // the channels that each send and each wait looks at.
@@ -116,5 +124,50 @@ fn a_batch_costs_a_few_allocations_however_many_events_and_entries_it_has() {
     for events in [512, 4096] {
         let each = allocations(events, COUNT, engines.clone());
         assert!(each <= MOST, "{each} allocations for a batch of {events} events in four indexes");
+    }
+}
+
+/// The most bytes that are held at any time by a scan of all entries of so many documents.
+fn held_by_a_scan(store: StoreKind, documents: u32) -> usize {
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataDir::open_or_create(&dir.path().join("data")).unwrap();
+    let shards = ShardSetConfig { cache_bytes: 1 << 20, ..ShardSetConfig::default() };
+    let config = BucketConfig { shards, ..BucketConfig::default() };
+    let spec = BucketSpec { vbuckets: 16, store, ..BucketSpec::default() };
+    let mut bucket = data.create_bucket(&"b".parse().unwrap(), spec, &config).unwrap();
+    let index = IndexDefinition::parse("by_name=name").unwrap();
+    bucket.ensure_index(&index, false).unwrap();
+    let line = |n: u32| format!("{{\"id\":\"d{n}\",\"name\":\"{:>0100}\"}}\n", n.wrapping_mul(0x9e37_79b9));
+    let lines: String = (0..documents).map(line).collect();
+    let input = Input::Reader { name: "lines".to_owned(), reader: Box::new(Cursor::new(lines.into_bytes())) };
+    let format = ReplayFormat::Documents { id_field: "id".to_owned() };
+    let options = IngestOptions { format, skip_bad: false, rebuild: false };
+    bucket.ingest(vec![input], &options, &Until::default(), &mut |_| {}).unwrap();
+    bucket.close(&Until::default()).unwrap();
+    drop(bucket);
+    let mut bucket = data.open_bucket(&"b".parse().unwrap(), &config).unwrap();
+    let region = Region::new(COUNTED);
+    let mut most = 0;
+    let scan = bucket.query(index.name(), &ScanQuery::default(), &Until::default()).unwrap();
+    let count = scan
+        .inspect(|entry| {
+            assert!(entry.is_ok());
+            let change = region.change();
+            most = most.max(change.bytes_allocated.saturating_sub(change.bytes_deallocated));
+        })
+        .count();
+    assert_eq!(count, documents as usize);
+    bucket.close(&Until::default()).unwrap();
+    most
+}
+
+#[test]
+fn a_scan_of_everything_holds_no_more_of_a_large_index_than_of_a_small_one() {
+    let _turn = TURN.lock();
+    for store in [StoreKind::Lsm, StoreKind::Memdb, StoreKind::Cow] {
+        let (small, large) = (held_by_a_scan(store, 20_000), held_by_a_scan(store, 100_000));
+        // The block cache of the first, and what is read ahead of each shard.
+        let bound = 4 << 20;
+        assert!(small < bound && large < bound, "{store}: {small} and {large} bytes");
     }
 }

@@ -11,14 +11,16 @@ use dormouse::objstore::{
 };
 use dormouse::pause::{
     CheckError, Difference, DownloadError, ImageFile, KnownHashes, Manifest, PauseId, Progress, Reusable,
-    Staged, UploadError, VerifyError, check_local, download, list_pauses, plan_upload, take_up, upload,
-    verify,
+    Staged, UploadError, UploadOptions, UploadPlan, Uploaded, VerifyError, Way, check_local, download,
+    list_pauses, plan_upload, take_up, upload, verify,
 };
 use dormouse::thread::{Cancel, Stopped, Until};
 use tempfile::TempDir;
 
+use crate::support::stores::memory::MemoryStore;
 use crate::support::{
-    BUCKET, FailingStore, Fails, archive, cancelled, eventually, forever, image, tree, watchdog,
+    BUCKET, FailingStore, Fails, archive, attempt, cancelled, eventually, forever, image, tree,
+    upload_options, watchdog,
 };
 
 /// A folder with files of two shards, and a store beside them. Two of the four files are equal.
@@ -58,17 +60,37 @@ impl Scene {
         self.folder.path().join(name)
     }
 
-    fn plan(&self) -> dormouse::pause::UploadPlan {
-        plan_upload(
-            BUCKET,
-            attempt(),
-            &self.files,
-            &Reusable::default(),
-            &mut KnownHashes::default(),
-            &forever(),
-            &mut |_| {},
-        )
-        .unwrap()
+    /// A plan for which every file is read.
+    fn plan(&self) -> UploadPlan {
+        self.plan_after(&Reusable::default(), &mut KnownHashes::default(), &forever()).unwrap()
+    }
+
+    fn plan_after(
+        &self,
+        reusable: &Reusable,
+        known: &mut KnownHashes,
+        until: &Until,
+    ) -> Result<UploadPlan, UploadError> {
+        let options = UploadOptions { takes_drafts: false, ..upload_options(&self.store) };
+        plan_upload(&options, &self.files, reusable, known, until)
+    }
+
+    fn upload(&self, plan: &UploadPlan, store: &dyn ObjectStore) -> Result<Uploaded, UploadError> {
+        self.upload_until(plan, store, &forever(), &mut |_| {})
+    }
+
+    fn upload_until(
+        &self,
+        plan: &UploadPlan,
+        store: &dyn ObjectStore,
+        until: &Until,
+        on_progress: &mut dyn FnMut(Progress),
+    ) -> Result<Uploaded, UploadError> {
+        let (mut reusable, mut known) = (Reusable::default(), KnownHashes::default());
+        let to = self.path("encoded");
+        let uploaded = upload(plan, (store, &to), &mut reusable, &mut known, until, on_progress);
+        assert!(!to.exists(), "something is left of what was encoded");
+        uploaded
     }
 
     fn download(&self, manifest: &Manifest, store: &dyn ObjectStore) -> Result<(), DownloadError> {
@@ -91,10 +113,6 @@ fn first() -> PauseId {
 
 fn second() -> PauseId {
     "0000000002-00000000000000ab".parse().unwrap()
-}
-
-fn attempt() -> dormouse::pause::AttemptId {
-    "00000000000000bb".parse().unwrap()
 }
 
 fn restored(scene: &Scene) -> std::collections::BTreeMap<String, Vec<u8>> {
@@ -132,9 +150,69 @@ fn equal_files_are_uploaded_once() {
         "4 files with 1500008 bytes, of which 3 files with 1500004 bytes are uploaded"
     );
     let counting = FailingStore::new(&scene.store, 0, Fails::Before);
-    let files = upload(&plan, &counting, &forever(), &mut |_| {}).unwrap();
+    let files = scene.upload(&plan, &counting).unwrap().files;
     assert_eq!(counting.puts(), 3);
     assert_eq!(files[1].object, files[2].object);
+}
+
+/// A plan for a store that takes drafts.
+fn draft_plan(scene: &Scene, reusable: &Reusable, known: &mut KnownHashes) -> UploadPlan {
+    let options = UploadOptions { takes_drafts: true, ..upload_options(&scene.store) };
+    plan_upload(&options, &scene.files, reusable, known, &forever()).unwrap()
+}
+
+#[test]
+fn a_file_is_read_for_the_plan_only_where_its_content_may_be_there() {
+    let scene = Scene::new();
+    let is_unread = |plan: &UploadPlan| -> Vec<bool> {
+        plan.planned().iter().map(|planned| planned.way == Way::Unread).collect()
+    };
+    let plan = draft_plan(&scene, &Reusable::default(), &mut KnownHashes::default());
+    assert_eq!(is_unread(&plan), [true, false, false, true], "two files are as long as each other");
+    assert_eq!((plan.new_files(), plan.new_bytes()), (3, 1_500_004));
+    let mut manifest = scene.archived();
+    manifest.files.truncate(1);
+    let mut as_long = Reusable::default();
+    as_long.add(&manifest.files);
+    let plan = draft_plan(&scene, &as_long, &mut KnownHashes::default());
+    assert_eq!(is_unread(&plan), [false, false, false, true], "one is as long as an object");
+    assert!(matches!(plan.planned()[0].way, Way::There(_)));
+}
+
+#[test]
+fn a_file_that_is_read_while_it_is_uploaded_is_named_like_one_that_was_read_before() {
+    let scene = Scene::new();
+    let read_before = scene.upload(&scene.plan(), &MemoryStore::default()).unwrap();
+    let (mut reusable, mut known) = (Reusable::default(), KnownHashes::default());
+    let plan = draft_plan(&scene, &reusable, &mut known);
+    let to = (&scene.store as &dyn ObjectStore, Path::new(""));
+    let read_once = upload(&plan, to, &mut reusable, &mut known, &forever(), &mut |_| {}).unwrap();
+    assert_eq!(read_once, read_before);
+    // What was learnt on the way makes the next round read nothing: whoever read a file now would find another.
+    for image in &scene.files {
+        fs::write(&image.path, vec![7; usize::try_from(image.length_bytes).unwrap()]).unwrap();
+    }
+    let plan = draft_plan(&scene, &reusable, &mut known);
+    assert!(plan.planned().iter().all(|planned| matches!(planned.way, Way::There(_))));
+}
+
+#[test]
+fn a_file_that_was_read_for_the_plan_and_changed_is_no_draft_either() {
+    let changes: [(usize, fn(&Path)); 2] =
+        [(1, |path| fs::write(path, b"feta").unwrap()), (0, |path| cut(path, 1_400_000))];
+    for (number, change) in changes {
+        let scene = Scene::new();
+        let (mut reusable, mut known) = (Reusable::default(), KnownHashes::default());
+        let plan = draft_plan(&scene, &reusable, &mut known);
+        change(&scene.files[number].path);
+        let to = (&scene.store as &dyn ObjectStore, Path::new(""));
+        let error = upload(&plan, to, &mut reusable, &mut known, &forever(), &mut |_| {}).unwrap_err();
+        let UploadError::Changed { path, .. } = &error else { panic!("{error}") };
+        assert_eq!(*path, scene.files[number].path);
+        let objects = scene.store.list(None, &forever()).unwrap();
+        let length_bytes = fs::metadata(path).unwrap().len();
+        assert!(objects.iter().all(|object| object.length_bytes != length_bytes), "{objects:?}");
+    }
 }
 
 #[test]
@@ -171,11 +249,11 @@ fn an_object_of_the_parent_that_is_gone_or_cut_is_not_named_again() {
 #[test]
 fn what_an_attempt_uploaded_before_it_was_interrupted_is_not_uploaded_again() {
     let scene = Scene::new();
-    upload(&scene.plan(), &scene.store, &forever(), &mut |_| {}).unwrap();
+    scene.upload(&scene.plan(), &scene.store).unwrap();
     let plan = |attempt| {
         let reusable = Reusable::find(BUCKET, None, attempt, &scene.store, &forever()).unwrap();
-        let known = &mut KnownHashes::default();
-        plan_upload(BUCKET, attempt, &scene.files, &reusable, known, &forever(), &mut |_| {}).unwrap()
+        let options = UploadOptions { attempt, ..upload_options(&scene.store) };
+        plan_upload(&options, &scene.files, &reusable, &mut KnownHashes::default(), &forever()).unwrap()
     };
     assert_eq!(plan(attempt()).new_files(), 0);
     let other = plan("00000000000000cc".parse().unwrap());
@@ -187,7 +265,7 @@ fn a_file_that_was_read_under_another_name_is_not_read_again() {
     let scene = Scene::new();
     let known = &mut KnownHashes::default();
     let none = Reusable::default();
-    let first = plan_upload(BUCKET, attempt(), &scene.files, &none, known, &forever(), &mut |_| {}).unwrap();
+    let first = scene.plan_after(&none, known, &forever()).unwrap();
     let mut linked = scene.files.clone();
     for image in &mut linked {
         let other = image.path.with_extension("again");
@@ -197,11 +275,10 @@ fn a_file_that_was_read_under_another_name_is_not_read_again() {
         fs::write(&image.path, vec![7; length]).unwrap();
         image.path = other;
     }
-    let second = plan_upload(BUCKET, attempt(), &linked, &none, known, &forever(), &mut |_| {}).unwrap();
-    let files = |plan: &dormouse::pause::UploadPlan| -> Vec<_> {
-        plan.planned().iter().map(|planned| planned.file.clone()).collect()
-    };
-    assert_eq!(files(&first), files(&second));
+    let second = plan_upload(&upload_options(&scene.store), &linked, &none, known, &forever()).unwrap();
+    let ways =
+        |plan: &UploadPlan| -> Vec<_> { plan.planned().iter().map(|planned| planned.way.clone()).collect() };
+    assert_eq!(ways(&first), ways(&second));
 }
 
 #[test]
@@ -212,29 +289,21 @@ fn a_file_that_changes_between_plan_and_upload_is_refused() {
     let mut content = fs::read(path).unwrap();
     content[1_400_000] ^= 1;
     fs::write(path, &content).unwrap();
-    let changed = upload(&plan, &scene.store, &forever(), &mut |_| {}).unwrap_err();
+    let changed = scene.upload(&plan, &scene.store).unwrap_err();
     assert!(matches!(&changed, UploadError::Changed { path: named, .. } if named == path), "{changed}");
     cut(path, 1_400_000);
-    let shorter = upload(&plan, &scene.store, &forever(), &mut |_| {}).unwrap_err();
+    let shorter = scene.upload(&plan, &scene.store).unwrap_err();
     assert!(matches!(&shorter, UploadError::Changed { path: named, .. } if named == path), "{shorter}");
-    let object = &plan.planned()[0].file.object;
-    assert_eq!(scene.store.head(object, &forever()).unwrap(), None);
+    let lengths = scene.store.list(None, &forever()).unwrap().into_iter().map(|object| object.length_bytes);
+    assert!(lengths.max() < Some(1_400_000), "an object of it is there");
 }
 
 #[test]
 fn a_file_that_is_shorter_than_its_image_is_refused_by_the_plan() {
     let scene = Scene::new();
     cut(&scene.files[0].path, 10);
-    let error = plan_upload(
-        BUCKET,
-        attempt(),
-        &scene.files,
-        &Reusable::default(),
-        &mut KnownHashes::default(),
-        &forever(),
-        &mut |_| {},
-    )
-    .unwrap_err();
+    let none = Reusable::default();
+    let error = scene.plan_after(&none, &mut KnownHashes::default(), &forever()).unwrap_err();
     assert!(matches!(error, UploadError::Changed { .. }), "{error}");
 }
 
@@ -243,7 +312,7 @@ fn what_is_appended_behind_the_image_is_not_archived() {
     let scene = Scene::new();
     let plan = scene.plan();
     fs::write(&scene.files[1].path, b"beta and more").unwrap();
-    let files = upload(&plan, &scene.store, &forever(), &mut |_| {}).unwrap();
+    let files = scene.upload(&plan, &scene.store).unwrap().files;
     assert_eq!(fs::read(scene.path("archive").join(files[1].object.as_str())).unwrap(), b"beta");
 }
 
@@ -409,27 +478,17 @@ fn local_files_that_differ_from_the_manifest_are_named() {
 #[test]
 fn progress_only_grows_and_ends_at_the_total() {
     let scene = Scene::new();
-    let mut seen: Vec<Vec<Progress>> = vec![Vec::new(); 3];
-    let [planning, uploading, downloading] = &mut seen[..] else { unreachable!() };
-    let plan = plan_upload(
-        BUCKET,
-        attempt(),
-        &scene.files,
-        &Reusable::default(),
-        &mut KnownHashes::default(),
-        &forever(),
-        &mut |progress| {
-            planning.push(progress);
-        },
-    );
-    upload(&plan.unwrap(), &scene.store, &forever(), &mut |progress| uploading.push(progress)).unwrap();
+    let mut seen: Vec<Vec<Progress>> = vec![Vec::new(); 2];
+    let [uploading, downloading] = &mut seen[..] else { unreachable!() };
+    let plan = scene.plan();
+    scene.upload_until(&plan, &scene.store, &forever(), &mut |progress| uploading.push(progress)).unwrap();
     let manifest = scene.archived();
     let staging = scene.path("staging");
     download(&manifest, &scene.store, &staging, &Staged::default(), &forever(), &mut |progress| {
         downloading.push(progress);
     })
     .unwrap();
-    for (calls, total_bytes) in seen.iter().zip([1_500_008, 1_500_004, 1_500_008]) {
+    for (calls, total_bytes) in seen.iter().zip([1_500_004, 1_500_008]) {
         assert!(calls.is_sorted_by_key(|progress| progress.done_bytes));
         assert!(calls.iter().all(|progress| progress.total_bytes == total_bytes));
         assert_eq!(calls.last().unwrap().done_bytes, total_bytes);
@@ -444,7 +503,7 @@ fn a_cancel_stops_an_upload_after_the_object_that_is_under_way() {
     let until = Until::new(None, cancel.clone());
     let mut store = FailingStore::new(&scene.store, 0, Fails::Before);
     store.one_at_a_time = true;
-    let result = upload(&plan, &store, &until, &mut |_| cancel.cancel());
+    let result = scene.upload_until(&plan, &store, &until, &mut |_| cancel.cancel());
     assert!(matches!(result, Err(UploadError::Stopped(Stopped::Cancelled))));
     assert_eq!(tree(&scene.path("archive")).len(), 1);
 }
@@ -454,15 +513,7 @@ fn a_cancel_stops_every_walk() {
     let scene = Scene::new();
     let manifest = scene.archived();
     let until = cancelled();
-    let planned = plan_upload(
-        BUCKET,
-        attempt(),
-        &scene.files,
-        &Reusable::default(),
-        &mut KnownHashes::default(),
-        &until,
-        &mut |_| {},
-    );
+    let planned = scene.plan_after(&Reusable::default(), &mut KnownHashes::default(), &until);
     assert!(matches!(planned, Err(UploadError::Stopped(_))));
     let found = Reusable::find(BUCKET, Some(&manifest), attempt(), &scene.store, &until);
     assert!(matches!(found, Err(UploadError::Stopped(_))));
@@ -537,7 +588,7 @@ fn a_file_that_fails_ends_the_uploads_beside_it_and_is_the_cause_that_is_told() 
     let scene = Scene::new();
     let store = FailsBesideOthers { waiting: AtomicUsize::new(0) };
     let until = Until::default();
-    let error = upload(&scene.plan(), &store, &until, &mut |_| {}).unwrap_err();
+    let error = scene.upload_until(&scene.plan(), &store, &until, &mut |_| {}).unwrap_err();
     assert!(error.to_string().contains("it was made to fail"), "{error}");
     assert!(until.check().is_ok(), "the caller's own limit is not touched");
 }

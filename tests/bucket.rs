@@ -4,7 +4,7 @@ use std::path::Path;
 
 use dormouse::bucket::{
     Bucket, BucketConfig, BucketError, BucketSpec, DataDir, IndexError, IngestError, IngestOptions,
-    PauseError, ResumeError,
+    PauseError, PauseOptions, ResumeError,
 };
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::shard::{InstId, OpenError, ShardSet, ShardSetConfig, ShardSpec, StoreKind};
@@ -12,8 +12,8 @@ use dormouse::source::Input;
 use dormouse::thread::{Cancel, Until};
 
 use crate::support::buckets::{
-    SPEC, World, applied, by_n, close, fed, ids, ingest, input, is_locked, is_paused, lines, named, options,
-    pause, scan, while_ingesting,
+    SPEC, World, applied, by_n, close, fed, ids, ingest, input, is_locked, lines, named, options, pause,
+    scan, while_ingesting,
 };
 use crate::support::{FailingStore, Fails, eventually, forever, push, tree, watchdog};
 
@@ -95,7 +95,7 @@ fn an_idle_bucket_is_copied_before_it_is_locked() {
     let bucket = world.bucket("b");
     ingest(&bucket, lines(0..30)).unwrap();
     let mut calls = 0;
-    let paused = bucket.pause(&world.store, false, &watchdog(), &mut |_| {
+    let paused = bucket.pause(&world.store, PauseOptions::default(), &watchdog(), &mut |_| {
         calls += 1;
         assert!(!is_locked(&bucket), "something was uploaded under the lock");
     });
@@ -112,7 +112,7 @@ fn an_interrupted_pause_goes_on_where_it_was_also_after_a_restart() {
     let puts = || counting.puts();
     let cancel = Cancel::new();
     let until = Until::new(None, cancel.clone());
-    let interrupted = bucket.pause(&counting, false, &until, &mut |at| {
+    let interrupted = bucket.pause(&counting, PauseOptions::default(), &until, &mut |at| {
         if at.done_bytes == at.total_bytes {
             cancel.cancel();
         }
@@ -121,26 +121,12 @@ fn an_interrupted_pause_goes_on_where_it_was_also_after_a_restart() {
     close(bucket);
     let bucket = world.open("b");
     let before = puts();
-    let paused = bucket.pause(&counting, false, &watchdog(), &mut |_| {}).unwrap();
+    let paused = bucket.pause(&counting, PauseOptions::default(), &watchdog(), &mut |_| {}).unwrap();
     assert_eq!(puts() - before, 2, "the test of the archive and the manifest alone");
     assert_eq!(paused.uploaded_files, 0);
     close(bucket);
     world.resume("b", &watchdog()).unwrap();
     assert_eq!(scan(&world.open("b")), ids(0..30));
-}
-
-#[test]
-fn a_pause_whose_caller_panics_leaves_no_lock() {
-    let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
-    let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let _ = bucket.pause(&world.store, false, &watchdog(), &mut |_| panic!("on purpose"));
-    }));
-    assert!(unwound.is_err());
-    assert!(!is_locked(&bucket) && !is_paused(&bucket));
-    ingest(&bucket, lines(30..60)).unwrap();
-    pause(&bucket, &world.store, false).unwrap();
 }
 
 #[test]

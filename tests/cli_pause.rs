@@ -115,6 +115,36 @@ fn dry_runs_change_nothing() {
 }
 
 #[test]
+fn a_compressed_pause_takes_less_room_and_gives_the_same_scans() {
+    let world = World::with_airports();
+    let before = world.all_scans("d");
+    let of = |told: &serde_json::Value, member: &str| told[member].as_u64().unwrap();
+    let planned = world.json(&pause(&["--compress", "--dry-run"]));
+    assert!(of(&planned, "uploaded_bytes") < of(&planned, "bytes") * 3 / 4, "{planned}");
+    let paused = world.json(&pause(&["--compress", "--evict"]));
+    let objects = fs::read_dir(world.path("a/travel/objects")).unwrap();
+    let stored: u64 = objects.map(|object| object.unwrap().metadata().unwrap().len()).sum();
+    assert_eq!(of(&paused, "uploaded_bytes"), stored, "bytes are told as they are in the archive");
+    assert!(stored < of(&paused, "bytes") * 3 / 4, "{paused}");
+    let listed = world.json(&["archive", "list", "--archive", "a"]);
+    let listed = &listed["pauses"][0];
+    assert_eq!(listed["bytes"], paused["bytes"]);
+    // Objects that are the content of several files count for each.
+    assert!(
+        of(listed, "object_bytes") >= stored && of(listed, "object_bytes") < of(&paused, "bytes") * 3 / 4
+    );
+    assert!(world.ok(&["archive", "list", "--archive", "a"]).contains("compressed to"));
+    assert_eq!(world.json(&["verify", "--archive", "a"])["bad"], json!([]));
+    let resumed = world.json(&resume(&[]));
+    assert_eq!(
+        (&resumed["bytes"], &resumed["downloaded_bytes"]),
+        (&paused["bytes"], &listed["object_bytes"])
+    );
+    assert!(world.all_scans("d") == before);
+    assert!(world.ok(&["pause", "--help"]).contains("more work [default: off]"));
+}
+
+#[test]
 fn a_missing_archive_is_told_and_not_made() {
     let world = World::with_airports();
     world.refused(1, &ELSEWHERE, &["travel", "no archive a"]);

@@ -224,6 +224,24 @@ fn the_reason_of_a_stream_s_end_is_told_and_the_vbucket_can_be_asked_for_again()
 }
 
 #[test]
+fn a_stream_that_is_asked_for_while_an_older_one_is_closed_in_vain_goes_on() {
+    let producer = Producer::start(1);
+    producer.put(0, "a", "1");
+    let followed = open(&producer.config(), 76);
+    {
+        // The producer answers neither before it has both.
+        let _state = producer.state.lock();
+        followed.connection.close_stream(VbId(0)).unwrap();
+        followed.follow(0, Position::ZERO);
+    }
+    let events = followed.until(|(_, seqno, _)| *seqno == 1);
+    assert!(events[0].2.starts_with("begin") && events.last().unwrap().2 == "a=1 1", "{events:?}");
+    assert_eq!(followed.connection.open_streams(), Some(1));
+    followed.close();
+    producer.check();
+}
+
+#[test]
 fn a_stream_that_is_asked_for_twice_is_refused_here_and_goes_on() {
     let producer = Producer::start(1);
     let followed = open(&producer.config(), 26);

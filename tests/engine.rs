@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::support::cli::AIRPORTS;
-use crate::support::naive::{document, encoded, index};
+use crate::support::naive::{Index, Step, document, encoded, index};
 
 fn definition(text: &str) -> IndexDefinition {
     let (paths, filter) = text.split_once(" where ").map_or((text, None), |(a, b)| (a, Some(b)));
@@ -38,6 +38,11 @@ fn by_plan(definitions: &[IndexDefinition], text: &str) -> Vec<Vec<Vec<u8>>> {
             keys_of(&list)
         })
         .collect()
+}
+
+/// The same document as a text of which a reader skips what nobody asks for.
+fn padded(text: &[u8]) -> Vec<u8> {
+    [text, &[b' '; 512]].concat()
 }
 
 fn one(paths: &str, text: &str) -> Vec<Vec<u8>> {
@@ -110,8 +115,8 @@ fn what_no_index_names_is_checked_too() {
         br#"{"a":1"#,
         b"",
     ];
-    for text in bad {
-        assert!(plan.read(text, &mut extract).is_err(), "{}", String::from_utf8_lossy(text));
+    for text in bad.into_iter().flat_map(|text| [text.to_vec(), padded(text)]) {
+        assert!(plan.read(&text, &mut extract).is_err(), "{}", String::from_utf8_lossy(&text));
     }
 }
 
@@ -174,6 +179,33 @@ fn the_airports_have_the_keys_of_their_values() {
     }
 }
 
+#[test]
+fn nulls_in_every_place_are_values() {
+    use Step::{Each, Element, Member};
+    let indexes = [
+        Index::of(&[&[Member("a"), Member("b"), Element(0)], &[Member("a")]]),
+        Index::of(&[&[Member("a"), Member("b"), Element(1), Member("c")], &[Member("c d")]]),
+        Index::of(&[&[Member("e"), Each], &[Member("c d")]]),
+        Index::of(&[&[Member("a"), Member("b"), Each, Member("c")], &[Member("e"), Element(0)]]),
+        Index::of(&[&[Member("c d")], &[Member("e"), Each], &[Member("missing")]]),
+    ];
+    let definitions: Vec<IndexDefinition> = indexes.iter().map(|index| index.definition("i")).collect();
+    let places = ["1", r#""x""#, r#"{"c":2}"#, "[3]", r#"{"b":[0,{"c":4}]}"#, "[[],[null]]"];
+    for nulls in 0..1_u32 << places.len() {
+        let at = |place: usize| if nulls >> place & 1 == 1 { "null" } else { places[place] };
+        for text in [
+            format!(r#"{{"a":{{"b":[{},{}]}},"c d":{},"e":[{},null,7]}}"#, at(0), at(2), at(1), at(3)),
+            format!(r#"{{"a":{},"c d":{},"e":{}}}"#, at(4), at(1), at(5)),
+        ] {
+            let document = serde_json::from_str(&text).unwrap();
+            for (index, found) in indexes.iter().zip(by_plan(&definitions, &text)) {
+                let naive: Vec<Vec<u8>> = index.keys(&document).iter().map(|key| encoded(key)).collect();
+                assert_eq!(found, naive, "{} {text}", index.definition("i"));
+            }
+        }
+    }
+}
+
 /// A value that is refused, or nearly, by a reader that looks at all of it.
 fn odd() -> impl Strategy<Value = String> {
     let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
@@ -198,9 +230,12 @@ proptest! {
     ) {
         let document: Value = serde_json::from_str(&text).unwrap();
         let definitions: Vec<IndexDefinition> = indexes.iter().map(|index| index.definition("i")).collect();
-        for ((index, definition), found) in indexes.iter().zip(&definitions).zip(by_plan(&definitions, &text)) {
+        let long = String::from_utf8(padded(text.as_bytes())).unwrap();
+        let found = by_plan(&definitions, &text).into_iter().zip(by_plan(&definitions, &long));
+        for ((index, definition), (found, skipping)) in indexes.iter().zip(&definitions).zip(found) {
             let naive: Vec<Vec<u8>> = index.keys(&document).iter().map(|key| encoded(key)).collect();
-            prop_assert_eq!(found, naive, "{}", definition);
+            prop_assert_eq!(&found, &naive, "{}", definition);
+            prop_assert_eq!(&skipping, &naive, "{}", definition);
         }
     }
 
@@ -220,8 +255,10 @@ proptest! {
     ) {
         let value = Document::json(&text).value().ok().cloned();
         for paths in ["a.b,b[]", "e", "`c d`[0]", "z"] {
-            let read = KeyPlan::new(&[definition(paths)]).read(&text, &mut Extract::new());
-            prop_assert_eq!(read.is_ok(), value.is_some(), "{} of {}", paths, String::from_utf8_lossy(&text));
+            for text in [text.clone(), padded(&text)] {
+                let read = KeyPlan::new(&[definition(paths)]).read(&text, &mut Extract::new());
+                prop_assert_eq!(read.is_ok(), value.is_some(), "{} of {}", paths, String::from_utf8_lossy(&text));
+            }
         }
         // The limit of `serde_json` is one lower.
         if let Ok(read) = serde_json::from_slice::<Value>(&text) {

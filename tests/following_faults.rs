@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use dormouse::bucket::{BucketConfig, BucketSpec, FollowError, FollowOptions};
+use dormouse::bucket::{BucketConfig, BucketSpec, FollowError, FollowOptions, PauseOptions};
 use dormouse::objstore::FileStore;
 use dormouse::shard::{ShardSetConfig, StoreKind, lock_all};
 use dormouse::thread::{Until, fin};
@@ -180,7 +180,7 @@ fn a_pause_ends_what_follows_and_keeps_everything_up_to_its_cut() {
     consumer.catch_up(&producer);
     let archive = FileStore::open(&folder.path().join("archive")).unwrap();
     let before = expected(&producer);
-    consumer.bucket.pause(&archive, false, &watchdog(), &mut |_| {}).unwrap();
+    consumer.bucket.pause(&archive, PauseOptions::default(), &watchdog(), &mut |_| {}).unwrap();
     write(&producer, &mut dice, 10);
     let ended = consumer.join();
     assert!(matches!(ended, Err(FollowError::PutToSleep { .. })), "{ended:?}");

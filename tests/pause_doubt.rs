@@ -2,7 +2,9 @@
 
 use std::process::Command;
 
-use dormouse::bucket::{Bucket, BucketError, BucketState, IndexError, IngestError, PauseError, ResumeError};
+use dormouse::bucket::{
+    Bucket, BucketError, BucketState, IndexError, IngestError, PauseError, PauseOptions, ResumeError,
+};
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::objstore::{FileStore, ObjectStore};
 use dormouse::shard::StoreKind;
@@ -33,7 +35,9 @@ fn doubtful_pause(world: &World, bucket: &Bucket, arrives: bool) {
     let tell = || cancel.cancel();
     let mut lost = LostStore::with_the_manifest(&world.store, arrives);
     lost.on_manifest = Some(&tell);
-    let doubtful = bucket.pause(&lost, false, &Until::new(None, cancel.clone()), &mut |_| {}).unwrap_err();
+    let doubtful = bucket
+        .pause(&lost, PauseOptions::default(), &Until::new(None, cancel.clone()), &mut |_| {})
+        .unwrap_err();
     assert!(matches!(doubtful, PauseError::InDoubt { .. }), "{doubtful}");
     let BucketState::InDoubt { pause, archive } = bucket.describe().state else {
         panic!("it is not in doubt")
@@ -102,7 +106,7 @@ fn an_answer_that_is_found_out_while_the_limit_lasts_leaves_no_doubt() {
         let bucket = bucket(&world);
         let mut lost = LostStore::with_the_manifest(&world.store, arrives);
         lost.comes_back_after = 3;
-        let paused = bucket.pause(&lost, false, &watchdog(), &mut |_| {});
+        let paused = bucket.pause(&lost, PauseOptions::default(), &watchdog(), &mut |_| {});
         assert_eq!(paused.is_ok(), arrives, "{paused:?}");
         let is_online = bucket.describe().state == BucketState::Online;
         assert_eq!(is_online, !arrives);

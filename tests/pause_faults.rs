@@ -3,7 +3,7 @@
 //!
 //! Each number of call fails in one of the ways of [`ALL_FAILS`], with `DORMOUSE_LONG` in each of them.
 
-use dormouse::bucket::{Bucket, BucketState, PauseError};
+use dormouse::bucket::{Bucket, BucketState, PauseError, PauseOptions};
 use dormouse::objstore::CHUNK_BYTES;
 use dormouse::shard::StoreKind;
 
@@ -17,10 +17,14 @@ use crate::support::{ALL_FAILS, FailingStore, Fails, watchdog};
 for_each_store! {
     whichever_call_of_a_pause_fails_it_goes_on_afterwards,
     whichever_call_of_a_resume_fails_it_goes_on_afterwards,
+    whichever_call_of_a_compressing_pause_fails_it_goes_on_afterwards,
     objects_in_parts_survive_the_failure_of_any_call,
+    objects_in_parts_come_back_whichever_call_of_a_resume_fails,
 }
 
 const DOCUMENTS: u32 = 60;
+/// Enough for files that are worth compressing.
+const COMPRESSED_DOCUMENTS: u32 = 1000;
 /// Enough for files of several chunks.
 const LONG_DOCUMENTS: u32 = 3300;
 const LONG_KEY_BYTES: usize = 4000;
@@ -82,14 +86,15 @@ fn finish(world: &World, memory: &MemoryStore, evict: bool, documents: &[String]
 }
 
 /// Each call of a pause fails once. Gives how many there are.
-fn every_call_of_a_pause(world: &World, evict: bool, documents: &[String]) -> usize {
+fn every_call_of_a_pause(world: &World, options: PauseOptions, documents: &[String]) -> usize {
+    let evict = options.evict;
     for number in 1.. {
         for fails in fails(number) {
             let what = format!("call {number} {fails:?}");
             let (world, memory) = (world.copy(), MemoryStore::default());
             let failing = failing(&memory, number, fails);
             let bucket = world.open("b");
-            let paused = pause(&bucket, &failing, evict);
+            let paused = bucket.pause(&failing, options, &watchdog(), &mut |_| {}).map(drop);
             assert_is_told(&bucket, &paused, &what);
             close(bucket);
             if !failing.has_failed() {
@@ -103,7 +108,15 @@ fn every_call_of_a_pause(world: &World, evict: bool, documents: &[String]) -> us
 }
 
 fn whichever_call_of_a_pause_fails_it_goes_on_afterwards(kind: StoreKind) {
-    let calls = every_call_of_a_pause(&world(kind, lines(0..DOCUMENTS)), true, &ids(0..DOCUMENTS));
+    let options = PauseOptions { evict: true, compress: false };
+    let calls = every_call_of_a_pause(&world(kind, lines(0..DOCUMENTS)), options, &ids(0..DOCUMENTS));
+    assert!(calls > 10, "a pause has more calls than {calls}");
+}
+
+fn whichever_call_of_a_compressing_pause_fails_it_goes_on_afterwards(kind: StoreKind) {
+    let options = PauseOptions { evict: true, compress: true };
+    let world = world(kind, lines(0..COMPRESSED_DOCUMENTS));
+    let calls = every_call_of_a_pause(&world, options, &ids(0..COMPRESSED_DOCUMENTS));
     assert!(calls > 10, "a pause has more calls than {calls}");
 }
 
@@ -156,13 +169,51 @@ fn long_lines() -> String {
     (0..LONG_DOCUMENTS).map(line).collect()
 }
 
-fn objects_in_parts_survive_the_failure_of_any_call(kind: StoreKind) {
+/// A bucket with a file of several chunks.
+fn long_world(kind: StoreKind) -> World {
     let mut world = World::of(kind);
     // Two thirds of the documents are in one shard.
     world.spec.vbuckets = 3;
     let world = filled(world, long_lines());
     let largest = world.local().values().map(Vec::len).max().unwrap();
     assert!(largest as u64 > CHUNK_BYTES, "the largest file has {largest} bytes");
-    let calls = every_call_of_a_pause(&world, false, &ids(0..LONG_DOCUMENTS));
+    world
+}
+
+fn objects_in_parts_survive_the_failure_of_any_call(kind: StoreKind) {
+    let calls = every_call_of_a_pause(&long_world(kind), PauseOptions::default(), &ids(0..LONG_DOCUMENTS));
     assert!(calls > 15, "a pause has more calls than {calls}");
+}
+
+/// Their chunks are asked for by several threads.
+fn objects_in_parts_come_back_whichever_call_of_a_resume_fails(kind: StoreKind) {
+    let (world, memory) = (long_world(kind), MemoryStore::default());
+    let bucket = world.open("b");
+    pause(&bucket, &memory, true).unwrap();
+    close(bucket);
+    let before = world.local();
+    for number in 1.. {
+        for fails in fails(number) {
+            let what = format!("call {number} {fails:?}");
+            let world = world.copy();
+            let failing = FailingStore::new(&memory, number, fails);
+            let resumed = world.resume_from(&failing, "b", &watchdog());
+            if !failing.has_failed() {
+                let report = resumed.unwrap();
+                assert!(number - 3 > report.files, "no object was asked for in parts");
+                return;
+            }
+            resumed.unwrap_err();
+            assert!(world.local() == before, "{what}: local state changed");
+            let bucket = {
+                world
+                    .resume_from(&memory, "b", &watchdog())
+                    .unwrap_or_else(|error| panic!("{what}: {error}"));
+                world.open("b")
+            };
+            assert!(scan(&bucket) == ids(0..LONG_DOCUMENTS), "{what}: the scan differs");
+            assert!(!is_locked(&bucket) && world.staged().is_empty(), "{what}");
+            close(bucket);
+        }
+    }
 }

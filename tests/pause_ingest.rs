@@ -1,6 +1,6 @@
 //! Changes that come before, during and after a pause, and after one that failed: none is lost or counted twice.
 
-use dormouse::bucket::IngestError;
+use dormouse::bucket::{IngestError, PauseOptions};
 use dormouse::shard::StoreKind;
 use dormouse::thread::{Cancel, Until};
 
@@ -80,7 +80,7 @@ fn an_ingest_is_held_up_by_a_pause_and_not_lost_when_it_is_cancelled(kind: Store
         let cancel = Cancel::new();
         let until = Until::new(None, cancel.clone());
         let (mut sender, mut was_locked) = (Some(sender), false);
-        let cancelled = bucket.pause(&world.store, false, &until, &mut |_| {
+        let cancelled = bucket.pause(&world.store, PauseOptions::default(), &until, &mut |_| {
             if is_locked(&bucket) {
                 was_locked = true;
                 sender.take().into_iter().for_each(|sender| push(&sender, lines(60..90)));

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use dormouse::bucket::{Bucket, BucketError, PauseError, ResumeError};
+use dormouse::bucket::{Bucket, BucketError, BucketState, PauseError, PauseOptions, ResumeError};
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::pause::{Manifest, list_pauses, verify};
 use dormouse::shard::StoreKind;
@@ -18,6 +18,7 @@ for_each_store! {
     every_kind_of_index_comes_back_with_its_positions,
     an_archive_that_is_not_whole_is_refused_and_nothing_local_changes,
     a_later_pause_leaves_an_earlier_one_whole_at_every_call,
+    a_caller_that_panics_leaves_no_lock_and_nothing_half_done,
     a_cancel_at_any_progress_leaves_a_bucket_that_is_online_and_indexes_that_may_change,
     a_lock_that_somebody_holds_fails_the_pause_and_leaves_all_shards_as_they_were,
     a_bucket_without_an_index_is_not_archived_and_not_paused,
@@ -132,7 +133,7 @@ fn a_cancel_at_any_progress_leaves_a_bucket_that_is_online_and_indexes_that_may_
     for cancelled in 1..4 {
         let cancel = Cancel::new();
         let until = Until::new(None, cancel.clone());
-        let paused = bucket.pause(&world.store, false, &until, &mut |_| cancel.cancel());
+        let paused = bucket.pause(&world.store, PauseOptions::default(), &until, &mut |_| cancel.cancel());
         // What an earlier one uploaded is not uploaded again, so a later one may have nothing to tell of.
         assert!(paused.is_err() || cancelled > 1);
         if paused.is_ok() {
@@ -146,6 +147,35 @@ fn a_cancel_at_any_progress_leaves_a_bucket_that_is_online_and_indexes_that_may_
         assert_eq!(scan(&bucket), ids(0..30));
     }
     pause(&bucket, &world.store, false).unwrap();
+}
+
+fn a_caller_that_panics_leaves_no_lock_and_nothing_half_done(kind: StoreKind) {
+    let panics = |work: &mut dyn FnMut()| {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_err();
+    };
+    let world = World::of(kind);
+    let bucket = bucket(&world);
+    panics(&mut || {
+        let options = PauseOptions::default();
+        let _ = bucket.pause(&world.store, options, &watchdog(), &mut |_| panic!("on purpose"));
+    });
+    assert!(!is_locked(&bucket));
+    assert_eq!(bucket.describe().state, BucketState::Online);
+    ingest(&bucket, lines(30..60)).unwrap();
+    pause(&bucket, &world.store, true).unwrap();
+    close(bucket);
+    let before = world.local();
+    panics(&mut || {
+        let (name, until) = (named("b"), watchdog());
+        let _ = world
+            .data
+            .resume(&name, &world.store, None, &world.config, &until, &mut |_| panic!("on purpose"));
+    });
+    assert!(world.local() == before);
+    world.resume("b", &watchdog()).unwrap();
+    let bucket = world.open("b");
+    assert_eq!(scan(&bucket), ids(0..60));
+    assert!(!is_locked(&bucket) && world.staged().is_empty());
 }
 
 fn a_lock_that_somebody_holds_fails_the_pause_and_leaves_all_shards_as_they_were(kind: StoreKind) {

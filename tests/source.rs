@@ -7,6 +7,7 @@ use crossbeam::channel::{Receiver, bounded, unbounded};
 use dormouse::event::{
     ByteBudget, DOCUMENT_BYTES_MAX, EventBatch, EventKind, Generation, Seqno, VbId, VbUuid,
 };
+use dormouse::index::DOCUMENT_DEPTH_MAX;
 use dormouse::source::{
     Input, LineProblem, Replay, ReplayConfig, ReplayEnd, ReplayError, ReplayFormat, ReplayOutcome,
 };
@@ -139,8 +140,6 @@ fn each_problem_of_a_document_is_told_with_its_line() {
     for bad in ["{", "[1]", "7", r#"{"id":"a"} {}"#, r#"{"id":"a","x":01}"#, r#"{"id":"a","x":1e999}"#] {
         assert!(matches!(of(bad), LineProblem::Json(_)), "{bad}");
     }
-    let deep = format!("{{\"id\":\"a\",\"x\":{}1{}}}", "[".repeat(200), "]".repeat(200));
-    assert!(matches!(of(&deep), LineProblem::Json(_)));
     assert_eq!(of(r#"{"x":1}"#), LineProblem::NoId("id".to_owned()));
     assert_eq!(of(r#"{"id":7}"#), LineProblem::IdNoString);
     assert_eq!(of(r#"{"id":{"id":"a"}}"#), LineProblem::IdNoString);
@@ -159,6 +158,32 @@ fn each_problem_of_a_change_is_told_with_its_line() {
     assert_eq!(of(r#"{"op":"delete"}"#), LineProblem::NoId("id".to_owned()));
     assert_eq!(of(r#"{"op":"delete","id":[]}"#), LineProblem::IdNoString);
     assert!(matches!(of(r#"{"op":"upsert","id":"a","doc":{"x":"\ud800"}}"#), LineProblem::Json(_)));
+}
+
+#[test]
+fn a_document_nests_as_deep_as_an_index_reads_it_and_one_that_is_deeper_is_told() {
+    let nested = |depth: usize| {
+        let arrays = depth - 1;
+        format!("{{\"id\":\"a\",\"x\":{}{}}}", "[".repeat(arrays), "]".repeat(arrays))
+    };
+    let changed = |depth| format!("{{\"op\":\"upsert\",\"id\":\"a\",\"doc\":{}}}", nested(depth));
+    let lines: [(ReplayFormat, &dyn Fn(usize) -> String); 2] =
+        [(documents(), &nested), (ReplayFormat::Changes, &changed)];
+    for (format, line) in lines {
+        let (outcome, batches) = replay(format.clone(), false, vec![text(&line(DOCUMENT_DEPTH_MAX))]);
+        assert!(matches!(outcome.end, ReplayEnd::Finished), "{:?}", outcome.end);
+        assert_eq!(changes(&batches), [format!("a = {}", nested(DOCUMENT_DEPTH_MAX))]);
+        for depth in [DOCUMENT_DEPTH_MAX + 1, 100_000] {
+            let told = problem(&format, &line(depth)).to_string();
+            assert!(told.contains("more than 128 arrays and objects lie within each other"), "{told}");
+        }
+    }
+}
+
+#[test]
+fn an_id_that_nests_too_deep_is_told_like_any_other_value() {
+    let told = problem(&documents(), &format!("{{\"id\":{}}}", "[".repeat(100_000))).to_string();
+    assert!(told.contains("more than 128 arrays and objects lie within each other"), "{told}");
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crossbeam::channel::bounded;
-use dormouse::bucket::{CancelError, IndexError, PauseError, TaskId, TaskKind, TaskState};
+use dormouse::bucket::{
+    CancelError, IndexError, PauseError, PauseOptions, TaskId, TaskKind, TaskState, WaitError,
+};
 use dormouse::index::IndexDefinition;
 use dormouse::thread::{Stopped, Until, recv};
 
@@ -17,7 +19,7 @@ fn a_task_is_listed_while_it_runs_and_after_it_ended() {
     let bucket = world.bucket("b");
     ingest(&bucket, lines(0..30)).unwrap();
     let mut seen = Vec::new();
-    let paused = bucket.pause(&world.store, false, &watchdog(), &mut |_| {
+    let paused = bucket.pause(&world.store, PauseOptions::default(), &watchdog(), &mut |_| {
         seen.push(world.data.tasks().tasks.remove(0));
     });
     paused.unwrap();
@@ -37,7 +39,7 @@ fn a_task_that_failed_says_why_and_is_not_done() {
     let world = World::new();
     let bucket = world.bucket("b");
     ingest(&bucket, lines(0..30)).unwrap();
-    let error = bucket.pause(&world.store, false, &cancelled(), &mut |_| {}).unwrap_err();
+    let error = bucket.pause(&world.store, PauseOptions::default(), &cancelled(), &mut |_| {}).unwrap_err();
     let ended = world.data.tasks().tasks.remove(0);
     assert_eq!((ended.state, ended.error), (TaskState::Failed, Some(error.to_string())));
     assert!(ended.progress < 1.0);
@@ -49,7 +51,8 @@ fn a_task_whose_caller_panics_has_failed() {
     let bucket = world.bucket("b");
     ingest(&bucket, lines(0..30)).unwrap();
     let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let _ = bucket.pause(&world.store, false, &watchdog(), &mut |_| panic!("on purpose"));
+        let _ =
+            bucket.pause(&world.store, PauseOptions::default(), &watchdog(), &mut |_| panic!("on purpose"));
     }));
     assert!(unwound.is_err());
     assert_eq!(world.data.tasks().tasks[0].state, TaskState::Failed);
@@ -62,7 +65,7 @@ fn a_revision_is_waited_on_until_something_changes_or_the_limit_ends() {
     let bucket = world.bucket("b");
     let before = world.data.tasks().revision;
     let soon = Until::within(Duration::from_millis(5));
-    assert_eq!(world.data.wait_for_tasks(before, &soon), Err(Stopped::DeadlinePassed));
+    assert_eq!(world.data.wait_for_tasks(before, &soon), Err(WaitError::Stopped(Stopped::DeadlinePassed)));
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| world.data.wait_for_tasks(before, &watchdog()).unwrap());
         let _ = pause(&bucket, &world.store, false);
@@ -78,7 +81,7 @@ fn who_comes_second_is_refused_and_leaves_nothing_behind() {
     ingest(&bucket, lines(0..30)).unwrap();
     let second = IndexDefinition::parse("second=n").unwrap();
     let mut refused = 0;
-    let paused = bucket.pause(&world.store, false, &watchdog(), &mut |_| {
+    let paused = bucket.pause(&world.store, PauseOptions::default(), &watchdog(), &mut |_| {
         let (meta, tasks) = (bucket.describe(), world.data.tasks());
         assert!(matches!(pause(&bucket, &world.store, true), Err(PauseError::Busy { .. })));
         assert!(matches!(bucket.ensure_index(&second, true), Err(IndexError::Task { .. })));
@@ -102,7 +105,7 @@ fn a_pause_is_cancelled_by_its_task_and_leaves_every_lock_free() {
     let bucket = world.bucket("b");
     ingest(&bucket, lines(0..30)).unwrap();
     let mut task = None;
-    let paused = bucket.pause(&world.store, false, &watchdog(), &mut |_| {
+    let paused = bucket.pause(&world.store, PauseOptions::default(), &watchdog(), &mut |_| {
         let running = world.data.tasks().tasks[0].task;
         // Whoever cancels waits for the end, which cannot come while this callback waits for it.
         let not_over = world.data.cancel_task(running, &cancelled());
@@ -133,7 +136,7 @@ fn whoever_cancels_a_task_waits_until_it_has_cleaned_up() {
             (status, is_locked(bucket), bucket.describe().state)
         });
         let mut calls = 0;
-        let _ = bucket.pause(&world.store, false, &watchdog(), &mut |_| {
+        let _ = bucket.pause(&world.store, PauseOptions::default(), &watchdog(), &mut |_| {
             calls += 1;
             let _ = sender.try_send(data.tasks().tasks[0].task);
         });
@@ -162,7 +165,7 @@ fn a_callers_token_is_not_given_by_the_cancel_of_a_task() {
     ingest(&bucket, lines(0..30)).unwrap();
     let until = watchdog();
     let mut task = None;
-    let _ = bucket.pause(&world.store, false, &until, &mut |_| {
+    let _ = bucket.pause(&world.store, PauseOptions::default(), &until, &mut |_| {
         task = Some(world.data.tasks().tasks[0].task);
         let _ = world.data.cancel_task(task.unwrap(), &cancelled());
     });

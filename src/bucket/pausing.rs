@@ -19,7 +19,7 @@ use serde::Serialize;
 use slog::{debug, info, warn};
 
 use crate::durable::require_room;
-use crate::objstore::ObjectStore;
+use crate::objstore::{Encoding, ObjectStore};
 use crate::pause::{
     AttemptId, BucketState, Event, GRACE_DEFAULT, Manifest, ManifestFile, PauseId, Progress, Refusal,
     list_pauses, probe,
@@ -42,6 +42,22 @@ const REST_BYTES: u64 = 1024 * 1024;
 /// How long what an attempt uploaded may be used: half of the time after which unnamed objects are removed.
 pub(super) const ATTEMPT_AGE_MAX: Duration = Duration::from_secs(GRACE_DEFAULT.as_secs() / 2);
 
+/// How a bucket is put to sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PauseOptions {
+    /// Whether the local data is removed, after everything that was published was read back and checked.
+    pub evict: bool,
+    /// Whether files are compressed where that saves a tenth and more. They take less room in the archive and on the
+    /// way there, and the pause takes more of the processor; files of the store `cow` are compressed under the lock.
+    pub compress: bool,
+}
+
+impl PauseOptions {
+    pub(super) fn encoding(self) -> Option<Encoding> {
+        self.compress.then_some(Encoding::Zstd)
+    }
+}
+
 /// What a pause did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PauseReport {
@@ -53,7 +69,7 @@ pub struct PauseReport {
     pub bytes: u64,
     /// Files that the archive did not have.
     pub uploaded_files: usize,
-    /// Their bytes.
+    /// Bytes of their objects, as they are in the archive.
     pub uploaded_bytes: u64,
     /// How long the shards were locked.
     pub locked_ms: u64,
@@ -89,30 +105,36 @@ impl Drop for Underway<'_> {
 
 impl Bucket {
     /// What a pause into `store` would upload. Nothing is put there, nothing is locked or recorded, and the bucket
-    /// stays online.
-    pub fn plan_pause(&self, store: &dyn ObjectStore, until: &Until) -> Result<PauseReport, PauseError> {
+    /// stays online. What is to be compressed is, for its length alone.
+    pub fn plan_pause(
+        &self,
+        store: &dyn ObjectStore,
+        options: PauseOptions,
+        until: &Until,
+    ) -> Result<PauseReport, PauseError> {
         let began = Instant::now();
+        self.data_dir.refuse_fork()?;
         self.check_pausable()?;
         self.check_room(true)?;
         let parent = self.newest_pause(store, until)?;
-        let mut carriage = Carriage::load(self, store, parent.as_ref(), self.attempt_for(store)?, until)?;
+        let attempt = self.attempt_for(store)?;
+        let mut carriage = Carriage::load(self, (store, options), parent.as_ref(), attempt, until)?;
         let pins = self.pin_all(until)?;
-        let plan = carriage.plan(&pinned_files(&pins), until)?;
-        carriage.count(&plan);
+        let plan = carriage.weigh(&pinned_files(&pins), until)?;
         Ok(PauseReport { locked_ms: 0, ..carriage.report(None, &plan, began, began) })
     }
 
-    /// Archives the bucket in `store` and leaves it paused. With `evict` the local data is removed after
-    /// everything that was published was read back and checked; that is also done to a bucket that is paused there
-    /// already. A bucket that is in doubt is settled first, if `store` is the archive that knows. `on_progress` is
+    /// Archives the bucket in `store` and leaves it paused. A bucket that is paused there already is evicted, if the
+    /// options say so. A bucket that is in doubt is settled first, if `store` is the archive that knows. `on_progress` is
     /// called on this thread with the bytes that are durable.
     pub fn pause(
         &self,
         store: &dyn ObjectStore,
-        evict: bool,
+        options: PauseOptions,
         until: &Until,
         on_progress: &mut dyn FnMut(Progress),
     ) -> Result<PauseReport, PauseError> {
+        self.data_dir.refuse_fork()?;
         let task = self
             .data_dir
             .begin_task(&self.name(), TaskKind::Pause, until)
@@ -121,18 +143,18 @@ impl Bucket {
             task.report(at);
             on_progress(at);
         };
-        let paused = self.pause_alone(store, evict, task.until(), &mut on_progress);
+        let paused = self.pause_alone(store, options, task.until(), &mut on_progress);
         task.end(paused)
     }
 
     fn pause_alone(
         &self,
         store: &dyn ObjectStore,
-        evict: bool,
+        options: PauseOptions,
         until: &Until,
         on_progress: &mut dyn FnMut(Progress),
     ) -> Result<PauseReport, PauseError> {
-        let began = Instant::now();
+        let (began, evict) = (Instant::now(), options.evict);
         if let Some(manifest) = self.go_on(store, evict, until)? {
             if evict {
                 self.evict(&manifest, store, until)?;
@@ -146,7 +168,7 @@ impl Bucket {
             .map_err(|error| PauseError::Id { bucket: self.name(), error })?;
 
         let mut underway = self.begin_pause(pause, attempt, store)?;
-        let mut carriage = Carriage::load(self, store, parent.as_ref(), attempt, until)?;
+        let mut carriage = Carriage::load(self, (store, options), parent.as_ref(), attempt, until)?;
         let _held = self.copy_first(&mut carriage, until, on_progress)?;
         self.record(Event::Cut { pause })?;
         let locked = Instant::now();
@@ -154,11 +176,10 @@ impl Bucket {
         debug!(self.logger, "the shards are locked");
         let cut: Vec<(ShardId, &[ShardFile])> =
             underway.guards.iter().map(|guard| (guard.shard().id(), guard.files())).collect();
-        let plan = carriage.carry(&cut, until, on_progress)?;
+        let carried = carriage.carry(&cut, until, on_progress)?;
         until.check().map_err(|why| PauseError::Stopped { bucket: self.name(), why })?;
         self.refuse_if_old()?;
-        let files = plan.planned().iter().map(|planned| planned.file.clone()).collect();
-        let manifest = self.describe_pause(pause, attempt, parent.as_ref(), files);
+        let manifest = self.describe_pause(pause, attempt, parent.as_ref(), carried.uploaded.files);
         self.record(Event::Publishing)?;
         self.publish(&manifest, store, until)?;
         debug!(self.logger, "the manifest is published"; "pause" => %pause);
@@ -168,7 +189,7 @@ impl Bucket {
             error,
         })?;
         drop(underway);
-        let done = carriage.report(Some(pause), &plan, locked, began);
+        let done = carriage.report(Some(pause), &carried.plan, locked, began);
         info!(self.logger, "paused"; "pause" => %pause, "bytes" => done.bytes, "locked_ms" => done.locked_ms);
         if evict {
             self.evict(&manifest, store, until)?;
@@ -224,15 +245,13 @@ impl Bucket {
         store: &dyn ObjectStore,
     ) -> Result<Underway<'_>, PauseError> {
         let archive = store.describe();
-        let is_recorded = self.meta().attempt.as_ref().is_some_and(|left| left.attempt == attempt);
-        if is_recorded {
+        let left = self.meta().attempt.clone().filter(|left| left.attempt == attempt);
+        if left.is_some() {
             info!(self.logger, "an interrupted pause is taken up"; "attempt" => %attempt);
-        } else {
-            let record = PauseAttempt::begin(attempt, archive.clone());
-            self.change_meta(|meta| meta.attempt = Some(record))
-                .map_err(|error| PauseError::Step { bucket: self.name(), error: error.into() })?;
         }
-        self.record(Event::Began { archive })?;
+        let record = left.unwrap_or_else(|| PauseAttempt::begin(attempt, archive.clone()));
+        self.step_with(Event::Began { archive }, |meta| meta.attempt = Some(record))
+            .map_err(|error| PauseError::Step { bucket: self.name(), error })?;
         Ok(Underway { bucket: self, owner: format!("pause {pause}"), guards: Vec::new() })
     }
 
@@ -254,7 +273,7 @@ impl Bucket {
         }
         for round in 1..=ROUNDS_MAX {
             let pins = self.pin_all(until)?;
-            let plan = carriage.carry(&pinned_files(&pins), until, on_progress)?;
+            let plan = carriage.carry(&pinned_files(&pins), until, on_progress)?.plan;
             rounds.push(pins);
             debug!(self.logger, "files were copied without a lock"; "round" => round, "bytes" => plan.new_bytes());
             if plan.new_bytes() <= REST_BYTES {

@@ -23,7 +23,7 @@ use crate::shard::{LockError, ShardSet, lock_sealed};
 use crate::thread::{Stopped, Until};
 
 use super::bucket::BucketConfig;
-use super::error::BucketError;
+use super::error::{BucketError, Forked};
 use super::folder::DataDir;
 use super::meta::{BucketMeta, BucketName, MetaError};
 use super::pausing::millis;
@@ -42,7 +42,7 @@ pub struct ResumeReport {
     /// Files that were downloaded; none where the bucket still lay in the folder, and without those that an earlier
     /// try had downloaded.
     pub downloaded_files: usize,
-    /// Their bytes.
+    /// Bytes of their objects, as they are in the archive.
     pub downloaded_bytes: u64,
     /// How long it took.
     pub total_ms: u64,
@@ -52,6 +52,9 @@ pub struct ResumeReport {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResumeError {
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// The archive has no pause of the bucket.
     #[error("cannot resume bucket {bucket}: {store} has no pause of it; is the archive the right one?")]
     NoPause {
@@ -244,6 +247,7 @@ impl DataDir {
         until: &Until,
     ) -> Result<ResumeReport, ResumeError> {
         let began = Instant::now();
+        self.refuse_fork()?;
         let manifest = find_pause(name, store, pause, until)?;
         let there = self.has_bucket(name).then(|| self.bucket_meta(name)).transpose();
         let there = there.map_err(|error| cannot_open(name, error))?;
@@ -271,6 +275,7 @@ impl DataDir {
         until: &Until,
         on_progress: &mut dyn FnMut(Progress),
     ) -> Result<ResumeReport, ResumeError> {
+        self.refuse_fork()?;
         let task = self
             .begin_task(name, TaskKind::Resume, until)
             .map_err(|busy| ResumeError::Busy { bucket: name.clone(), busy })?;
@@ -470,9 +475,11 @@ fn bucket_of(name: &BucketName, manifest: &Manifest) -> Result<BucketMeta, Resum
 }
 
 fn report(manifest: &Manifest, way: &Way, staged: &Staged, began: Instant) -> ResumeReport {
-    let (files, bytes) = (manifest.files.len(), manifest.bytes());
+    let (files, bytes, object_bytes) = (manifest.files.len(), manifest.bytes(), manifest.object_bytes());
     let (downloaded_files, downloaded_bytes) = match way {
-        Way::Download => (files.saturating_sub(staged.files()), bytes.saturating_sub(staged.bytes())),
+        Way::Download => {
+            (files.saturating_sub(staged.files()), object_bytes.saturating_sub(staged.object_bytes()))
+        }
         Way::SwitchOn => (0, 0),
     };
     ResumeReport {

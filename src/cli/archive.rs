@@ -11,7 +11,7 @@ use dormouse::thread::Until;
 use serde::Serialize;
 
 use super::args::{ArchiveArgs, DryRunArgs, Format};
-use super::output::files;
+use super::output::{self, files};
 use super::session::Session;
 
 /// Look into an archive, or remove from it what is not needed any more
@@ -111,8 +111,17 @@ fn list(args: &ListArgs, session: &mut Session) -> anyhow::Result<()> {
     if session.format == Format::Json {
         return Ok(session.out.json(&listing)?);
     }
-    for PauseSummary { bucket, pause, created, store, files: count, bytes, .. } in listing.pauses {
-        session.out.line(format!("{bucket}  {pause}  {created}  {store}  {}", files(count, bytes)))?;
+    for PauseSummary { bucket, pause, created, store, files: count, bytes, object_bytes, .. } in
+        listing.pauses
+    {
+        let stored = if object_bytes < bytes {
+            format!(", compressed to {}", output::bytes(object_bytes))
+        } else {
+            String::new()
+        };
+        session
+            .out
+            .line(format!("{bucket}  {pause}  {created}  {store}  {}{stored}", files(count, bytes)))?;
     }
     Ok(())
 }

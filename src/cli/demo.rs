@@ -7,7 +7,8 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use clap::Args;
 use dormouse::bucket::{
-    Bucket, BucketName, BucketSpec, DataDir, IngestOptions, IngestReport, PauseReport, ResumeReport,
+    Bucket, BucketName, BucketSpec, DataDir, IngestOptions, IngestReport, PauseOptions, PauseReport,
+    ResumeReport,
 };
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::objstore::FileStore;
@@ -123,7 +124,7 @@ fn fill_and_pause(
     if let Some(by_country) = definitions.first() {
         show_scan(bucket, by_country, &range, "[\"Iceland\"]", session)?;
     }
-    let pause = bucket.pause(store, false, &session.until, &mut |_| {})?;
+    let pause = bucket.pause(store, PauseOptions::default(), &session.until, &mut |_| {})?;
     let all = files(pause.uploaded_files, pause.uploaded_bytes);
     let (took, locked) = (time(pause.total_ms), time(pause.locked_ms));
     session.step("pause", &format!("{all} archived in {took}, shards locked for {locked}, scans go on"))?;

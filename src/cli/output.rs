@@ -3,11 +3,14 @@
 //! The macros that print panic when nobody reads any more, so nothing here uses them.
 
 use std::fmt;
-use std::io::{self, BufWriter, StdoutLock, Write};
+use std::io::{self, BufWriter, Write};
 use std::time::Duration;
 
+use dormouse::thread::Cancel;
 use indicatif::HumanBytes;
 use serde::Serialize;
+
+use super::polled::PolledOutput;
 
 /// Why a result was not printed.
 #[derive(Debug, thiserror::Error)]
@@ -27,11 +30,12 @@ impl From<io::Error> for OutputError {
 }
 
 /// Standard output. What is written is seen after [`Output::flush`], or when there is much of it.
-pub(super) struct Output(BufWriter<StdoutLock<'static>>);
+pub(super) struct Output(BufWriter<PolledOutput>);
 
 impl Output {
-    pub(super) fn new() -> Self {
-        Self(BufWriter::new(io::stdout().lock()))
+    /// A write that nobody reads ends when `cancel` is given.
+    pub(super) fn new(cancel: Cancel) -> io::Result<Self> {
+        Ok(Self(BufWriter::new(PolledOutput::stdout(cancel)?)))
     }
 
     /// Prints a line of text.
@@ -66,7 +70,12 @@ pub(super) fn printable(text: &str) -> String {
 
 /// A number of files and their bytes, for people.
 pub(super) fn files(count: usize, bytes: u64) -> String {
-    format!("{count} {} with {}", if count == 1 { "file" } else { "files" }, HumanBytes(bytes))
+    format!("{count} {} with {}", if count == 1 { "file" } else { "files" }, self::bytes(bytes))
+}
+
+/// A number of bytes, for people.
+pub(super) fn bytes(bytes: u64) -> impl fmt::Display {
+    HumanBytes(bytes)
 }
 
 /// A time in milliseconds, for people.

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::Args;
-use dormouse::bucket::{Bucket, BucketName, DataDir, PauseReport};
+use dormouse::bucket::{Bucket, BucketName, DataDir, PauseOptions, PauseReport};
 use dormouse::objstore::{ArchiveUrl, FileStore, ObjectStore};
 
 use super::args::{ArchiveArgs, BucketArgs, DryRunArgs, Format, TransferArgs};
@@ -19,7 +19,7 @@ use super::session::{Session, close_after};
 #[command(after_help = "Examples:
   dormouse pause --data-dir d --bucket travel --archive /var/archive --dry-run
   dormouse pause --data-dir d --bucket travel --archive file:///var/archive --evict --format json
-  dormouse pause --data-dir d --bucket travel --archive s3://archives/travel --s3-region eu-west-1")]
+  dormouse pause --data-dir d --bucket travel --archive s3://archives/travel --s3-region eu-west-1 --compress")]
 pub(super) struct PauseArgs {
     #[command(flatten)]
     target: BucketArgs,
@@ -31,16 +31,20 @@ pub(super) struct PauseArgs {
     /// [default: off]
     #[arg(long)]
     evict: bool,
+    /// Compress files where that saves a tenth and more: less room in the archive, more work [default: off]
+    #[arg(long)]
+    compress: bool,
 }
 
 pub(super) fn run(args: &PauseArgs, session: &mut Session) -> anyhow::Result<()> {
     let data_dir = DataDir::open(&args.target.data_dir)?;
     let bucket = data_dir.open_bucket(&args.target.bucket, &session.bucket_config())?;
     let into = (&args.into.archive, &args.into.how);
+    let options = PauseOptions { evict: args.evict, compress: args.compress };
     let worked = if args.only.dry_run {
-        plan(&bucket, into, session)
+        plan(&bucket, into, options, session)
     } else {
-        pause(&bucket, &args.target.bucket, into, args.evict, session)
+        pause(&bucket, &args.target.bucket, into, options, session)
     };
     let report = close_after(bucket, worked)?;
     match session.format {
@@ -58,7 +62,7 @@ pub(super) fn pause(
     bucket: &Bucket,
     name: &BucketName,
     (archive, how): (&ArchiveUrl, &TransferArgs),
-    evict: bool,
+    options: PauseOptions,
     session: &Session,
 ) -> anyhow::Result<PauseReport> {
     let pausing = || format!("cannot pause bucket {name}");
@@ -67,21 +71,22 @@ pub(super) fn pause(
     let mut on_progress = |at: dormouse::pause::Progress| {
         progress.report(at.done_bytes, Some(at.total_bytes), " durable in the archive");
     };
-    Ok(bucket.pause(store.as_ref(), evict, &session.until, &mut on_progress)?)
+    Ok(bucket.pause(store.as_ref(), options, &session.until, &mut on_progress)?)
 }
 
 fn plan(
     bucket: &Bucket,
     (archive, how): (&ArchiveUrl, &TransferArgs),
+    options: PauseOptions,
     session: &Session,
 ) -> anyhow::Result<PauseReport> {
     if let Some(store) = archive.open_existing(&how.options(archive)?)? {
-        return Ok(bucket.plan_pause(store.as_ref(), &session.until)?);
+        return Ok(bucket.plan_pause(store.as_ref(), options, &session.until)?);
     }
     // An archive that is not there yet is as good as an empty one, and a dry run makes none.
     let folder = tempfile::tempdir().context("cannot plan the pause: no temporary folder could be made")?;
     let empty: &dyn ObjectStore = &FileStore::open(folder.path())?;
-    Ok(bucket.plan_pause(empty, &session.until)?)
+    Ok(bucket.plan_pause(empty, options, &session.until)?)
 }
 
 /// What a pause did, in a line.

@@ -134,23 +134,41 @@ pub fn encode_missing(out: &mut Vec<u8>) {
 pub fn encode_str(text: &str, out: &mut Vec<u8>) {
     out.push(STRING);
     let mut rest = text.as_bytes();
-    while let Some((plain, [byte, behind @ ..])) =
-        memchr::memchr2(END, ESCAPE, rest).map(|place| rest.split_at(place))
-    {
-        out.extend_from_slice(plain);
-        out.extend_from_slice(&[ESCAPE, byte + 1]);
-        rest = behind;
+    // Nearly no text has such a byte, and most are short: this look has no branch for each byte.
+    if rest.iter().fold(u8::MAX, |lowest, byte| lowest.min(*byte)) <= ESCAPE {
+        while let Some((plain, [byte, behind @ ..])) =
+            memchr::memchr2(END, ESCAPE, rest).map(|place| rest.split_at(place))
+        {
+            out.extend_from_slice(plain);
+            out.extend_from_slice(&[ESCAPE, byte + 1]);
+            rest = behind;
+        }
     }
     out.extend_from_slice(rest);
     out.push(END);
 }
 
-/// Appends the encoding of a number. On an error `out` is as it was.
-pub(super) fn encode_number(number: &Number, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-    let bytes = number_bytes(number).ok_or(EncodeError::NumberRange)?;
-    out.push(NUMBER);
-    out.extend_from_slice(&bytes);
-    Ok(())
+/// Appends the encoding of an integer of 64 bits, with or without a sign.
+pub(super) fn encode_integer(integer: i128, out: &mut Vec<u8>) {
+    let (nearest, excess) = around(integer);
+    push_number(nearest, excess, out);
+}
+
+/// Appends the encoding of a double, which JSON has no text for unless it is finite.
+pub(super) fn encode_double(double: f64, out: &mut Vec<u8>) {
+    // Adding zero makes -0.0 the zero that it equals.
+    push_number(double + 0.0, 0, out);
+}
+
+fn push_number(nearest: f64, excess: i16, out: &mut Vec<u8>) {
+    let bits = nearest.to_bits();
+    let ordered = if bits & SIGN == 0 { bits | SIGN } else { !bits };
+    let rest = excess.cast_unsigned() ^ EXCESS_OFFSET;
+    let bytes = u128::from(NUMBER) << 80 | u128::from(ordered) << 16 | u128::from(rest);
+    // The last eleven.
+    out.extend_from_slice(
+        bytes.to_be_bytes().last_chunk::<{ 1 + NUMBER_BYTES }>().map_or(&[], |bytes| bytes),
+    );
 }
 
 /// What encoded values of one type have in common: their first byte, but for the two booleans.
@@ -197,7 +215,9 @@ impl Encoder<'_> {
             Value::Bool(true) => self.byte(TRUE),
             Value::Number(number) => {
                 self.room(1 + NUMBER_BYTES)?;
-                encode_number(number, self.out)
+                let (nearest, excess) = split(number).ok_or(EncodeError::NumberRange)?;
+                push_number(nearest, excess, self.out);
+                Ok(())
             }
             Value::String(text) => self.string(text),
             Value::Array(elements) => {
@@ -224,32 +244,28 @@ impl Encoder<'_> {
     }
 }
 
-/// The bytes of a number after its tag; `None` beyond the range of a double.
-fn number_bytes(number: &Number) -> Option<[u8; NUMBER_BYTES]> {
-    let integer = number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from));
-    let (nearest, excess) = match integer {
-        Some(integer) => around(integer),
+/// The double nearest to a number, and what the number exceeds it by; `None` beyond the range of a double.
+fn split(number: &Number) -> Option<(f64, i16)> {
+    match number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from)) {
+        Some(integer) => Some(around(integer)),
         // Adding zero makes -0.0 the zero that it equals.
-        None => (number.as_f64().filter(|double| double.is_finite())? + 0.0, 0),
-    };
-    let bits = nearest.to_bits();
-    let ordered = if bits & SIGN == 0 { bits | SIGN } else { !bits };
-    let mut bytes = [0; NUMBER_BYTES];
-    let (double, rest) = bytes.split_at_mut(size_of::<u64>());
-    double.copy_from_slice(&ordered.to_be_bytes());
-    rest.copy_from_slice(&(excess.cast_unsigned() ^ EXCESS_OFFSET).to_be_bytes());
-    Some(bytes)
+        None => Some((number.as_f64().filter(|double| double.is_finite())? + 0.0, 0)),
+    }
 }
 
 /// The double nearest to an integer of at most 64 bits, and what the integer exceeds it by.
 #[expect(clippy::cast_precision_loss, reason = "what the rounding loses is the excess")]
 #[expect(clippy::cast_possible_truncation, reason = "doubles below 2^64 lie at most 2048 apart")]
 fn around(integer: i128) -> (f64, i16) {
+    // Most integers are small, and then exact: casts of 128 bits take longer than all the rest.
+    if let Ok(small) = i32::try_from(integer) {
+        return (small.into(), 0);
+    }
     let nearest = integer as f64;
     (nearest, (integer - nearest as i128) as i16)
 }
 
-/// The number that [`number_bytes`] wrote; `None` for bytes that it does not write.
+/// The number that [`push_number`] wrote; `None` for bytes that it does not write.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "only doubles without a fraction and up to 2^64 are cast"
@@ -267,7 +283,8 @@ fn number_of(bytes: [u8; NUMBER_BYTES]) -> Option<Number> {
             signed.or_else(|_| u64::try_from(integer).map(Number::from)).ok()
         })
         .or_else(|| Number::from_f64(nearest))?;
-    (number_bytes(&number)? == bytes).then_some(number)
+    let (written, written_excess) = split(&number)?;
+    (written.to_bits() == nearest.to_bits() && written_excess == excess).then_some(number)
 }
 
 /// Decodes a key of `components` parts from the front of `bytes`; gives its parts and the bytes after it. A

@@ -158,10 +158,11 @@ impl KeyList {
     }
 
     pub(super) fn sort(&mut self) {
-        if self.spans.len() < 2 {
+        let bytes = &self.bytes;
+        // As they mostly are: there is one key, or the array was in order.
+        if self.spans.is_sorted_by(|a, b| of(bytes, *a) < of(bytes, *b)) {
             return;
         }
-        let bytes = &self.bytes;
         self.spans.sort_unstable_by(|a, b| of(bytes, *a).cmp(of(bytes, *b)));
         self.spans.dedup_by(|a, b| of(bytes, *a) == of(bytes, *b));
     }

@@ -22,6 +22,7 @@ mod scan;
 
 pub use definition::{DefinitionError, IndexDefinition, IndexKind, IndexName, NAME_BYTES_MAX, PATHS_MAX};
 pub use document::{DOCUMENT_DEPTH_MAX, Document, DocumentError};
+pub(crate) use document::{Pass, Place, read};
 pub use evaluate::{DOCUMENT_KEY_BYTES_MAX, DOCUMENT_KEYS_MAX, KEY_BYTES_MAX, KeyList};
 pub use filter::{FILTER_BYTES_MAX, FILTER_DEPTH_MAX, Filter, FilterError};
 pub use path::{KeyPath, KeyPathError, STEPS_MAX};

@@ -8,12 +8,11 @@
 //! Invariants: the paths below a node of the tree have consecutive numbers; after a walk each path has its values in
 //! the order of the array, of the last of duplicate members alone.
 
-use std::cmp::Ordering;
 use std::fmt;
 use std::ops::Range;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::{Number, Value};
+use serde_json::Value;
 
 use super::collate;
 use super::definition::{IndexDefinition, IndexKind};
@@ -50,10 +49,19 @@ struct Node {
     paths: Range<usize>,
     /// A path ends here: the first of `paths`.
     ends: bool,
-    /// In the order of [`by_length`].
-    members: Vec<(String, Node)>,
+    /// One value is asked for by several: its own path or those of its elements, each in two ways.
+    is_shared: bool,
+    /// In the order of their tags.
+    members: Vec<Member>,
     elements: Vec<(usize, Node)>,
     each: Option<Box<Node>>,
+}
+
+#[derive(Debug)]
+struct Member {
+    tag: u64,
+    name: String,
+    node: Node,
 }
 
 /// The encoded values that paths have in a document. Made to be used again for the next one.
@@ -86,10 +94,17 @@ enum Piece {
     },
 }
 
-/// An order of names in which most are told apart by their lengths and last bytes.
-fn by_length(a: &str, b: &str) -> Ordering {
-    let end = |name: &str| (name.len(), name.as_bytes().last().copied());
-    end(a).cmp(&end(b)).then_with(|| a.cmp(b))
+/// What tells most names apart: their lengths, first and last bytes.
+fn tag(name: &[u8]) -> u64 {
+    let (Some(first), Some(last)) = (name.first(), name.last()) else { return 0 };
+    (name.len() as u64) << 16 | u64::from(*first) << 8 | u64::from(*last)
+}
+
+fn find<'m>(members: &'m [Member], name: &str) -> Option<&'m Node> {
+    let tag = tag(name.as_bytes());
+    let rest = members.get(members.partition_point(|member| member.tag < tag)..)?;
+    let found = rest.iter().take_while(|member| member.tag == tag).find(|member| member.name == name);
+    found.map(|member| &member.node)
 }
 
 impl Node {
@@ -100,12 +115,12 @@ impl Node {
         };
         let child = match step {
             Step::Member(name) => {
-                let place = self.members.binary_search_by(|(there, _)| by_length(there, name));
-                let place = place.unwrap_or_else(|place| {
-                    self.members.insert(place, (name.clone(), Self::default()));
-                    place
-                });
-                self.members.get_mut(place).map(|(_, child)| child)
+                if find(&self.members, name).is_none() {
+                    let tag = tag(name.as_bytes());
+                    let place = self.members.partition_point(|member| member.tag < tag);
+                    self.members.insert(place, Member { tag, name: name.clone(), node: Self::default() });
+                }
+                self.members.iter_mut().find(|member| member.name == *name).map(|member| &mut member.node)
             }
             Step::Element(number) => {
                 let number = *number as usize;
@@ -122,24 +137,25 @@ impl Node {
     }
 
     fn children(&mut self) -> impl Iterator<Item = &mut Self> {
-        let members = self.members.iter_mut().map(|(_, child)| child);
+        let members = self.members.iter_mut().map(|member| &mut member.node);
         let elements = self.elements.iter_mut().map(|(_, child)| child);
         members.chain(elements).chain(self.each.as_deref_mut())
     }
 
+    /// Gives the paths from here on their numbers, from `first` on, once there are all of them.
     fn number(&mut self, first: usize) -> usize {
         let after = first + usize::from(self.ends);
         let end = self.children().fold(after, |next, child| child.number(next));
         self.paths = first..end;
+        self.is_shared =
+            self.ends && self.children().next().is_some() || self.each.is_some() && !self.elements.is_empty();
         end
     }
 
     fn number_of(&self, steps: &[Step]) -> usize {
         let Some((step, rest)) = steps.split_first() else { return self.paths.start };
         let child = match step {
-            Step::Member(name) => {
-                self.members.iter().find(|(there, _)| there == name).map(|(_, child)| child)
-            }
+            Step::Member(name) => find(&self.members, name),
             Step::Element(number) => {
                 let number = *number as usize;
                 self.elements.iter().find(|(there, _)| *there == number).map(|(_, child)| child)
@@ -147,12 +163,6 @@ impl Node {
             Step::Each => self.each.as_deref(),
         };
         child.map_or(usize::MAX, |child| child.number_of(rest))
-    }
-
-    /// Whether one value is asked for by several: its own path or those of its elements, each in two ways.
-    fn is_shared(&self) -> bool {
-        let has_children = !self.members.is_empty() || !self.elements.is_empty() || self.each.is_some();
-        self.ends && has_children || self.each.is_some() && !self.elements.is_empty()
     }
 }
 
@@ -270,7 +280,7 @@ impl Extract {
 
     /// An earlier member of the same name counts no more.
     fn forget(&mut self, paths: &Range<usize>, is_element: bool) {
-        for values in self.of(paths) {
+        for values in self.of(paths).iter_mut().filter(|values| !values.found.is_empty()) {
             if !is_element {
                 values.found.clear();
                 values.too_many = false;
@@ -320,9 +330,9 @@ impl Extract {
         }
         match value {
             Value::Object(members) => {
-                for (name, child) in &node.members {
+                for Member { name, node, .. } in &node.members {
                     if let Some(member) = members.get(name) {
-                        self.take(child, member, is_element);
+                        self.take(node, member, is_element);
                     }
                 }
             }
@@ -360,7 +370,7 @@ impl<'d> DeserializeSeed<'d> for Walk<'_, '_> {
 
     fn deserialize<D: Deserializer<'d>>(self, reader: D) -> Result<(), D::Error> {
         let Self { node, into, place, is_element } = self;
-        if node.is_shared() {
+        if node.is_shared {
             let value = ValueSeed { place }.deserialize(reader)?;
             into.take(node, &value, is_element);
             return Ok(());
@@ -435,7 +445,7 @@ impl<'d> DeserializeSeed<'d> for Each<'_, '_> {
 }
 
 /// Reads a member's name and finds who asks for it.
-struct Name<'p>(&'p [(String, Node)]);
+struct Name<'p>(&'p [Member]);
 
 impl<'p, 'd> DeserializeSeed<'d> for Name<'p> {
     type Value = Option<&'p Node>;
@@ -453,8 +463,7 @@ impl<'p> Visitor<'_> for Name<'p> {
     }
 
     fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-        let place = self.0.binary_search_by(|(there, _)| by_length(there, name));
-        Ok(place.ok().and_then(|place| self.0.get(place)).map(|(_, child)| child))
+        Ok(find(self.0, name))
     }
 }
 
@@ -468,13 +477,6 @@ struct Encode<'o> {
 impl Encode<'_> {
     fn is_full(&self) -> bool {
         self.out.len() - self.start > KEY_BYTES_MAX
-    }
-
-    fn number<E: Error>(self, number: &Number) -> Result<(), E> {
-        if !self.is_full() {
-            collate::encode_number(number, self.out).map_err(E::custom)?;
-        }
-        Ok(())
     }
 }
 
@@ -503,16 +505,25 @@ impl<'d> Visitor<'d> for Encode<'_> {
         Ok(())
     }
 
-    fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
-        self.number(&value.into())
+    fn visit_i64<E>(self, value: i64) -> Result<(), E> {
+        if !self.is_full() {
+            collate::encode_integer(value.into(), self.out);
+        }
+        Ok(())
     }
 
-    fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
-        self.number(&value.into())
+    fn visit_u64<E>(self, value: u64) -> Result<(), E> {
+        if !self.is_full() {
+            collate::encode_integer(value.into(), self.out);
+        }
+        Ok(())
     }
 
-    fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
-        Number::from_f64(value).map_or(Ok(()), |number| self.number(&number))
+    fn visit_f64<E>(self, value: f64) -> Result<(), E> {
+        if !self.is_full() {
+            collate::encode_double(value, self.out);
+        }
+        Ok(())
     }
 
     fn visit_str<E>(self, value: &str) -> Result<(), E> {

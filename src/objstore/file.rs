@@ -24,8 +24,8 @@ use parking_lot::Mutex;
 use super::error::{Operation, StoreCause, StoreError};
 use super::hash::{COPY_BYTES, ContentHash, HashingWriter, ReadError, read_pieces};
 use super::key::ObjectKey;
-use super::store::{Body, ObjectMeta, ObjectStore, Page, PageMark};
-use crate::durable::{TEMPORARY_SUFFIX, sync_folder};
+use super::store::{Body, DraftStore, ObjectMeta, ObjectStore, Page, PageMark, WriteDraft};
+use crate::durable::{Steady, TEMPORARY_SUFFIX, sync_folder};
 use crate::thread::Until;
 
 /// An [`ObjectStore`] in a folder.
@@ -63,8 +63,15 @@ impl FileStore {
 
     /// The root and the folders below it that `key` goes through, outermost first.
     fn folders_of(&self, key: &ObjectKey) -> Vec<PathBuf> {
-        let path = self.root.join(key.as_str());
-        let outward = path.ancestors().skip(1).take_while(|folder| folder.starts_with(&self.root));
+        let mut folders = self.folders_to(key);
+        folders.pop();
+        folders
+    }
+
+    /// The root and the folders below it down to `folder`, outermost first.
+    fn folders_to(&self, folder: &ObjectKey) -> Vec<PathBuf> {
+        let path = self.root.join(folder.as_str());
+        let outward = path.ancestors().take_while(|folder| folder.starts_with(&self.root));
         let mut folders: Vec<PathBuf> = outward.map(Path::to_owned).collect();
         folders.reverse();
         folders
@@ -99,17 +106,18 @@ impl FileStore {
         if folder_is_there(&self.root)? { Ok(()) } else { Err(vanished(&self.root)) }
     }
 
-    fn write(
+    /// Makes a file in the last of `folders`: `fill` writes it, and `place` puts it in its place unless `fill` gives
+    /// nothing.
+    fn write<T>(
         &self,
-        key: &ObjectKey,
-        body: Body<'_>,
+        folders: &[PathBuf],
+        fill: impl FnOnce(&mut dyn Write) -> Result<Option<T>, StoreCause>,
+        place: impl FnOnce(tempfile::NamedTempFile, &T) -> Result<(), StoreCause>,
         until: &Until,
-        place: impl FnOnce(tempfile::NamedTempFile, &Path) -> Result<(), StoreCause>,
-    ) -> Result<(), StoreCause> {
+    ) -> Result<Option<T>, StoreCause> {
         until.check()?;
         self.root_is_there()?;
-        let folders = self.folders_of(key);
-        for folder in &folders {
+        for folder in folders {
             if !folder_is_there(folder)? {
                 create_folder(folder)?;
                 self.durable.lock().remove(folder);
@@ -117,17 +125,30 @@ impl FileStore {
         }
         let folder = folders.last().unwrap_or(&self.root);
         // Removed on drop, so on every early return.
-        let mut temporary = tempfile::Builder::new()
+        let temporary = tempfile::Builder::new()
             .prefix(".")
             .rand_bytes(16)
             .suffix(TEMPORARY_SUFFIX)
             .tempfile_in(folder)?;
-        write_body(temporary.as_file_mut(), body, until)?;
+        let Some(filled) = fill(&mut Steady::new(temporary.as_file()))? else { return Ok(None) };
         temporary.as_file().sync_all()?;
         until.check()?;
-        place(temporary, &self.root.join(key.as_str()))?;
+        place(temporary, &filled)?;
         File::open(folder)?.sync_all()?;
-        self.make_durable(&folders)
+        self.make_durable(folders)?;
+        Ok(Some(filled))
+    }
+
+    fn write_as(
+        &self,
+        key: &ObjectKey,
+        body: Body<'_>,
+        until: &Until,
+        place: impl FnOnce(tempfile::NamedTempFile, &Path) -> Result<(), StoreCause>,
+    ) -> Result<(), StoreCause> {
+        let path = self.root.join(key.as_str());
+        let fill = |file: &mut dyn Write| write_body(file, body, until).map(Some);
+        self.write(&self.folders_of(key), fill, |temporary, ()| place(temporary, &path), until).map(drop)
     }
 
     /// Flushes the folders above those that are not known to be durable, also of such that were there already:
@@ -247,14 +268,11 @@ impl ObjectStore for FileStore {
     }
 
     fn put(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
-        let result = self.write(key, body, until, |temporary, path| {
-            temporary.persist(path).map(drop).map_err(|e| e.error.into())
-        });
-        self.named(Operation::Put, Some(key), result)
+        self.named(Operation::Put, Some(key), self.write_as(key, body, until, put_in_place))
     }
 
     fn put_if_absent(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
-        let result = self.write(key, body, until, |temporary, path| {
+        let result = self.write_as(key, body, until, |temporary, path| {
             temporary.persist_noclobber(path).map(drop).map_err(|e| match e.error.kind() {
                 io::ErrorKind::AlreadyExists => StoreCause::Exists,
                 _ => e.error.into(),
@@ -308,6 +326,37 @@ impl ObjectStore for FileStore {
     fn delete(&self, keys: &[ObjectKey], until: &Until) -> Result<(), StoreError> {
         keys.iter().try_for_each(|key| self.named(Operation::Delete, Some(key), self.remove(key, until)))
     }
+
+    fn in_drafts(&self) -> Option<&dyn DraftStore> {
+        Some(self)
+    }
+}
+
+impl DraftStore for FileStore {
+    fn put_draft(
+        &self,
+        folder: &ObjectKey,
+        write: &mut WriteDraft<'_>,
+        until: &Until,
+    ) -> Result<Option<ObjectKey>, StoreError> {
+        let fill = |file: &mut dyn Write| {
+            let key = write(file)?;
+            match &key {
+                Some(key) if key.below(folder).is_none_or(|name| name.contains('/')) => {
+                    let text = format!("{key} is not in the folder {folder}, where it was written");
+                    Err(io::Error::new(io::ErrorKind::InvalidInput, text).into())
+                }
+                _ => Ok(key),
+            }
+        };
+        let place = |temporary, key: &ObjectKey| put_in_place(temporary, &self.root.join(key.as_str()));
+        let result = self.write(&self.folders_to(folder), fill, place, until);
+        self.named(Operation::Put, Some(folder), result)
+    }
+}
+
+fn put_in_place(temporary: tempfile::NamedTempFile, path: &Path) -> Result<(), StoreCause> {
+    temporary.persist(path).map(drop).map_err(|e| e.error.into())
 }
 
 /// Which side of a copy failed.
@@ -372,7 +421,7 @@ fn create_folders(path: &Path) -> Result<(), StoreCause> {
     sync_folder(parent.unwrap_or(Path::new("."))).map_err(|e| e.source.into())
 }
 
-fn write_body(file: &mut File, body: Body<'_>, until: &Until) -> Result<(), StoreCause> {
+fn write_body(file: &mut dyn Write, body: Body<'_>, until: &Until) -> Result<(), StoreCause> {
     match body {
         Body::Bytes(bytes) => bytes.chunks(COPY_BYTES).try_for_each(|piece| {
             until.check()?;

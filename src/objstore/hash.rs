@@ -52,7 +52,7 @@ impl ContentHash {
 }
 
 /// What passed through a [`HashingWriter`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Content {
     /// Number of bytes.
     pub length_bytes: u64,
@@ -82,7 +82,18 @@ impl<W: Write> HashingWriter<W> {
         (Content { length_bytes, hash: ContentHash::of_chunks(&chunks) }, inner)
     }
 
-    fn into_chunks(mut self) -> (Vec<ChunkHash>, W) {
+    /// The writer that takes the bytes.
+    pub(super) fn inner(&self) -> &W {
+        &self.inner
+    }
+
+    /// Number of bytes that have passed so far.
+    pub(super) fn length_bytes(&self) -> u64 {
+        self.length_bytes
+    }
+
+    /// The hashes of the chunks that have passed, and the writer that took them.
+    pub(super) fn into_chunks(mut self) -> (Vec<ChunkHash>, W) {
         if !self.length_bytes.is_multiple_of(CHUNK_BYTES) {
             self.chunks.push(ChunkHash(self.chunk.finalize().into()));
         }

@@ -9,6 +9,7 @@
 //!
 //! Invariant: an object is there whole, durable and with the promised content, or it is not there at all.
 
+mod encoding;
 mod error;
 mod file;
 mod hash;
@@ -20,6 +21,7 @@ mod store;
 mod transfer;
 mod url;
 
+pub use encoding::{ENCODED_FILE_BYTES_MIN, Encoding};
 pub use error::{Operation, StoreCause, StoreError};
 pub use file::FileStore;
 pub use hash::{
@@ -29,8 +31,12 @@ pub use hash::{
 pub use key::{KEY_BYTES_MAX, KeyError, ObjectKey, SEGMENT_BYTES_MAX};
 pub use layer::{CallInfo, Count, Counts, Floor, Layer, Policy, Rate, Retry, RetryConfig};
 pub use s3::{CredentialSource, Credentials, Encryption, PARALLEL_DEFAULT, S3Config, S3Store, Secret};
-pub use store::{Body, ObjectMeta, ObjectStore, PARTS_MAX, Page, PageMark, Part, PartStore, Upload};
+pub use store::{
+    Body, DraftStore, ObjectMeta, ObjectStore, PARTS_MAX, Page, PageMark, Part, PartStore, Upload, WriteDraft,
+};
 pub use transfer::{
-    FileFetch, FileRead, FileUpload, TransferError, fetch_files, give_up, hash_files, upload_files,
+    Decoded, Drafted, EncodedContent, EncodedFetch, FileContent, FileDraft, FileEncode, FileFetch, FileRead,
+    FileUpload, NameDraft, TransferError, draft_files, encode_files, fetch_encoded, fetch_files, give_up,
+    hash_files, upload_files,
 };
 pub use url::{ArchiveOptions, ArchiveUrl, ArchiveUrlError, parse_archive};

@@ -9,7 +9,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::time::SystemTime;
 
-use super::error::StoreError;
+use super::error::{StoreCause, StoreError};
 use super::hash::ChunkHash;
 use super::key::ObjectKey;
 use crate::thread::Until;
@@ -103,11 +103,38 @@ pub trait ObjectStore: Send + Sync {
         None
     }
 
+    /// The store as one that names an object after it was written; `None` where the key comes first.
+    fn in_drafts(&self) -> Option<&dyn DraftStore> {
+        None
+    }
+
     /// How many calls at the same time are worth their threads; at least one.
     fn parallel(&self) -> usize {
         1
     }
 }
+
+/// Objects that get their key when all of their bytes are there, so that a key may be made of the content and a file
+/// need be read only once.
+///
+/// The rules of [`ObjectStore`] hold here too. Nothing can be seen of the object before it has its key.
+pub trait DraftStore: Send + Sync {
+    /// Creates an object in `folder`, or replaces it: `write` writes its content and then gives the key, which lies
+    /// in the folder itself. Where it gives none, nothing changes. Gives back what `write` gave. After success the
+    /// object is durable; after an error it is there with the whole content, or what was there before is there
+    /// unchanged.
+    ///
+    /// `write` looks at the limit itself, and it writes the same again when it is called again, by another try.
+    fn put_draft(
+        &self,
+        folder: &ObjectKey,
+        write: &mut WriteDraft<'_>,
+        until: &Until,
+    ) -> Result<Option<ObjectKey>, StoreError>;
+}
+
+/// Writes the content of a draft and names it.
+pub type WriteDraft<'a> = dyn FnMut(&mut dyn Write) -> Result<Option<ObjectKey>, StoreCause> + 'a;
 
 /// Objects that are put in parts: in any order, by several threads, with interruptions.
 ///

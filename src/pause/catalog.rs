@@ -22,8 +22,10 @@ pub struct PauseSummary {
     pub membership: Membership,
     /// Number of files.
     pub files: usize,
-    /// Their bytes; objects that pauses share count for each.
+    /// Their bytes.
     pub bytes: u64,
+    /// Bytes of their objects; those that pauses share count for each.
+    pub object_bytes: u64,
 }
 
 /// The buckets that have a pause in the archive, in ascending order of their names.
@@ -54,6 +56,7 @@ pub fn describe_pauses(
             pause,
             files: manifest.files.len(),
             bytes: manifest.bytes(),
+            object_bytes: manifest.object_bytes(),
             bucket: manifest.bucket,
             created: manifest.created,
             store: manifest.store,

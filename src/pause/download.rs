@@ -12,11 +12,12 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use super::fetch::fetch_all;
 use super::manifest::{Manifest, ManifestFile};
-use super::verify::{BadObject, CheckError, judge, local_difference};
+use super::verify::{BadObject, CheckError, local_difference};
 use super::{Meter, PauseId, Progress};
 use crate::durable::{AtPath, PathError, sync_folder};
-use crate::objstore::{FileFetch, ObjectStore, StoreError, TransferError, fetch_files};
+use crate::objstore::{ObjectStore, StoreError, TransferError};
 use crate::thread::{Stopped, Until};
 
 /// Why a pause could not be downloaded.
@@ -60,7 +61,7 @@ pub enum DownloadError {
 
 /// Files of a manifest that an earlier download left, checked and flushed to the disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Staged(BTreeMap<PathBuf, u64>);
+pub struct Staged(BTreeMap<PathBuf, ManifestFile>);
 
 impl Staged {
     /// How many there are.
@@ -70,7 +71,12 @@ impl Staged {
 
     /// Their bytes.
     pub fn bytes(&self) -> u64 {
-        self.0.values().sum()
+        self.0.values().fold(0, |sum, file| sum.saturating_add(file.length_bytes))
+    }
+
+    /// Bytes of their objects.
+    pub fn object_bytes(&self) -> u64 {
+        self.0.values().fold(0, |sum, file| sum.saturating_add(file.object_content().length_bytes))
     }
 }
 
@@ -96,7 +102,7 @@ pub fn take_up(manifest: &Manifest, staging: &Path, until: &Until) -> Result<Sta
                 && local_difference(file, &path, until)?.is_none()
             {
                 File::open(&path).and_then(|file| file.sync_all()).at("sync", &path)?;
-                staged.0.insert(path, file.length_bytes);
+                staged.0.insert(path, (*file).clone());
             } else {
                 fs::remove_file(&path).at("remove", &path)?;
             }
@@ -151,18 +157,12 @@ fn fetch(
     until: &Until,
     on_durable: &mut dyn FnMut(u64),
 ) -> Result<(), DownloadError> {
-    let wanted: Vec<FileFetch<'_>> = files
-        .iter()
-        .map(|(file, path)| FileFetch {
-            key: &file.object,
-            length_bytes: file.length_bytes,
-            path: Some(path),
-        })
-        .collect();
+    let wanted: Vec<(&ManifestFile, Option<&Path>)> =
+        files.iter().map(|(file, path)| (*file, Some(path.as_path()))).collect();
     let mut found_bad = None;
-    let fetched = fetch_files(store, &wanted, until, &mut |number, came| {
+    let fetched = fetch_all(store, &wanted, until, &mut |number, came| {
         let Some((file, _)) = files.get(number) else { return Ok(()) };
-        match judge(file, came).map_err(|error| TransferError::Store { file: number, error })? {
+        match came.map_err(|error| TransferError::Store { file: number, error })? {
             Ok(()) => on_durable(file.length_bytes),
             Err(difference) => {
                 found_bad = Some(BadObject { object: file.object.clone(), file: file.path(), difference });

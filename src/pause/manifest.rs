@@ -7,17 +7,21 @@
 //! pause that were asked for, and names only files inside shard folders and only objects of its bucket.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
 use super::id::{AttemptId, PauseId, parse_hex};
-use crate::durable::{UnsealError, seal, unseal};
-use crate::objstore::{Body, ContentHash, KeyError, ObjectKey, ObjectStore, StoreCause, StoreError};
+use crate::durable::{UnsealError, seal, unseal_any};
+use crate::objstore::{
+    Body, Content, ContentHash, Encoding, KeyError, ObjectKey, ObjectStore, StoreCause, StoreError,
+};
 use crate::shard::ShardId;
 use crate::thread::Until;
 
-/// The version of the archive's format that this program writes and reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// The versions of the archive's format that this program writes and reads. A manifest has the lowest one that can say
+/// what it says, so that older programs read what they understand: 2 where an object is encoded, else 1.
+pub const FORMAT_VERSIONS: RangeInclusive<u32> = 1..=2;
 
 const KIND: &str = "manifest";
 const KEY_SUFFIX: &str = ".manifest";
@@ -94,15 +98,56 @@ pub struct ManifestFile {
     pub shard: ShardId,
     /// Path of the file inside the shard's folder.
     pub name: ObjectKey,
-    /// Length of the file and of the object.
+    /// Length of the file.
     pub length_bytes: u64,
+    /// Hash of its content.
+    pub hash: ContentHash,
+    /// The object, which is named after the hash of its own content.
+    pub object: ObjectKey,
+    /// What the object is, where it is not the file as it is. Since format version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored: Option<Stored>,
+}
+
+/// An object that holds a file in another way than as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stored {
+    /// How it holds the file.
+    pub encoding: Encoding,
+    /// Length of the object, which is less than that of the file.
+    pub length_bytes: u64,
+    /// Hash of the object's content.
+    pub hash: ContentHash,
+}
+
+/// Where an archive holds a content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archived {
     /// Hash of the content.
     pub hash: ContentHash,
     /// The object.
     pub object: ObjectKey,
+    /// What the object is, where it is not the content as it is.
+    pub stored: Option<Stored>,
 }
 
 impl ManifestFile {
+    /// Length and hash of the file.
+    pub fn content(&self) -> Content {
+        Content { length_bytes: self.length_bytes, hash: self.hash }
+    }
+
+    /// Length and hash of the object.
+    pub fn object_content(&self) -> Content {
+        let of = |stored: Stored| Content { length_bytes: stored.length_bytes, hash: stored.hash };
+        self.stored.map_or_else(|| self.content(), of)
+    }
+
+    pub(super) fn archived(&self) -> Archived {
+        Archived { hash: self.hash, object: self.object.clone(), stored: self.stored }
+    }
+
     /// Path of the file inside a folder that holds all shards.
     pub fn path(&self) -> String {
         format!("{}/{}", self.shard.folder(), self.name)
@@ -252,7 +297,7 @@ impl Manifest {
         self.validate()?;
         let key = manifest_key(&self.bucket, self.pause)?;
         let encode = |source| ManifestError::Encode { pause: self.pause, source };
-        let sealed = seal(KIND, FORMAT_VERSION, self).map_err(encode)?;
+        let sealed = seal(KIND, self.format_version(), self).map_err(encode)?;
         let put = store.put_if_absent(&key, Body::Bytes(&sealed), until);
         match put {
             // An earlier try may have succeeded although its answer was lost.
@@ -283,7 +328,7 @@ impl Manifest {
                 _ => e.into(),
             });
         }
-        let manifest: Self = unseal(KIND, FORMAT_VERSION, &sealed)
+        let (version, manifest): (u32, Self) = unseal_any(KIND, FORMAT_VERSIONS, &sealed)
             .map_err(|source| ManifestError::Damaged { key, store: store.describe(), source })?;
         let invalid = |reason| ManifestError::Invalid { pause, bucket: bucket.to_owned(), reason };
         if manifest.pause != pause {
@@ -292,13 +337,26 @@ impl Manifest {
         if manifest.bucket != bucket {
             return Err(invalid(format!("it is that of bucket {:?}", manifest.bucket)));
         }
+        if manifest.format_version() != version {
+            return Err(invalid(format!("it has format version {version} and says what is of another")));
+        }
         manifest.validate()?;
         Ok(manifest)
+    }
+
+    /// The version of the format that the manifest is written in, one of [`FORMAT_VERSIONS`].
+    pub fn format_version(&self) -> u32 {
+        if self.files.iter().any(|file| file.stored.is_some()) { 2 } else { 1 }
     }
 
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
         self.files.iter().fold(0, |sum, file| sum.saturating_add(file.length_bytes))
+    }
+
+    /// Bytes of their objects; one that several files share counts for each.
+    pub fn object_bytes(&self) -> u64 {
+        self.files.iter().fold(0, |sum, file| sum.saturating_add(file.object_content().length_bytes))
     }
 
     fn validate(&self) -> Result<(), ManifestError> {
@@ -330,18 +388,20 @@ impl Manifest {
             if !names.insert((file.shard, &file.name)) {
                 return Some(format!("it names {} twice", file.path()));
             }
+            if file.stored.is_some_and(|stored| stored.length_bytes >= file.length_bytes) {
+                return Some(format!("the object {} of {} is encoded to no use", file.object, file.path()));
+            }
             (!names_its_content(file, objects))
                 .then(|| format!("the object {} of {} is none of its bucket's", file.object, file.path()))
         })
     }
 }
 
-/// Whether the file's object lies in the folder `objects` and is named after the file's hash.
+/// Whether the file's object lies in the folder `objects` and is named after the hash of what it holds.
 fn names_its_content(file: &ManifestFile, objects: &ObjectKey) -> bool {
-    file.object
-        .below(objects)
-        .and_then(|name| name.split_once('-'))
-        .is_some_and(|(hash, attempt)| hash == file.hash.to_string() && parse_hex(attempt).is_some())
+    file.object.below(objects).and_then(|name| name.split_once('-')).is_some_and(|(hash, attempt)| {
+        hash == file.object_content().hash.to_string() && parse_hex(attempt).is_some()
+    })
 }
 
 mod hex_u64 {

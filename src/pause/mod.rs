@@ -13,9 +13,11 @@
 //! <bucket>/condemned/<id>.condemned                objects that no pause named when it was made
 //! ```
 //!
-//! `<attempt>` is an [`AttemptId`], `<pause>` a [`PauseId`], `<content hash>` a
-//! [`ContentHash`](crate::objstore::ContentHash). A manifest is a [sealed](crate::durable::seal) JSON document of
-//! the kind `manifest`, with the fields of [`Manifest`]. This is format version [`FORMAT_VERSION`].
+//! `<attempt>` is an [`AttemptId`], `<pause>` a [`PauseId`], `<content hash>` the
+//! [`ContentHash`](crate::objstore::ContentHash) of the object. An object is a file as it is or, since format version
+//! 2, a frame of an [`Encoding`](crate::objstore::Encoding), which the manifest says. A manifest is a
+//! [sealed](crate::durable::seal) JSON document of the kind `manifest`, with the fields of [`Manifest`], in the lowest
+//! of [`FORMAT_VERSIONS`] that can say it.
 //!
 //! What is known to go wrong with pauses, and why it cannot here, stands in [`hazards`].
 //!
@@ -25,10 +27,12 @@
 
 mod catalog;
 mod download;
+mod fetch;
 pub mod hazards;
 mod id;
 mod manager;
 mod manifest;
+mod plan;
 mod prune;
 mod upload;
 mod verify;
@@ -38,18 +42,18 @@ pub use download::{DownloadError, Staged, download, take_up};
 pub use id::{AttemptId, GENERATION_MAX, IdError, PauseId};
 pub use manager::{BucketState, Event, Refusal};
 pub use manifest::{
-    FORMAT_VERSION, Manifest, ManifestError, ManifestFile, Membership, list_pauses, object_key,
+    Archived, FORMAT_VERSIONS, Manifest, ManifestError, ManifestFile, Membership, Stored, list_pauses,
+    object_key,
 };
+pub use plan::{ImageFile, KnownHashes, PlannedFile, Reusable, UploadOptions, UploadPlan, Way, plan_upload};
 pub use prune::{GRACE_DEFAULT, PruneError, PruneOptions, PruneReport, prune};
-pub use upload::{
-    ImageFile, KnownHashes, PlannedFile, Reusable, UploadError, UploadPlan, plan_upload, probe, upload,
-};
+pub use upload::{NewObjects, UploadError, Uploaded, probe, upload, weigh};
 pub use verify::{BadObject, CheckError, Difference, VerifyError, check_local, verify};
 
 /// How far a call has come. The numbers of one call never fall.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes whose work is done: hashed, durable in the store, or flushed to the disk, as the call says.
+    /// Bytes of files whose work is done: durable in the store, or flushed to the disk, as the call says.
     pub done_bytes: u64,
     /// Bytes that the whole call is about.
     pub total_bytes: u64,

@@ -1,65 +1,43 @@
-//! From files to an archive: first the plan, then the act.
+//! From files to an archive, the second half: a plan is carried out.
 //!
-//! The plan reads each file once, names its content and decides what the archive lacks; it changes nothing and
-//! can be shown instead of carried out. What the archive has already is named again, not uploaded.
+//! A store that takes drafts gets each file in one pass, which reads it, encodes it where that is wanted and pays, and
+//! names the object by what was written. Any other store is told the hash of an object before its bytes: there a file
+//! that is to be encoded is encoded to a temporary file first, few at a time.
 //!
-//! Invariant: an object that was uploaded holds the content that was planned. A file that changes between the
-//! two is an error, never an archive. An upload that fails leaves objects that no manifest names.
+//! Invariant: an object that was uploaded holds the content that its key names, and what the manifest says of a file
+//! was computed from the bytes that were uploaded. A file that was read for the plan and changes before its upload is
+//! an error, never an archive. An upload that fails leaves objects that no manifest names.
 
-use std::collections::HashMap;
-use std::fmt;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use super::manifest::{Manifest, ManifestError, ManifestFile, object_key, objects_folder, unusable};
+use super::manifest::{Archived, ManifestError, ManifestFile, Stored, objects_folder, unusable};
+use super::plan::{KnownHashes, PlannedFile, Reusable, UploadPlan, Way, total_bytes};
 use super::{AttemptId, Meter, Progress};
-use crate::durable::{AtPath, PathError};
+use crate::durable::{AtPath, PathError, RoomError, require_room};
 use crate::objstore::{
-    Body, ChunkHash, ContentHash, FileRead, FileUpload, ObjectKey, ObjectStore, StoreCause, StoreError,
-    TransferError, hash_files, upload_files,
+    Body, ChunkHash, Content, ContentHash, DraftStore, EncodedContent, Encoding, FileContent, FileDraft,
+    FileEncode, FileUpload, ObjectStore, StoreCause, StoreError, TransferError, draft_files, encode_files,
+    upload_files,
 };
-use crate::shard::ShardId;
 use crate::thread::{Stopped, Until};
 
-/// A file of a shard that is to be archived. Its first `length_bytes` must not change until the upload is over.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageFile {
-    /// The shard.
-    pub shard: ShardId,
-    /// Path of the file inside the shard's folder, as the archive is to name it.
-    pub name: ObjectKey,
-    /// Where the file lies now.
-    pub path: PathBuf,
-    /// How much of the file belongs to the image; a longer file is cut there, a shorter one is an error.
-    pub length_bytes: u64,
-}
-
-/// What is to be uploaded, and what need not be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UploadPlan {
-    files: Vec<PlannedFile>,
-}
-
-/// One file of a plan.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PlannedFile {
-    /// The file as the manifest will name it.
-    pub file: ManifestFile,
-    /// Where it lies now.
-    pub path: PathBuf,
-    /// The hashes of its chunks.
-    pub chunks: Vec<ChunkHash>,
-    /// Whether its object is uploaded for it. It is not if the archive has it, or if an equal file comes first.
-    pub is_new: bool,
-}
+/// Bytes of files that are encoded before they are uploaded, at most, but for a file that has more by itself.
+const ENCODED_AHEAD_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Why files could not be planned for or uploaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UploadError {
-    /// A file cannot be read.
+    /// A file cannot be read, or an encoded one not be written.
     #[error(transparent)]
     Local(#[from] PathError),
+    /// There is no room for encoded files.
+    #[error("cannot encode files before they are uploaded: {0}, or pause without compression")]
+    Room(#[from] RoomError),
     /// A file is shorter than its image, or has another content than when the upload was planned.
     #[error("cannot archive {}: it changed while it was read ({what}); pause again", path.display())]
     Changed {
@@ -82,53 +60,6 @@ pub enum UploadError {
     Stopped(#[from] Stopped),
 }
 
-impl UploadPlan {
-    /// The files, in the order in which they were given.
-    pub fn planned(&self) -> &[PlannedFile] {
-        &self.files
-    }
-
-    /// Number of files.
-    pub fn files(&self) -> usize {
-        self.files.len()
-    }
-
-    /// Bytes of all files.
-    pub fn bytes(&self) -> u64 {
-        total_bytes(self.files.iter())
-    }
-
-    /// Number of files that are uploaded.
-    pub fn new_files(&self) -> usize {
-        self.only_new().count()
-    }
-
-    /// Bytes that are uploaded.
-    pub fn new_bytes(&self) -> u64 {
-        total_bytes(self.only_new())
-    }
-
-    fn only_new(&self) -> impl Iterator<Item = &PlannedFile> {
-        self.files.iter().filter(|planned| planned.is_new)
-    }
-}
-
-fn total_bytes<'a>(files: impl Iterator<Item = &'a PlannedFile>) -> u64 {
-    files.fold(0, |sum, planned| sum.saturating_add(planned.file.length_bytes))
-}
-
-impl fmt::Display for UploadPlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (files, bytes) = (self.files(), self.bytes());
-        write!(
-            f,
-            "{files} files with {bytes} bytes, of which {} files with {} bytes are uploaded",
-            self.new_files(),
-            self.new_bytes()
-        )
-    }
-}
-
 /// Whether the archive takes objects: puts a small one and deletes it. An error of the latter comes back beside: the
 /// object is one that no manifest names, and a prune deletes it.
 pub fn probe(
@@ -142,156 +73,347 @@ pub fn probe(
     Ok(store.delete(&[key], until).err())
 }
 
-/// Objects that a pause may name without uploading them, by the hash and the length of what they hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reusable(HashMap<(ContentHash, u64), ObjectKey>);
+/// Objects that an upload put, or would put.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NewObjects {
+    /// How many.
+    pub files: usize,
+    /// Their bytes, as they are in the store.
+    pub bytes: u64,
+}
 
-impl Reusable {
-    /// The objects that are in the store, with the right length, and that `parent` names, an earlier pause of the
-    /// same bucket, or that `attempt` has uploaded before it was interrupted. One listing, no object is read.
-    pub fn find(
-        bucket: &str,
-        parent: Option<&Manifest>,
-        attempt: AttemptId,
-        store: &dyn ObjectStore,
-        until: &Until,
-    ) -> Result<Self, UploadError> {
-        let folder = objects_folder(bucket).map_err(UploadError::Bucket)?;
-        let listed = store.list(Some(&folder), until).map_err(store_error)?;
-        let of_parent: HashMap<&ObjectKey, &ManifestFile> =
-            parent.into_iter().flat_map(|parent| &parent.files).map(|file| (&file.object, file)).collect();
-        let mut reusable = Self::default();
-        for object in listed {
-            let named = of_parent.get(&object.key).filter(|file| file.length_bytes == object.length_bytes);
-            let hash = named.map(|file| file.hash).or_else(|| {
-                let (hash, of) = object.key.below(&folder)?.split_once('-')?;
-                (of.parse().ok() == Some(attempt)).then(|| hash.parse().ok())?
-            });
-            if let Some(hash) = hash {
-                reusable.0.insert((hash, object.length_bytes), object.key);
-            }
-        }
-        Ok(reusable)
-    }
-
-    /// Adds what was uploaded meanwhile.
-    pub fn add(&mut self, files: &[ManifestFile]) {
-        let content = |file: &ManifestFile| ((file.hash, file.length_bytes), file.object.clone());
-        self.0.extend(files.iter().map(content));
+impl NewObjects {
+    /// Counts one more.
+    fn add(&mut self, bytes: u64) {
+        self.files += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
     }
 }
 
-/// Hashes of files that were read before, so that they need not be read again under another name. Whoever keeps
-/// them sees to it that none of those files changes or gives its place on the disk away.
-#[derive(Debug, Default)]
-pub struct KnownHashes {
-    chunks: HashMap<FileIdentity, Vec<ChunkHash>>,
-    threads: usize,
+/// What came of an upload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uploaded {
+    /// The files for the manifest, in the plan's order.
+    pub files: Vec<ManifestFile>,
+    /// What the archive did not have.
+    pub new: NewObjects,
 }
 
-/// Device, number on it, and length.
-type FileIdentity = (u64, u64, u64);
-
-impl KnownHashes {
-    /// None yet; files are read by so many threads at a time.
-    pub fn read_by(threads: usize) -> Self {
-        Self { chunks: HashMap::new(), threads }
-    }
-
-    /// Reads what is not known yet and gives the files' identities. Bytes are told of when their hash is known.
-    fn learn(
-        &mut self,
-        files: &[ImageFile],
-        until: &Until,
-        on_known: &mut dyn FnMut(u64),
-    ) -> Result<Vec<FileIdentity>, UploadError> {
-        let (mut identities, mut unknown) = (Vec::with_capacity(files.len()), Vec::new());
-        for image in files {
-            let meta = std::fs::metadata(&image.path).at("look at", &image.path)?;
-            let identity = (meta.dev(), meta.ino(), image.length_bytes);
-            if self.chunks.contains_key(&identity) {
-                on_known(image.length_bytes);
-            } else {
-                unknown.push((identity, FileRead { path: &image.path, length_bytes: image.length_bytes }));
-            }
-            identities.push(identity);
-        }
-        let wanted: Vec<FileRead<'_>> = unknown.iter().map(|(_, file)| *file).collect();
-        let found = hash_files(self.threads, &wanted, until, on_known).map_err(|error| match error {
-            TransferError::Short { path, what } => UploadError::Changed { path, what },
-            error => upload_error(error, &[]),
-        })?;
-        self.chunks.extend(unknown.iter().map(|(identity, _)| *identity).zip(found));
-        Ok(identities)
-    }
-}
-
-/// Reads every file that `known` does not know, and plans the upload for `bucket` as part of `attempt`. An object
-/// of `reusable` is named again for a file of equal hash and length. Bytes count as done when they were hashed.
-pub fn plan_upload(
-    bucket: &str,
-    attempt: AttemptId,
-    files: &[ImageFile],
-    reusable: &Reusable,
+/// Carries the plan out. Where the store takes no drafts, encoded files are made in the folder `scratch`, which is
+/// created for them and removed, whatever comes of the call. Bytes of files count as done when their objects, or parts
+/// of them, are durable. What was uploaded is added to `reusable` and `known`. Carrying out a plan again is fine: an
+/// object that went half in parts is taken up. Parts that nobody takes up are removed by a prune.
+pub fn upload(
+    plan: &UploadPlan,
+    (store, scratch): (&dyn ObjectStore, &Path),
+    reusable: &mut Reusable,
     known: &mut KnownHashes,
     until: &Until,
     on_progress: &mut dyn FnMut(Progress),
-) -> Result<UploadPlan, UploadError> {
-    let total_bytes = files.iter().fold(0, |sum: u64, image| sum.saturating_add(image.length_bytes));
-    let mut meter = Meter::new(total_bytes, on_progress);
-    let identities = known.learn(files, until, &mut |bytes| meter.add(bytes))?;
-    let mut objects = reusable.0.clone();
-    let mut planned = Vec::with_capacity(files.len());
-    for (image, identity) in files.iter().zip(identities) {
-        let chunks = known.chunks.get(&identity).cloned().unwrap_or_default();
-        let hash = ContentHash::of_chunks(&chunks);
-        let content = (hash, image.length_bytes);
-        let present = objects.get(&content).cloned();
-        let is_new = present.is_none();
-        let object = match present {
-            Some(object) => object,
-            None => object_key(bucket, hash, attempt).map_err(UploadError::Bucket)?,
-        };
-        objects.insert(content, object.clone());
-        let (shard, name, length_bytes) = (image.shard, image.name.clone(), image.length_bytes);
-        let file = ManifestFile { shard, name, length_bytes, hash, object };
-        planned.push(PlannedFile { file, path: image.path.clone(), chunks, is_new });
+) -> Result<Uploaded, UploadError> {
+    let mut act = Act {
+        plan,
+        reusable,
+        until,
+        meter: Meter::new(plan.new_bytes(), on_progress),
+        made: BTreeMap::new(),
+        new: NewObjects::default(),
+    };
+    match (store.in_drafts(), plan.options.encoding) {
+        (Some(drafts), _) => act.draft((drafts, store.parallel()), known)?,
+        (None, None) => act.upload_as_they_are(store)?,
+        (None, Some(encoding)) => act.upload_encoded(store, scratch, encoding)?,
     }
-    Ok(UploadPlan { files: planned })
+    let Act { made, new, .. } = act;
+    let mut files = Vec::with_capacity(plan.files());
+    for (number, planned) in plan.planned().iter().enumerate() {
+        let archived = match &planned.way {
+            Way::There(archived) => Some(archived),
+            Way::Like(first) => made.get(first),
+            Way::New(_) | Way::Unread => made.get(&number),
+        };
+        let left_out = || changed(planned, "nothing of it was uploaded");
+        files.push(planned.image.archived(archived.cloned().ok_or_else(left_out)?));
+    }
+    reusable.add(&files);
+    Ok(Uploaded { files, new })
 }
 
-/// Carries the plan out and gives the files for the manifest, in the plan's order. Bytes count as done when
-/// they are durable in the store. Carrying out a plan again is fine: an object that went half in parts is taken up.
-/// Parts that nobody takes up are removed by a prune.
-pub fn upload(
+/// What [`upload`] would put, which is known beforehand only where nothing is encoded: else the files are encoded, by
+/// so many threads, to be counted.
+pub fn weigh(
     plan: &UploadPlan,
-    store: &dyn ObjectStore,
+    parallel: usize,
+    reusable: &Reusable,
     until: &Until,
-    on_progress: &mut dyn FnMut(Progress),
-) -> Result<Vec<ManifestFile>, UploadError> {
-    let mut meter = Meter::new(plan.new_bytes(), on_progress);
-    let files: Vec<FileUpload<'_>> = plan
-        .only_new()
-        .map(|PlannedFile { file, path, chunks, .. }| FileUpload {
-            key: &file.object,
-            path,
-            length_bytes: file.length_bytes,
-            chunks,
-        })
-        .collect();
-    upload_files(store, &files, until, &mut |bytes| meter.add(bytes))
-        .map_err(|error| upload_error(error, &files))?;
-    Ok(plan.files.iter().map(|planned| planned.file.clone()).collect())
+) -> Result<NewObjects, UploadError> {
+    let Some(encoding) = plan.options.encoding else {
+        return Ok(NewObjects { files: plan.new_files(), bytes: plan.new_bytes() });
+    };
+    let new: Vec<&PlannedFile> = plan.only_new().map(|(_, planned)| planned).collect();
+    let files: Vec<FileEncode<'_>> = new.iter().map(|planned| encode(planned, encoding, None)).collect();
+    let encoded = encode_files(parallel, &files, until).map_err(|error| upload_error(error, |_| None))?;
+    let mut found = NewObjects::default();
+    for (planned, content) in new.into_iter().zip(encoded) {
+        match content.and_then(|content| content.encoded) {
+            Some(encoded) if reusable.object(encoded.content()).is_some() => {}
+            Some(encoded) => found.add(encoded.length_bytes),
+            None => found.add(planned.image.length_bytes),
+        }
+    }
+    Ok(found)
 }
 
-fn upload_error(error: TransferError, files: &[FileUpload<'_>]) -> UploadError {
+/// A plan that is being carried out.
+struct Act<'a> {
+    plan: &'a UploadPlan,
+    reusable: &'a Reusable,
+    until: &'a Until,
+    meter: Meter<'a>,
+    /// What came of files of the plan, by their numbers.
+    made: BTreeMap<usize, Archived>,
+    new: NewObjects,
+}
+
+impl Act<'_> {
+    fn draft(
+        &mut self,
+        drafts: (&dyn DraftStore, usize),
+        known: &mut KnownHashes,
+    ) -> Result<(), UploadError> {
+        let options = &self.plan.options;
+        let new: Vec<(usize, &PlannedFile)> = self.plan.only_new().collect();
+        let files: Vec<FileDraft<'_>> = new
+            .iter()
+            .map(|(_, planned)| FileDraft {
+                path: &planned.image.path,
+                length_bytes: planned.image.length_bytes,
+                encoding: options.encoding,
+            })
+            .collect();
+        let planned_at = |place: usize| new.get(place).map(|(_, planned)| *planned);
+        let folder = objects_folder(&options.bucket).map_err(UploadError::Bucket)?;
+        let name = |place: usize, content: &FileContent| {
+            if let Some(Way::New(chunks)) = planned_at(place).map(|planned| &planned.way)
+                && *chunks != content.chunks
+            {
+                return Err(StoreCause::BodyChanged);
+            }
+            let encoded = content.encoded.as_ref().map(EncodedContent::content);
+            if encoded.is_some_and(|content| self.reusable.object(content).is_some()) {
+                return Ok(None);
+            }
+            let hash = encoded.map_or_else(|| content.hash(), |content| content.hash);
+            options.object_key(hash).map(Some).map_err(|e| io::Error::other(e.to_string()).into())
+        };
+        let meter = &mut self.meter;
+        let mut on_durable =
+            |place| meter.add(planned_at(place).map_or(0, |planned| planned.image.length_bytes));
+        let drafted = draft_files(drafts, &folder, &files, &name, self.until, &mut on_durable)
+            .map_err(|error| upload_error(error, |place| planned_at(place).map(path_of)))?;
+        for ((number, planned), drafted) in new.into_iter().zip(drafted) {
+            let Some(drafted) = drafted else { continue };
+            let archived = self.archived(drafted.content.hash(), drafted.content.encoded.as_ref())?;
+            if drafted.object.is_some() {
+                self.new.add(object_bytes(planned, &archived));
+            }
+            self.made.insert(number, archived);
+            known.add(planned.identity, drafted.content.chunks);
+        }
+        Ok(())
+    }
+
+    fn upload_as_they_are(&mut self, store: &dyn ObjectStore) -> Result<(), UploadError> {
+        let as_it_is = |(number, planned)| self.as_it_is(number, planned);
+        let sent = self.plan.only_new().map(as_it_is).collect::<Result<_, _>>()?;
+        self.send(store, sent)
+    }
+
+    /// Encodes as many files as may lie on the disk at a time, uploads them, and so on.
+    fn upload_encoded(
+        &mut self,
+        store: &dyn ObjectStore,
+        scratch: &Path,
+        encoding: Encoding,
+    ) -> Result<(), UploadError> {
+        let new: Vec<(usize, &PlannedFile)> = self.plan.only_new().collect();
+        let mut rest = new.as_slice();
+        fs::create_dir(scratch).at("create the folder", scratch)?;
+        let _scratch = Scratch(scratch);
+        while !rest.is_empty() {
+            let (batch, later) = rest.split_at(batch_of(rest));
+            rest = later;
+            let bytes = total_bytes(batch.iter().map(|(_, planned)| *planned));
+            require_room(scratch, bytes)?;
+            let paths: Vec<PathBuf> =
+                batch.iter().map(|(number, _)| scratch.join(format!("{number}"))).collect();
+            let done = self.encode_and_send(store, batch, &paths, encoding);
+            for path in paths.iter().filter(|path| path.exists()) {
+                fs::remove_file(path).at("remove", path)?;
+            }
+            done?;
+        }
+        Ok(())
+    }
+
+    fn encode_and_send(
+        &mut self,
+        store: &dyn ObjectStore,
+        batch: &[(usize, &PlannedFile)],
+        paths: &[PathBuf],
+        encoding: Encoding,
+    ) -> Result<(), UploadError> {
+        let files: Vec<FileEncode<'_>> = batch
+            .iter()
+            .zip(paths)
+            .map(|((_, planned), path)| encode(planned, encoding, Some(path)))
+            .collect();
+        let encoded = encode_files(store.parallel(), &files, self.until)
+            .map_err(|error| upload_error(error, |_| None))?;
+        let mut sent = Vec::new();
+        for ((&(number, planned), path), content) in batch.iter().zip(paths).zip(encoded) {
+            let Some(FileContent { chunks, encoded: Some(encoded) }) = content else {
+                sent.push(self.as_it_is(number, planned)?);
+                continue;
+            };
+            if chunks != chunks_of(planned) {
+                return Err(changed(planned, &StoreCause::BodyChanged.to_string()));
+            }
+            let archived = self.archived(ContentHash::of_chunks(&chunks), Some(&encoded))?;
+            if self.reusable.object(encoded.content()).is_some() {
+                self.meter.add(planned.image.length_bytes);
+                self.made.insert(number, archived);
+            } else {
+                sent.push(Sent { number, planned, archived, path, chunks: Cow::Owned(encoded.chunks) });
+            }
+        }
+        self.send(store, sent)
+    }
+
+    fn as_it_is<'p>(&self, number: usize, planned: &'p PlannedFile) -> Result<Sent<'p>, UploadError> {
+        let (path, chunks) = (planned.image.path.as_path(), chunks_of(planned));
+        let archived = self.archived(ContentHash::of_chunks(chunks), None)?;
+        Ok(Sent { number, planned, archived, path, chunks: Cow::Borrowed(chunks) })
+    }
+
+    fn send(&mut self, store: &dyn ObjectStore, sent: Vec<Sent<'_>>) -> Result<(), UploadError> {
+        let files: Vec<FileUpload<'_>> = sent
+            .iter()
+            .map(|Sent { planned, archived, path, chunks, .. }| FileUpload {
+                key: &archived.object,
+                path,
+                length_bytes: object_bytes(planned, archived),
+                chunks,
+            })
+            .collect();
+        let all_bytes = files.iter().map(|file| file.length_bytes).sum();
+        let of_files = total_bytes(sent.iter().map(|file| file.planned));
+        let mut scale = Scale { sent_bytes: 0, all_bytes, told_bytes: 0, of_files };
+        let meter = &mut self.meter;
+        let path = |place: usize| sent.get(place).map(|file| path_of(file.planned));
+        upload_files(store, &files, self.until, &mut |bytes| meter.add(scale.after(bytes)))
+            .map_err(|error| upload_error(error, path))?;
+        for Sent { number, planned, archived, .. } in sent {
+            self.new.add(object_bytes(planned, &archived));
+            self.made.insert(number, archived);
+        }
+        Ok(())
+    }
+
+    fn archived(&self, hash: ContentHash, encoded: Option<&EncodedContent>) -> Result<Archived, UploadError> {
+        let stored = encoded.map(|encoded| {
+            let (Content { length_bytes, hash }, encoding) = (encoded.content(), encoded.encoding);
+            Stored { encoding, length_bytes, hash }
+        });
+        let object = self.plan.options.object_key(stored.map_or(hash, |stored| stored.hash))?;
+        Ok(Archived { hash, object, stored })
+    }
+}
+
+/// A file whose object is known.
+struct Sent<'p> {
+    number: usize,
+    planned: &'p PlannedFile,
+    archived: Archived,
+    /// Where the object's content lies.
+    path: &'p Path,
+    /// The hashes of its chunks.
+    chunks: Cow<'p, [ChunkHash]>,
+}
+
+fn object_bytes(planned: &PlannedFile, archived: &Archived) -> u64 {
+    archived.stored.map_or(planned.image.length_bytes, |stored| stored.length_bytes)
+}
+
+/// A folder that goes when this does. What cannot be removed is left to whoever made the place that it is in.
+struct Scratch<'a>(&'a Path);
+
+impl Drop for Scratch<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(self.0);
+    }
+}
+
+/// Tells of bytes of files by what of their objects is durable.
+struct Scale {
+    sent_bytes: u64,
+    all_bytes: u64,
+    told_bytes: u64,
+    of_files: u64,
+}
+
+impl Scale {
+    fn after(&mut self, sent_bytes: u64) -> u64 {
+        self.sent_bytes += sent_bytes;
+        let reached = u128::from(self.of_files) * u128::from(self.sent_bytes);
+        let reached =
+            reached.checked_div(u128::from(self.all_bytes)).and_then(|bytes| u64::try_from(bytes).ok());
+        let new = reached.unwrap_or(self.of_files).saturating_sub(self.told_bytes);
+        self.told_bytes += new;
+        new
+    }
+}
+
+/// How many of the files are encoded at a time.
+fn batch_of(files: &[(usize, &PlannedFile)]) -> usize {
+    let mut bytes = 0_u64;
+    let fits = |(_, planned): &&(usize, &PlannedFile)| {
+        bytes = bytes.saturating_add(planned.image.length_bytes);
+        bytes <= ENCODED_AHEAD_BYTES
+    };
+    files.iter().take_while(fits).count().max(1)
+}
+
+fn encode<'a>(planned: &'a PlannedFile, encoding: Encoding, to: Option<&'a PathBuf>) -> FileEncode<'a> {
+    let (path, length_bytes) = (planned.image.path.as_path(), planned.image.length_bytes);
+    FileEncode { path, length_bytes, encoding, to: to.map(PathBuf::as_path) }
+}
+
+fn chunks_of(planned: &PlannedFile) -> &[ChunkHash] {
+    match &planned.way {
+        Way::New(chunks) => chunks,
+        _ => &[],
+    }
+}
+
+fn path_of(planned: &PlannedFile) -> PathBuf {
+    planned.image.path.clone()
+}
+
+fn changed(planned: &PlannedFile, what: &str) -> UploadError {
+    UploadError::Changed { path: path_of(planned), what: what.to_owned() }
+}
+
+/// `path` gives that of the file with a number.
+pub(super) fn upload_error(error: TransferError, path: impl Fn(usize) -> Option<PathBuf>) -> UploadError {
     let (file, error) = match error {
         TransferError::Local(error) => return error.into(),
         TransferError::Stopped(why) => return why.into(),
+        TransferError::Short { path, what } => return UploadError::Changed { path, what },
         TransferError::Store { file, error } => (file, error),
         other => return UploadError::Thread(other),
     };
-    let path = files.get(file).map_or_else(PathBuf::new, |file| file.path.to_owned());
+    let path = path(file).unwrap_or_default();
     match error.cause {
         StoreCause::BodyTooShort { .. } | StoreCause::BodyChanged => {
             UploadError::Changed { path, what: error.cause.to_string() }
@@ -301,7 +423,7 @@ fn upload_error(error: TransferError, files: &[FileUpload<'_>]) -> UploadError {
     }
 }
 
-fn store_error(error: StoreError) -> UploadError {
+pub(super) fn store_error(error: StoreError) -> UploadError {
     match error.cause {
         StoreCause::Stopped(why) => why.into(),
         _ => UploadError::Store(error),

@@ -10,11 +10,11 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
+use super::fetch::fetch_all;
 use super::manifest::{Manifest, ManifestFile};
 use crate::durable::{AtPath, PathError};
 use crate::objstore::{
-    Content, ContentHash, FileFetch, ObjectKey, ObjectStore, ReadError, StoreCause, StoreError,
-    TransferError, fetch_files, hash_file,
+    Content, ContentHash, ObjectKey, ObjectStore, ReadError, StoreCause, StoreError, TransferError, hash_file,
 };
 use crate::thread::{Stopped, Until};
 
@@ -41,6 +41,9 @@ pub enum Difference {
         /// What is there.
         found: ContentHash,
     },
+    /// It is what it is said to be, and does not hold the file that it is said to hold.
+    #[error("it does not hold the file: {0}")]
+    Encoded(String),
     /// The store cannot give it.
     #[error("it cannot be read: {0}")]
     Unreadable(String),
@@ -106,17 +109,13 @@ pub fn verify(
 ) -> Result<Vec<BadObject>, VerifyError> {
     let mut objects = BTreeMap::new();
     for file in &manifest.files {
-        objects.entry((&file.object, file.length_bytes)).or_insert(file);
+        objects.entry((&file.object, file.length_bytes, file.stored.is_some())).or_insert((file, None));
     }
-    let files: Vec<&ManifestFile> = objects.into_values().collect();
-    let wanted: Vec<FileFetch<'_>> = files
-        .iter()
-        .map(|file| FileFetch { key: &file.object, length_bytes: file.length_bytes, path: None })
-        .collect();
+    let files: Vec<(&ManifestFile, Option<&Path>)> = objects.into_values().collect();
     let mut bad = BTreeMap::new();
-    let fetched = fetch_files(store, &wanted, until, &mut |number, came| {
-        let Some(file) = files.get(number) else { return Ok(()) };
-        let difference = match judge(file, came) {
+    let fetched = fetch_all(store, &files, until, &mut |number, came| {
+        let Some((file, _)) = files.get(number) else { return Ok(()) };
+        let difference = match came {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(difference)) => difference,
             Err(error) if error.is_temporary() => return Err(TransferError::Store { file: number, error }),
@@ -167,26 +166,14 @@ pub(super) fn local_difference(
     } else {
         file.hash
     };
-    Ok(compare(file, Content { length_bytes, hash }).err())
+    Ok(compare(file.content(), Content { length_bytes, hash }).err())
 }
 
-/// What is wrong with an object, by what came of it; an error of the store that says nothing of it comes back.
-pub(super) fn judge(
-    file: &ManifestFile,
-    came: Result<Content, StoreError>,
-) -> Result<Result<(), Difference>, StoreError> {
-    match came {
-        Ok(content) => Ok(compare(file, content)),
-        Err(StoreError { cause: StoreCause::NotFound, .. }) => Ok(Err(Difference::Missing)),
-        Err(e) => Err(e),
-    }
-}
-
-fn compare(file: &ManifestFile, found: Content) -> Result<(), Difference> {
-    if found.length_bytes != file.length_bytes {
-        Err(Difference::Length { expected_bytes: file.length_bytes, found_bytes: found.length_bytes })
-    } else if found.hash != file.hash {
-        Err(Difference::Hash { expected: file.hash, found: found.hash })
+pub(super) fn compare(expected: Content, found: Content) -> Result<(), Difference> {
+    if found.length_bytes != expected.length_bytes {
+        Err(Difference::Length { expected_bytes: expected.length_bytes, found_bytes: found.length_bytes })
+    } else if found.hash != expected.hash {
+        Err(Difference::Hash { expected: expected.hash, found: found.hash })
     } else {
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! One line of a replayed file: what it changes, and what can be wrong with it.
 //!
-//! A line that is accepted here is whole: JSON to its end, UTF-8 in every string, numbers that have a value, no
-//! deeper than the parser's limit of 128. Evaluation finds nothing wrong with it later.
+//! Invariant: a document that is accepted here is one to the reader of [`crate::index`] as well, because that is what
+//! checks it, so evaluation finds nothing wrong with it later.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,6 +11,7 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::event::{DOCUMENT_BYTES_MAX, KEY_BYTES_MAX};
+use crate::index::{DocumentError, Pass, Place, read};
 
 /// What is wrong with a line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,7 +64,8 @@ pub(super) fn parse_document<'l>(line: &'l [u8], id_field: &str) -> Result<Chang
     if line.len() > DOCUMENT_BYTES_MAX {
         return Err(LineProblem::TooLarge);
     }
-    let id = parse_whole(line, FindId { field: id_field })?;
+    let id =
+        read(line, |text| FindId { field: id_field, place: Place::top_of(text) }).map_err(bad_document)?;
     let id = id.ok_or_else(|| LineProblem::NoId(id_field.to_owned()))?.check()?;
     Ok(Change::Upsert { id, document: line })
 }
@@ -78,7 +80,7 @@ pub(super) fn parse_change(line: &[u8]) -> Result<Change<'_>, LineProblem> {
             if document.len() > DOCUMENT_BYTES_MAX {
                 return Err(LineProblem::TooLarge);
             }
-            parse_whole(document, Checked)?;
+            read(document, |text| Pass { place: Place::top_of(text) }).map_err(bad_document)?;
             Ok(Change::Upsert { id, document })
         }
         "delete" => Ok(Change::Delete { id }),
@@ -94,11 +96,11 @@ fn json_problem(error: serde_json::Error) -> LineProblem {
     LineProblem::Json(text.replacen(" at line 1 column ", " at column ", 1))
 }
 
-fn parse_whole<'l, S: DeserializeSeed<'l>>(line: &'l [u8], seed: S) -> Result<S::Value, LineProblem> {
-    let mut deserializer = serde_json::Deserializer::from_slice(line);
-    let value = seed.deserialize(&mut deserializer).map_err(json_problem)?;
-    deserializer.end().map_err(json_problem)?;
-    Ok(value)
+fn bad_document(error: DocumentError) -> LineProblem {
+    match error {
+        DocumentError::Json(error) => json_problem(error),
+        DocumentError::Utf8(error) => LineProblem::Json(error.to_string()),
+    }
 }
 
 #[derive(Deserialize)]
@@ -132,48 +134,62 @@ impl<'l> Id<'l> {
 
 impl<'de: 'l, 'l> Deserialize<'de> for Id<'l> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct IdVisitor;
-        impl<'de> Visitor<'de> for IdVisitor {
-            type Value = Id<'de>;
+        ReadId { place: Place::TOP }.deserialize(deserializer)
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a value")
-            }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Id<'de>, E> {
-                Ok(Id::Text(Cow::Borrowed(text)))
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Id<'de>, E> {
-                Ok(Id::Text(Cow::Owned(text.to_owned())))
-            }
-            fn visit_unit<E>(self) -> Result<Id<'de>, E> {
-                Ok(Id::Other)
-            }
-            fn visit_bool<E>(self, _: bool) -> Result<Id<'de>, E> {
-                Ok(Id::Other)
-            }
-            fn visit_i64<E>(self, _: i64) -> Result<Id<'de>, E> {
-                Ok(Id::Other)
-            }
-            fn visit_u64<E>(self, _: u64) -> Result<Id<'de>, E> {
-                Ok(Id::Other)
-            }
-            fn visit_f64<E>(self, _: f64) -> Result<Id<'de>, E> {
-                Ok(Id::Other)
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Id<'de>, A::Error> {
-                Checked.visit_seq(seq).map(|()| Id::Other)
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Id<'de>, A::Error> {
-                Checked.visit_map(map).map(|()| Id::Other)
-            }
-        }
-        deserializer.deserialize_any(IdVisitor)
+/// Reads an id, or checks what stands in its place.
+struct ReadId {
+    place: Place,
+}
+
+impl<'de> DeserializeSeed<'de> for ReadId {
+    type Value = Id<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Id<'de>, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ReadId {
+    type Value = Id<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Id<'de>, E> {
+        Ok(Id::Text(Cow::Borrowed(text)))
+    }
+    fn visit_str<E>(self, text: &str) -> Result<Id<'de>, E> {
+        Ok(Id::Text(Cow::Owned(text.to_owned())))
+    }
+    fn visit_unit<E>(self) -> Result<Id<'de>, E> {
+        Ok(Id::Other)
+    }
+    fn visit_bool<E>(self, _: bool) -> Result<Id<'de>, E> {
+        Ok(Id::Other)
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<Id<'de>, E> {
+        Ok(Id::Other)
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<Id<'de>, E> {
+        Ok(Id::Other)
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<Id<'de>, E> {
+        Ok(Id::Other)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Id<'de>, A::Error> {
+        Pass { place: self.place }.visit_seq(seq).map(|()| Id::Other)
+    }
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Id<'de>, A::Error> {
+        Pass { place: self.place }.visit_map(map).map(|()| Id::Other)
     }
 }
 
 /// Finds the id of a document and checks everything else on the way.
 struct FindId<'f> {
     field: &'f str,
+    place: Place,
 }
 
 impl<'de> DeserializeSeed<'de> for FindId<'_> {
@@ -192,13 +208,14 @@ impl<'de> Visitor<'de> for FindId<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let place = self.place.within()?;
         let mut id = None;
         while let Some(is_id) = map.next_key_seed(IsName(self.field))? {
             if is_id {
                 // The last of duplicate members wins.
-                id = Some(map.next_value()?);
+                id = Some(map.next_value_seed(ReadId { place })?);
             } else {
-                map.next_value_seed(Checked)?;
+                map.next_value_seed(Pass { place })?;
             }
         }
         Ok(id)
@@ -225,54 +242,5 @@ impl Visitor<'_> for IsName<'_> {
 
     fn visit_str<E>(self, name: &str) -> Result<bool, E> {
         Ok(name == self.0)
-    }
-}
-
-/// Parses a value to its end and keeps nothing. Unlike serde's `IgnoredAny`, which skips over text, this decodes every
-/// string and number and counts the depth.
-#[derive(Clone, Copy)]
-struct Checked;
-
-impl<'de> DeserializeSeed<'de> for Checked {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Checked {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON value")
-    }
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_str<E>(self, _: &str) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while seq.next_element_seed(self)?.is_some() {}
-        Ok(())
-    }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while map.next_key_seed(IsName(""))?.is_some() {
-            map.next_value_seed(self)?;
-        }
-        Ok(())
     }
 }

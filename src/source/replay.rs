@@ -470,7 +470,10 @@ impl Lines {
         let taken = newline.unwrap_or(available.len());
         self.too_long |= self.partial.len() + taken > LINE_BYTES_MAX;
         if let Some(part) = available.get(..taken).filter(|_| !self.too_long) {
-            self.partial.extend_from_slice(part);
+            // A line that is whole already takes no way round.
+            let to =
+                if self.partial.is_empty() && newline.is_some() { &mut *buffer } else { &mut self.partial };
+            to.extend_from_slice(part);
         }
         self.reader.consume(taken + usize::from(newline.is_some()));
         Ok(if newline.is_some() { self.finish(buffer, true) } else { Line::Pause })

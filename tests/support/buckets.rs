@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use dormouse::bucket::{
     Bucket, BucketConfig, BucketName, BucketSpec, BucketState, DataDir, IngestError, IngestOptions,
-    IngestReport, PauseError, ResumeError, ResumeReport,
+    IngestReport, PauseError, PauseOptions, ResumeError, ResumeReport,
 };
 use dormouse::durable::require_room;
 use dormouse::index::{IndexDefinition, KeyRange};
@@ -154,7 +154,8 @@ pub(crate) fn ingest(bucket: &Bucket, text: String) -> Result<IngestReport, Inge
 
 /// Pauses without noise.
 pub(crate) fn pause(bucket: &Bucket, store: &dyn ObjectStore, evict: bool) -> Result<(), PauseError> {
-    bucket.pause(store, evict, &watchdog(), &mut |_| {}).map(drop)
+    let options = PauseOptions { evict, ..PauseOptions::default() };
+    bucket.pause(store, options, &watchdog(), &mut |_| {}).map(drop)
 }
 
 /// The ids that a scan of `by_n` gives, in key order.

@@ -1,6 +1,7 @@
 //! What several modules of tests use.
 
 pub(crate) mod buckets;
+pub(crate) mod capture;
 pub(crate) mod cli;
 pub(crate) mod consumer;
 pub(crate) mod endpoint;
@@ -23,10 +24,12 @@ use std::time::{Duration, SystemTime};
 use crossbeam::channel::Sender;
 
 use dormouse::objstore::{
-    Body, ObjectKey, ObjectStore, Operation, Page, PageMark, Part, PartStore, StoreCause, StoreError, Upload,
+    Body, DraftStore, ObjectKey, ObjectStore, Operation, Page, PageMark, Part, PartStore, StoreCause,
+    StoreError, Upload, WriteDraft,
 };
 use dormouse::pause::{
-    ImageFile, KnownHashes, Manifest, ManifestFile, Membership, PauseId, Reusable, plan_upload, upload,
+    AttemptId, ImageFile, KnownHashes, Manifest, ManifestFile, Membership, NewObjects, PauseId, Reusable,
+    UploadOptions, plan_upload, upload,
 };
 use dormouse::shard::ShardId;
 use dormouse::thread::{self, Cancel, Until, fin};
@@ -68,6 +71,13 @@ pub(crate) fn key(text: &str) -> ObjectKey {
     ObjectKey::new(text).unwrap()
 }
 
+/// Says that something which a test needs is not installed. Where all has to be there, as in CI, that is a failure.
+pub(crate) fn skip_without(what: &str) {
+    let wanted = std::env::var_os("DORMOUSE_SERVERS").is_some_and(|wanted| wanted == "required");
+    assert!(!wanted, "{what} is not installed: .ci/run installs it, and --without-servers does without");
+    println!("skipped: {what} is not installed (.ci/run installs it)");
+}
+
 /// Name of the bucket that tests archive.
 pub(crate) const BUCKET: &str = "travel";
 
@@ -82,7 +92,7 @@ pub(crate) fn image(folder: &Path, shard: u16, name: &str, content: &[u8]) -> Im
 pub(crate) fn manifest(pause: PauseId, parent: Option<PauseId>, files: Vec<ManifestFile>) -> Manifest {
     Manifest {
         pause,
-        attempt: "00000000000000bb".parse().unwrap(),
+        attempt: attempt(),
         parent,
         created: "2026-01-02T03:04:05Z".to_owned(),
         bucket: BUCKET.to_owned(),
@@ -98,6 +108,21 @@ pub(crate) fn manifest(pause: PauseId, parent: Option<PauseId>, files: Vec<Manif
     }
 }
 
+/// The attempt that tests upload as.
+pub(crate) fn attempt() -> AttemptId {
+    "00000000000000bb".parse().unwrap()
+}
+
+/// How tests upload to the store, without an encoding.
+pub(crate) fn upload_options(store: &dyn ObjectStore) -> UploadOptions {
+    UploadOptions {
+        bucket: BUCKET.to_owned(),
+        attempt: attempt(),
+        encoding: None,
+        takes_drafts: store.in_drafts().is_some(),
+    }
+}
+
 /// Uploads `files` after `parent`, publishes the pause, and gives its manifest.
 pub(crate) fn archive(
     store: &dyn ObjectStore,
@@ -106,17 +131,31 @@ pub(crate) fn archive(
     parent: Option<&Manifest>,
     until: &Until,
 ) -> anyhow::Result<Manifest> {
-    let attempt = "00000000000000bb".parse()?;
-    let reusable = match parent {
-        Some(_) => Reusable::find(BUCKET, parent, attempt, store, until)?,
+    archive_as(&upload_options(store), store, pause, files, parent, until).map(|(manifest, _)| manifest)
+}
+
+/// The same as `options` have it, with the objects that were new.
+pub(crate) fn archive_as(
+    options: &UploadOptions,
+    store: &dyn ObjectStore,
+    pause: PauseId,
+    files: &[ImageFile],
+    parent: Option<&Manifest>,
+    until: &Until,
+) -> anyhow::Result<(Manifest, NewObjects)> {
+    let mut reusable = match parent {
+        Some(_) => Reusable::find(BUCKET, parent, attempt(), store, until)?,
         None => Reusable::default(),
     };
-    let plan =
-        plan_upload(BUCKET, attempt, files, &reusable, &mut KnownHashes::default(), until, &mut |_| {})?;
-    let files = upload(&plan, store, until, &mut |_| {})?;
-    let manifest = manifest(pause, parent.map(|parent| parent.pause), files);
+    let (known, scratch) = (&mut KnownHashes::default(), tempfile::tempdir()?);
+    let plan = plan_upload(options, files, &reusable, known, until)?;
+    let encoded = scratch.path().join("encoded");
+    let uploaded = upload(&plan, (store, &encoded), &mut reusable, known, until, &mut |_| {});
+    assert!(!encoded.exists(), "something is left of what was encoded");
+    let uploaded = uploaded?;
+    let manifest = manifest(pause, parent.map(|parent| parent.pause), uploaded.files);
     manifest.publish(store, until)?;
-    Ok(manifest)
+    Ok((manifest, uploaded.new))
 }
 
 /// Every file below `folder`, by its path from there.
@@ -192,7 +231,7 @@ impl<'a> FailingStore<'a> {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// Calls of both kinds of put that were made.
+    /// Calls of all kinds of put that were made.
     pub(crate) fn puts(&self) -> usize {
         self.puts.load(Ordering::Relaxed)
     }
@@ -305,8 +344,25 @@ impl ObjectStore for FailingStore<'_> {
         self.inner.in_parts().map(|_| self as &dyn PartStore)
     }
 
+    fn in_drafts(&self) -> Option<&dyn DraftStore> {
+        self.inner.in_drafts().map(|_| self as &dyn DraftStore)
+    }
+
     fn parallel(&self) -> usize {
         if self.one_at_a_time { 1 } else { self.inner.parallel() }
+    }
+}
+
+impl DraftStore for FailingStore<'_> {
+    fn put_draft(
+        &self,
+        folder: &ObjectKey,
+        write: &mut WriteDraft<'_>,
+        until: &Until,
+    ) -> Result<Option<ObjectKey>, StoreError> {
+        self.puts.fetch_add(1, Ordering::Relaxed);
+        let put = || self.inner.in_drafts().unwrap().put_draft(folder, write, until);
+        self.call(Operation::Put, Some(folder), put)
     }
 }
 

@@ -151,6 +151,21 @@ pub(crate) fn compare_keys(a: &[Option<Value>], b: &[Option<Value>]) -> Ordering
 }
 
 impl Index {
+    /// An index over these paths.
+    pub(crate) fn of(paths: &[&[Step]]) -> Self {
+        Self { paths: paths.iter().map(|path| path.to_vec()).collect(), filter: None }
+    }
+
+    /// An index over members of the document itself.
+    pub(crate) fn over(members: &[&'static str]) -> Self {
+        Self { paths: members.iter().map(|name| vec![Step::Member(name)]).collect(), filter: None }
+    }
+
+    /// The same over those documents alone of which `filter` is true.
+    pub(crate) fn with_filter(self, filter: Test) -> Self {
+        Self { filter: Some(filter), ..self }
+    }
+
     pub(crate) fn definition(&self, name: &str) -> IndexDefinition {
         let paths: Vec<String> = self.paths.iter().map(|path| path_text(path)).collect();
         let definition = IndexDefinition::parse(&format!("{name}={}", paths.join(","))).unwrap();

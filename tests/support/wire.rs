@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use dormouse::source::dcp::{Decoded, FRAME_BYTES_MAX, Frame, Message};
 use serde_json::Value;
 
 /// The lines of a file of frames.
@@ -21,4 +22,17 @@ pub(crate) fn from_hex(text: &str) -> Vec<u8> {
     assert!(rest.is_empty(), "half a byte in {text}");
     let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
     pairs.iter().map(byte).collect()
+}
+
+/// The frame that some bytes are.
+pub(crate) fn whole(bytes: &[u8]) -> Frame<'_> {
+    match Frame::decode(bytes, FRAME_BYTES_MAX) {
+        Ok(Decoded::Whole(frame, len)) if len == bytes.len() => frame,
+        other => panic!("{other:?} of {bytes:02x?}"),
+    }
+}
+
+/// The message that some bytes are, on a connection without collections.
+pub(crate) fn message(bytes: &[u8]) -> Message<'_> {
+    Message::decode(&whole(bytes), false).unwrap()
 }

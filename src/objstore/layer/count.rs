@@ -68,4 +68,8 @@ impl Policy for Count {
     fn came(&self, bytes: usize, _: &Until) {
         self.0.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
+
+    fn is_durable(&self, bytes: u64) {
+        self.0.durable_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
 }

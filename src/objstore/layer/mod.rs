@@ -24,7 +24,7 @@ use std::time::SystemTime;
 
 use super::error::{Operation, StoreCause, StoreError};
 use super::key::ObjectKey;
-use super::store::{Body, ObjectStore, Page, PageMark, Part, PartStore, Upload};
+use super::store::{Body, DraftStore, ObjectStore, Page, PageMark, Part, PartStore, Upload, WriteDraft};
 use crate::thread::Until;
 
 /// What a call is about.
@@ -32,7 +32,8 @@ use crate::thread::Until;
 pub struct CallInfo {
     /// Which call.
     pub operation: Operation,
-    /// Bytes that it sends.
+    /// Bytes that it sends, where that is known. The bytes of a draft are told by [`Policy::went`] and
+    /// [`Policy::is_durable`].
     pub sent_bytes: u64,
     /// Bytes that it asks for, where that is known.
     pub wanted_bytes: u64,
@@ -50,6 +51,12 @@ pub trait Policy: Send + Sync {
 
     /// Is told of bytes of content that have come, before they are handed on; it may take its time.
     fn came(&self, _bytes: usize, _until: &Until) {}
+
+    /// Is told of bytes of a draft before they are handed on; it may take its time.
+    fn went(&self, _bytes: usize, _until: &Until) {}
+
+    /// Is told of the bytes of a draft that is durable.
+    fn is_durable(&self, _bytes: u64) {}
 
     /// Whether it has to know how many bytes a whole object has before that is asked for.
     fn needs_length(&self) -> bool {
@@ -194,8 +201,65 @@ impl<P: Policy> ObjectStore for Layer<P> {
         self.inner.in_parts().map(|_| self as &dyn PartStore)
     }
 
+    fn in_drafts(&self) -> Option<&dyn DraftStore> {
+        self.inner.in_drafts().map(|_| self as &dyn DraftStore)
+    }
+
     fn parallel(&self) -> usize {
         self.inner.parallel()
+    }
+}
+
+/// Hands a draft's content on.
+struct Outward<'a, P> {
+    to: &'a mut dyn Write,
+    policy: &'a P,
+    until: &'a Until,
+    went_bytes: u64,
+}
+
+impl<P: Policy> Write for Outward<'_, P> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.policy.went(bytes.len(), self.until);
+        self.to.write_all(bytes)?;
+        self.went_bytes += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+impl<P: Policy> DraftStore for Layer<P> {
+    fn put_draft(
+        &self,
+        folder: &ObjectKey,
+        write: &mut WriteDraft<'_>,
+        until: &Until,
+    ) -> Result<Option<ObjectKey>, StoreError> {
+        let went_bytes = Cell::new(0);
+        let put = self.call(Operation::Put, 0, until, |until| match self.inner.in_drafts() {
+            Some(drafts) => {
+                let mut counted = |to: &mut dyn Write| {
+                    let mut outward = Outward { to, policy: &self.policy, until, went_bytes: 0 };
+                    let key = write(&mut outward)?;
+                    went_bytes.set(outward.went_bytes);
+                    Ok(key)
+                };
+                drafts.put_draft(folder, &mut counted, until)
+            }
+            None => Err(StoreError::new(
+                Operation::Put,
+                Some(folder),
+                self.inner.describe(),
+                StoreCause::NotFound,
+            )),
+        })?;
+        if put.is_some() {
+            self.policy.is_durable(went_bytes.get());
+        }
+        Ok(put)
     }
 }
 

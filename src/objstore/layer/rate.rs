@@ -62,4 +62,8 @@ impl Policy for Rate {
     fn came(&self, bytes: usize, until: &Until) {
         self.pass(bytes as u64, until);
     }
+
+    fn went(&self, bytes: usize, until: &Until) {
+        self.pass(bytes as u64, until);
+    }
 }

@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::{TransferError, run_jobs};
-use crate::durable::{PathError, create_new};
+use crate::durable::{FLUSH_BYTES, PathError, create_new};
 use crate::objstore::error::{Operation, StoreCause, StoreError};
 use crate::objstore::hash::{CHUNK_BYTES, ChunkHash, Content, ContentHash};
 use crate::objstore::key::ObjectKey;
@@ -61,15 +62,72 @@ pub fn fetch_files(
 ) -> Result<(), TransferError> {
     let fetching: Vec<Fetching<'_>> =
         files.iter().enumerate().map(|(number, wanted)| Fetching::new(number, *wanted)).collect();
-    let jobs: Vec<(&Fetching<'_>, u64)> = fetching
+    let jobs: Vec<(&Fetching<'_>, (usize, Range<u64>))> = fetching
         .iter()
-        .flat_map(|fetching| (0..fetching.pieces()).map(move |piece| (fetching, piece)))
+        .flat_map(|fetching| {
+            let pieces = pieces_of(fetching.wanted.length_bytes).enumerate();
+            pieces.map(move |piece| (fetching, piece))
+        })
         .collect();
-    let work = |&(fetching, piece): &(&Fetching<'_>, u64), until: &Until| fetching.fetch(store, piece, until);
+    let work = |(fetching, piece): &(&Fetching<'_>, (usize, Range<u64>)), until: &Until| {
+        fetching.fetch(store, piece.clone(), until)
+    };
     run_jobs(store.parallel(), &jobs, until, work, &mut |found| match found {
         Some((number, result)) => on_object(number, result),
         None => Ok(()),
     })
+}
+
+/// The pieces that an object of so many bytes is got in: one of an empty object, too.
+pub(super) fn pieces_of(length_bytes: u64) -> impl Iterator<Item = Range<u64>> {
+    (0..count_pieces(length_bytes)).map(move |piece| {
+        let start = piece * CHUNK_BYTES;
+        start..start.saturating_add(CHUNK_BYTES).min(length_bytes)
+    })
+}
+
+fn count_pieces(length_bytes: u64) -> u64 {
+    length_bytes.div_ceil(CHUNK_BYTES).max(1)
+}
+
+/// What came of a piece.
+pub(super) enum Piece {
+    /// All of it.
+    Whole,
+    /// The object has another length.
+    OtherLength(u64),
+    /// The store does not give it.
+    Failed(StoreError),
+}
+
+/// Gets the bytes `range` of the object, which is expected to have so many. An error of `to` comes back through
+/// `local`.
+pub(super) fn get_piece(
+    store: &dyn ObjectStore,
+    (key, length_bytes): (&ObjectKey, u64),
+    range: Range<u64>,
+    to: &mut dyn Write,
+    until: &Until,
+    local: impl Fn(io::Error) -> TransferError,
+) -> Result<Piece, TransferError> {
+    let got = if range == (0..length_bytes) {
+        store.get(key, to, until)
+    } else {
+        store.get_range(key, range, to, until)
+    };
+    let missing = || StoreError::new(Operation::Get, Some(key), store.describe(), StoreCause::NotFound);
+    match got {
+        Ok(found_bytes) if found_bytes == length_bytes => Ok(Piece::Whole),
+        Ok(found_bytes) => Ok(Piece::OtherLength(found_bytes)),
+        Err(StoreError { cause: StoreCause::Stopped(why), .. }) => Err(why.into()),
+        Err(StoreError { cause: StoreCause::Receiver(source), .. }) => Err(local(source)),
+        Err(StoreError { cause: StoreCause::OutOfRange { .. }, .. }) => Ok(match store.head(key, until) {
+            Ok(Some(found_bytes)) => Piece::OtherLength(found_bytes),
+            Ok(None) => Piece::Failed(missing()),
+            Err(error) => Piece::Failed(error),
+        }),
+        Err(error) => Ok(Piece::Failed(error)),
+    }
 }
 
 impl<'a> Fetching<'a> {
@@ -78,44 +136,28 @@ impl<'a> Fetching<'a> {
         Self { number, wanted, state: Mutex::new(state) }
     }
 
-    fn pieces(&self) -> u64 {
-        self.wanted.length_bytes.div_ceil(CHUNK_BYTES).max(1)
-    }
-
-    fn fetch(&self, store: &dyn ObjectStore, piece: u64, until: &Until) -> Result<Found, TransferError> {
+    fn fetch(
+        &self,
+        store: &dyn ObjectStore,
+        (piece, range): (usize, Range<u64>),
+        until: &Until,
+    ) -> Result<Found, TransferError> {
         if self.state.lock().is_over {
             return Ok(None);
         }
         let file = self.file()?;
-        let start = piece.saturating_mul(CHUNK_BYTES);
-        let end = start.saturating_add(CHUNK_BYTES).min(self.wanted.length_bytes);
-        let mut receiver = Receiver { file: file.as_deref(), position: start, end, hash: Sha256::new() };
-        let got = if self.pieces() == 1 {
-            store.get(self.wanted.key, &mut receiver, until)
-        } else {
-            store.get_range(self.wanted.key, start..end, &mut receiver, until)
-        };
-        match got {
-            Ok(length_bytes) if length_bytes == self.wanted.length_bytes => {
+        let mut receiver =
+            Receiver { file: file.as_deref(), position: range.start, end: range.end, hash: Sha256::new() };
+        let object = (self.wanted.key, self.wanted.length_bytes);
+        let failed = |source| self.local("write", source);
+        match get_piece(store, object, range, &mut receiver, until, failed)? {
+            Piece::Whole => {
                 let chunk = ChunkHash(receiver.hash.finalize().into());
                 self.keep(piece, chunk, file.as_deref())
             }
-            Ok(length_bytes) => Ok(self.is_other(length_bytes)),
-            Err(StoreError { cause: StoreCause::Stopped(why), .. }) => Err(why.into()),
-            Err(StoreError { cause: StoreCause::Receiver(source), .. }) => Err(self.local("write", source)),
-            Err(StoreError { cause: StoreCause::OutOfRange { .. }, .. }) => {
-                match store.head(self.wanted.key, until) {
-                    Ok(Some(length_bytes)) => Ok(self.is_other(length_bytes)),
-                    Ok(None) => Ok(self.over(Err(self.missing(store)))),
-                    Err(error) => Ok(self.over(Err(error))),
-                }
-            }
-            Err(error) => Ok(self.over(Err(error))),
+            Piece::OtherLength(length_bytes) => Ok(self.is_other(length_bytes)),
+            Piece::Failed(error) => Ok(self.over(Err(error))),
         }
-    }
-
-    fn missing(&self, store: &dyn ObjectStore) -> StoreError {
-        StoreError::new(Operation::Get, Some(self.wanted.key), store.describe(), StoreCause::NotFound)
     }
 
     /// The file to write to, if one is wanted.
@@ -128,14 +170,21 @@ impl<'a> Fetching<'a> {
     }
 
     /// Takes note of a chunk that is whole. With the last one the object is.
-    fn keep(&self, piece: u64, chunk: ChunkHash, file: Option<&File>) -> Result<Found, TransferError> {
+    fn keep(&self, piece: usize, chunk: ChunkHash, file: Option<&File>) -> Result<Found, TransferError> {
         let mut state = self.state.lock();
-        let pieces = usize::try_from(self.pieces()).unwrap_or(usize::MAX);
+        let pieces = usize::try_from(count_pieces(self.wanted.length_bytes)).unwrap_or(usize::MAX);
         state.chunks.resize(pieces, None);
-        if let Some(place) = usize::try_from(piece).ok().and_then(|piece| state.chunks.get_mut(piece)) {
+        if let Some(place) = state.chunks.get_mut(piece) {
             *place = Some(chunk);
         }
         let Some(mut chunks) = state.chunks.iter().copied().collect::<Option<Vec<ChunkHash>>>() else {
+            let kept_bytes = state.chunks.iter().flatten().count() as u64 * CHUNK_BYTES;
+            drop(state);
+            // Nothing can interrupt the last flush, so it has to have little left to do.
+            let is_due = kept_bytes.is_multiple_of(FLUSH_BYTES);
+            file.filter(|_| is_due)
+                .map_or(Ok(()), File::sync_data)
+                .map_err(|source| self.local("sync", source))?;
             return Ok(None);
         };
         if std::mem::replace(&mut state.is_over, true) {

@@ -19,13 +19,11 @@ pub struct FileRead<'a> {
     pub length_bytes: u64,
 }
 
-/// The hashes of the chunks of all files, in the files' order, read by up to `parallel` threads. `on_hashed` is told
-/// of bytes that were read and hashed.
+/// The hashes of the chunks of all files, in the files' order, read by up to `parallel` threads.
 pub fn hash_files(
     parallel: usize,
     files: &[FileRead<'_>],
     until: &Until,
-    on_hashed: &mut dyn FnMut(u64),
 ) -> Result<Vec<Vec<ChunkHash>>, TransferError> {
     let chunks = |file: &FileRead<'_>| file.length_bytes.div_ceil(CHUNK_BYTES);
     let jobs: Vec<(usize, u64)> = files
@@ -39,9 +37,8 @@ pub fn hash_files(
     };
     let mut found = vec![Vec::new(); files.len()];
     run_jobs(parallel, &jobs, until, work, &mut |(number, chunk, hashed)| {
-        if let (Some(of_file), Some((hash, bytes))) = (found.get_mut(number), hashed) {
+        if let (Some(of_file), Some(hash)) = (found.get_mut(number), hashed) {
             of_file.push((chunk, hash));
-            on_hashed(bytes);
         }
         Ok(())
     })?;
@@ -52,13 +49,13 @@ pub fn hash_files(
     Ok(found.into_iter().map(in_order).collect())
 }
 
-fn read_chunk(wanted: &FileRead<'_>, chunk: u64, until: &Until) -> Result<(ChunkHash, u64), TransferError> {
+fn read_chunk(wanted: &FileRead<'_>, chunk: u64, until: &Until) -> Result<ChunkHash, TransferError> {
     let path = wanted.path;
     let start = chunk * CHUNK_BYTES;
     let end = wanted.length_bytes.min(start + CHUNK_BYTES);
     let file = File::open(path).at("open", path)?;
     match hash_chunk(&file, start..end, until) {
-        Ok(hash) => Ok((hash, end - start)),
+        Ok(hash) => Ok(hash),
         Err(ReadError::Stopped(why)) => Err(why.into()),
         Err(ReadError::Io(error)) => Err(error).at("read", path)?,
         Err(ReadError::TooShort { found_bytes, .. }) => {

@@ -1,17 +1,24 @@
 //! Many files between a disk and a store, as fast as the store takes them.
 //!
 //! Files go up and come down in pieces of [`CHUNK_BYTES`](super::CHUNK_BYTES), on as many threads as the store says
-//! are worth it; where that is one, on the caller's thread. The threads have ended when a call returns.
+//! are worth it; where that is one, on the caller's thread. A store that takes drafts gets a file in one pass of one
+//! thread, and an encoded object is decoded by one. The threads have ended when a call returns.
 //!
 //! Invariants: memory does not grow with the size of a file, only with the number of threads. Progress and results
 //! are told on the caller's thread.
 
+mod decoding;
 mod download;
+mod drafts;
 mod hashing;
+mod pour;
 mod upload;
 
+pub use decoding::{Decoded, EncodedFetch, fetch_encoded};
 pub use download::{FileFetch, fetch_files};
+pub use drafts::{Drafted, FileDraft, NameDraft, draft_files};
 pub use hashing::{FileRead, hash_files};
+pub use pour::{EncodedContent, FileContent, FileEncode, encode_files};
 pub use upload::{FileUpload, give_up, upload_files};
 
 use std::io;

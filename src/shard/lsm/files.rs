@@ -1,13 +1,13 @@
 //! The tree's files: which belong to its newest version, how they get a second name, whether they are whole.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use lsm_tree::{AbstractTree, AnyTree};
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_128};
 
-use crate::durable;
+use crate::durable::{self, AtPath};
 use crate::thread::Until;
 
 use super::super::store::{CheckFault, ShardFile, StoreFault};
@@ -95,8 +95,8 @@ fn describe(folder: &Path, name: &str) -> Result<ShardFile, (PathBuf, io::Error)
     }
 }
 
-/// Makes `to` a folder with the tree's newest version: tables by a second name, the rest copied, all durable. A
-/// compaction may go on meanwhile. The files come back as `list` gives them.
+/// Makes `to` a folder with the tree's newest version: tables by a second name, the rest copied. Nothing is flushed to
+/// the disk before [`sync_links`]. A compaction may go on meanwhile. The files come back as `list` gives them.
 pub(super) fn link(tree: &AnyTree, folder: &Path, to: &Path) -> Result<Vec<ShardFile>, StoreFault> {
     let doing = "name the files of a recovery point";
     for _ in 0..VERSION_TRIES {
@@ -117,11 +117,14 @@ pub(super) fn link(tree: &AnyTree, folder: &Path, to: &Path) -> Result<Vec<Shard
             fs::hard_link(folder.join(&name), &new).map_err(|e| StoreFault::at(doing, &new, &e))?;
             names.push(name);
         }
-        let replace = |name: &str, content: &[u8]| durable::replace(&to.join(name), content);
-        replace(&current.version_name(), &content)
-            .and_then(|()| replace(CURRENT, &current.bytes))
-            .and_then(|()| durable::sync_folder(&tables))
-            .map_err(|e| StoreFault::new(doing, &e))?;
+        let copy = |name: &str, content: &[u8]| {
+            let path = to.join(name);
+            let written =
+                durable::create_new(&path).and_then(|mut file| file.write_all(content).at("write", &path));
+            written.map_err(|e| StoreFault::new(doing, &e))
+        };
+        copy(&current.version_name(), &content)?;
+        copy(CURRENT, &current.bytes)?;
         return names
             .into_iter()
             .map(|name| describe(to, &name).map_err(|(p, e)| StoreFault::at(doing, &p, &e)))
@@ -130,6 +133,18 @@ pub(super) fn link(tree: &AnyTree, folder: &Path, to: &Path) -> Result<Vec<Shard
     // A version that stays unreadable is damaged: the reason is given by reading it once more.
     check_version_file(folder)?;
     Err(StoreFault { doing, cause: "a compaction replaces them all the time".to_owned() })
+}
+
+/// Flushes what [`link`] made in `to`.
+pub(super) fn sync_links(to: &Path) -> Result<(), StoreFault> {
+    let doing = "keep a recovery point";
+    let current = Current::read(to)?;
+    for path in [to.join(CURRENT), to.join(current.version_name())] {
+        File::open(&path).and_then(|file| file.sync_all()).map_err(|e| StoreFault::at(doing, &path, &e))?;
+    }
+    durable::sync_folder(&to.join(TABLES))
+        .and_then(|()| durable::sync_folder(to))
+        .map_err(|e| StoreFault::new(doing, &e))
 }
 
 /// Gives every file in `from`, a folder that [`link`] made, a second name in `to`.

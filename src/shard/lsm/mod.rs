@@ -31,7 +31,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lsm_tree::compaction::Leveled;
-use lsm_tree::{AbstractTree, AnyTree, Cache, Config, DescriptorTable, Guard, SeqNo, SequenceNumberCounter};
+use lsm_tree::{
+    AbstractTree, AnyTree, Cache, Config, DescriptorTable, Guard, InternalValue, Memtable, SeqNo,
+    SequenceNumberCounter, ValueType,
+};
 use parking_lot::Mutex;
 
 use crate::event::VbId;
@@ -50,10 +53,12 @@ use keys::{
     BACK, ENTRY, POSITION, PREFIX_BYTES, REGISTRY, REGISTRY_DROPPED, REGISTRY_LIVE, append_key, entry_range,
     key, registry_key, write_key,
 };
+use known::Known;
 use life::Life;
 
 mod files;
 mod keys;
+mod known;
 mod life;
 
 /// Folder of the tree within the shard's folder.
@@ -99,6 +104,8 @@ pub(super) struct LsmStore {
     /// The recovery point that the next flush makes, where it is to be kept.
     to_keep: Mutex<Option<RecoveryPoint>>,
     pins: Pins,
+    /// Taken out while a batch is applied.
+    known: Mutex<Option<Known>>,
 }
 
 /// One tree that is open.
@@ -196,13 +203,22 @@ impl Tree {
         Ok(())
     }
 
-    fn apply(&self, changes: &[Change<'_>]) -> Result<u64, StoreFault> {
+    fn is_without_documents(&self) -> Result<bool, StoreFault> {
+        let has_none =
+            |inst: &InstId| self.engine.prefix(key(*inst, BACK, &[]), SeqNo::MAX, None).next().is_none();
+        Ok(self.registered(REGISTRY_LIVE)?.iter().all(has_none))
+    }
+
+    fn apply(&self, changes: &[Change<'_>], known: &mut Option<Known>) -> Result<u64, StoreFault> {
         let seqno = self.seqno.next();
         let (mut back_key, mut back_value, mut entries) = (Vec::new(), Vec::new(), EntryEdits::default());
+        // The tree would look for it before each write. No other takes its place before the next cut.
+        let memtable = self.engine.active_memtable();
         let mut bytes = 0;
         for change in changes {
             write_key(&mut back_key, change.inst, BACK, &[change.doc_id]);
-            let old = if change.once {
+            let is_known = known.as_mut().is_none_or(|known| known.note(&back_key));
+            let old = if change.once || !is_known {
                 None
             } else {
                 self.engine.get(&back_key, SeqNo::MAX).map_err(tree_fault("read the back index"))?
@@ -213,13 +229,10 @@ impl Tree {
                 continue;
             }
             edits(old_value, change).for_each(|edit| entries.note(change, edit));
-            bytes += if back_value.is_empty() {
-                self.engine.remove(back_key.as_slice(), seqno).0
-            } else {
-                self.engine.insert(back_key.as_slice(), back_value.as_slice(), seqno).0
-            };
+            let value = (!back_value.is_empty()).then_some(back_value.as_slice());
+            bytes += write(&memtable, &back_key, value, seqno);
         }
-        bytes += entries.write(&self.engine, seqno);
+        bytes += entries.write(&memtable, seqno);
         Ok(bytes)
     }
 
@@ -255,6 +268,15 @@ fn sweep_start(inst: InstId) -> (InstId, Vec<u8>) {
     (inst, key(inst, 0, &[]))
 }
 
+/// Writes a value, or that there is none any more. Gives back how many bytes the memtable grew by.
+fn write(memtable: &Memtable, key: &[u8], value: Option<&[u8]>, seqno: SeqNo) -> u64 {
+    let record = match value {
+        Some(value) => InternalValue::from_components(key, value, seqno, ValueType::Value),
+        None => InternalValue::new_tombstone(key, seqno),
+    };
+    memtable.insert(record).0
+}
+
 /// What becomes of the entries of a batch: noted first and written in the order of their keys, which spares the
 /// memtable most of its cache misses.
 #[derive(Default)]
@@ -275,14 +297,11 @@ impl EntryEdits {
         self.edits.push((start, self.keys.len(), is_there));
     }
 
-    fn write(&mut self, engine: &AnyTree, seqno: SeqNo) -> u64 {
+    fn write(&mut self, memtable: &Memtable, seqno: SeqNo) -> u64 {
         let Self { keys, edits } = self;
         let key = |&(start, end, _): &(usize, usize, bool)| keys.get(start..end).unwrap_or_default();
         edits.sort_unstable_by(|a, b| key(a).cmp(key(b)));
-        let written = edits.iter().map(|edit| {
-            if edit.2 { engine.insert(key(edit), [], seqno).0 } else { engine.remove(key(edit), seqno).0 }
-        });
-        written.sum()
+        edits.iter().map(|edit| write(memtable, key(edit), edit.2.then_some(&[]), seqno)).sum()
     }
 }
 
@@ -302,6 +321,7 @@ impl LsmStore {
         life::remove_leftovers(shard_folder, life)?;
         let tree = Tree::open(folder.clone(), life, shared, "open the tree")
             .map_err(|fault| named_damage(&folder, fault))?;
+        let is_empty = tree.is_without_documents().map_err(|fault| named_damage(&folder, fault))?;
         Ok(Self {
             folder: shard_folder.to_owned(),
             shared: shared.clone(),
@@ -309,6 +329,7 @@ impl LsmStore {
             replaced: Mutex::default(),
             to_keep: Mutex::default(),
             pins: Pins::of(shard_folder),
+            known: Mutex::new(is_empty.then(Known::nothing)),
         })
     }
 
@@ -366,7 +387,10 @@ impl ShardStore for LsmStore {
     }
 
     fn apply(&self, changes: &[Change<'_>]) -> Result<u64, StoreFault> {
-        self.tree().apply(changes)
+        let mut known = self.known.lock().take();
+        let applied = self.tree().apply(changes, &mut known);
+        *self.known.lock() = known.filter(|known| !known.is_full());
+        applied
     }
 
     fn add_instance(&self, inst: InstId) -> Result<(), StoreFault> {
@@ -401,7 +425,8 @@ impl ShardStore for LsmStore {
         let kept = self.to_keep.lock().clone();
         if let Some(point) = kept {
             kept::keep(&self.folder, &point, |folder| {
-                files::link(&tree.engine, &tree.folder, folder).map(drop)
+                files::link(&tree.engine, &tree.folder, folder)?;
+                files::sync_links(folder)
             })?;
             *self.to_keep.lock() = None;
         }

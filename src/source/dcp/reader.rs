@@ -85,8 +85,7 @@ impl Reader {
         self.flush();
         let end = match halt {
             Halt::Failed(error) if !shared.stop.is_cancelled() => {
-                let first = shared.write_failure.lock().take();
-                DcpEnd::Failed(first.map_or(error, ConnectionError::Write))
+                DcpEnd::Failed(shared.failure.lock().take().unwrap_or(error))
             }
             _ => DcpEnd::Stopped,
         };
@@ -203,7 +202,7 @@ impl Streams {
         };
         if let Message::StreamEnd(reason) = message {
             let seqno = slot.take().map(|live| live.highest).unwrap_or_default();
-            self.shared.book.end(vb);
+            self.shared.book.end(vb, frame.opaque);
             out.events.push(DcpEvent { vb, seqno, kind: EventKind::StreamEnd { reason } });
             return Ok(());
         }
@@ -238,13 +237,18 @@ impl Streams {
                         *slot = Some(Live { opaque: frame.opaque, highest: from });
                     }
                 } else {
-                    self.shared.book.end(vb);
+                    self.shared.book.end(vb, frame.opaque);
                 }
                 out.events.push(DcpEvent { vb, seqno: from, kind: EventKind::StreamReq { status } });
             }
             // Its end follows by itself.
-            Some(Pending::Close(_)) if status == Status::SUCCESS => {}
-            Some(Pending::Close(vb)) => self.closed_in_vain(vb, status, frame.value, out),
+            Some(Pending::Close(..)) if status == Status::SUCCESS => {}
+            Some(Pending::Close(vb, stream)) if status == Status::KEY_ENOENT => {
+                self.closed_in_vain(vb, stream, out);
+            }
+            Some(Pending::Close(vb, _)) => {
+                warn!(self.logger, "a stream was not closed: {status}{}", said(frame.value); "vbucket" => vb.0);
+            }
             Some(Pending::Call(caller)) => {
                 // There is room for it, and nobody may be left to take it.
                 let _ = caller.try_send(Answer { status, value: frame.value.to_vec() });
@@ -258,18 +262,14 @@ impl Streams {
         Ok(())
     }
 
-    /// A producer that does not know the stream sends no end of it.
-    fn closed_in_vain(&mut self, vb: VbId, status: Status, value: &[u8], out: &mut PendingEvents) {
-        let slot = self.live.get_mut(usize::from(vb.0)).and_then(Option::take);
-        if status == Status::KEY_ENOENT && self.shared.book.end(vb) {
+    /// A producer that does not know the stream sends no end of it. Where it has sent one before there is nothing left
+    /// to end, also when the vbucket was asked for again in the meantime.
+    fn closed_in_vain(&mut self, vb: VbId, stream: Option<u32>, out: &mut PendingEvents) {
+        if stream.is_some_and(|opaque| self.shared.book.end(vb, opaque)) {
+            let slot = self.live.get_mut(usize::from(vb.0)).and_then(Option::take);
             let seqno = slot.map(|live| live.highest).unwrap_or_default();
             let kind = EventKind::StreamEnd { reason: StreamEndReason::Closed };
             out.events.push(DcpEvent { vb, seqno, kind });
-        } else {
-            if let (Some(slot), Some(back)) = (slot, self.live.get_mut(usize::from(vb.0))) {
-                *back = Some(slot);
-            }
-            warn!(self.logger, "a stream was not closed: {status}{}", said(value); "vbucket" => vb.0);
         }
     }
 }

@@ -36,8 +36,8 @@ impl Answer {
 pub(super) enum Pending {
     /// A stream that begins after a seqno.
     Stream(VbId, Seqno),
-    /// The end of a stream.
-    Close(VbId),
+    /// The end of a vbucket's stream, which is named by its opaque, where there was one.
+    Close(VbId, Option<u32>),
     /// A call that somebody waits for. There is room for the one answer.
     Call(Sender<Answer>),
 }
@@ -47,8 +47,8 @@ struct Inner {
     is_closed: bool,
     last_opaque: u32,
     pending: HashMap<u32, Pending>,
-    /// Streams that were asked for, and where each begins.
-    streams: BTreeMap<VbId, Seqno>,
+    /// Streams that were asked for: the opaque of each, and where it begins.
+    streams: BTreeMap<VbId, (u32, Seqno)>,
 }
 
 #[derive(Default)]
@@ -74,13 +74,15 @@ impl Book {
             return Err(DcpRequestError::HasStream(vb));
         }
         let opaque = inner.register(Opcode::DCP_STREAM_REQ, Pending::Stream(vb, from))?;
-        inner.streams.insert(vb, from);
+        inner.streams.insert(vb, (opaque, from));
         Ok(opaque)
     }
 
     /// Notes that a stream is to be closed; gives the opaque of that.
     pub(super) fn close_stream(&self, vb: VbId) -> Result<u32, DcpRequestError> {
-        self.0.lock().register(Opcode::DCP_CLOSE_STREAM, Pending::Close(vb))
+        let mut inner = self.0.lock();
+        let stream = inner.streams.get(&vb).map(|(opaque, _)| *opaque);
+        inner.register(Opcode::DCP_CLOSE_STREAM, Pending::Close(vb, stream))
     }
 
     /// Notes a call; gives its opaque and where its answer comes, which ends without one when the connection does.
@@ -94,9 +96,12 @@ impl Book {
         self.0.lock().pending.remove(&opaque)
     }
 
-    /// A stream is over. `false` where there was none.
-    pub(super) fn end(&self, vb: VbId) -> bool {
-        self.0.lock().streams.remove(&vb).is_some()
+    /// The stream of this opaque is over. `false` where there is none: it ended before, and the vbucket may have
+    /// another one since.
+    pub(super) fn end(&self, vb: VbId, opaque: u32) -> bool {
+        let mut inner = self.0.lock();
+        let is_it = inner.streams.get(&vb).is_some_and(|(stream, _)| *stream == opaque);
+        is_it && inner.streams.remove(&vb).is_some()
     }
 
     /// Streams that were asked for and are not over; `None` once the book is closed.
@@ -110,6 +115,6 @@ impl Book {
         let mut inner = self.0.lock();
         inner.is_closed = true;
         inner.pending.clear();
-        std::mem::take(&mut inner.streams)
+        std::mem::take(&mut inner.streams).into_iter().map(|(vb, (_, from))| (vb, from)).collect()
     }
 }

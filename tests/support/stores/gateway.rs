@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use dormouse::objstore::{CredentialSource, Credentials, S3Config, S3Store};
 
-use crate::support::{eventually, key};
+use crate::support::{eventually, key, skip_without};
 
 pub(crate) const BUCKET: &str = "lab";
 const ACCESS_KEY: &str = "GK0123456789abcdef01234567";
@@ -51,13 +51,7 @@ fn start() -> Option<Gateway> {
         let (_, port) = named.rsplit_once(':').unwrap();
         return Some(Gateway { port: port.parse().unwrap(), _stdin: None });
     }
-    let Some(program) = program() else {
-        assert!(
-            env::var_os("DORMOUSE_SERVERS").is_none_or(|wanted| wanted != "required"),
-            "juicefs is not installed: .ci/run installs it, and --without-servers does without"
-        );
-        return None;
-    };
+    let program = program()?;
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap().keep();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut server = Command::new("sh")
@@ -85,7 +79,7 @@ impl Gateway {
         static GATEWAY: OnceLock<Option<Gateway>> = OnceLock::new();
         let gateway = GATEWAY.get_or_init(start).as_ref();
         if gateway.is_none() {
-            println!("skipped: juicefs is not installed (.ci/run installs it)");
+            skip_without("juicefs");
         }
         gateway
     }
