@@ -250,7 +250,7 @@ impl Shard {
                 self.note_write(&mut gate, bytes);
             }
             Err(fault) => {
-                self.break_off(fault.clone());
+                self.break_off(&fault);
                 return Err(Refused::Never(ApplyError::Store { shard: self.id(), fault }));
             }
         }
@@ -262,8 +262,8 @@ impl Shard {
     }
 
     /// Ends all writing and committing until the shard is opened again.
-    pub(super) fn break_off(&self, fault: StoreFault) {
-        self.refuse_all(&fault);
+    pub(super) fn break_off(&self, fault: &StoreFault) {
+        self.refuse_all(fault);
         error!(self.0.logger, "a write failed half-way; nothing is committed any more"; "error" => %fault);
     }
 

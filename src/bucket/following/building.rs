@@ -115,7 +115,9 @@ impl Follower<'_> {
         }
         let instances: Vec<InstId> = engines.iter().map(|engine| engine.inst).collect();
         info!(self.logger, "indexes are built by streams of their own"; "indexes" => instances.len());
-        shards.iter().for_each(|shard| shard.part(&instances));
+        for shard in shards {
+            shard.part(&instances);
+        }
         let points = self.feed.kvdata(&keyspace)?.join_engines(engines.clone(), until)?;
         let generation = self.bucket.next_generation();
         self.start_path(Keyspace(format!("{}:build", self.bucket.name())), generation, engines, until)?;

@@ -46,7 +46,7 @@ impl Known {
         let mut is_known = true;
         for number in 0..KEY_BITS {
             let place = hash >> (number * PLACE_BITS);
-            let bit = 1 << (place >> WORD_BITS) % u64::from(u64::BITS);
+            let bit = 1 << ((place >> WORD_BITS) % u64::from(u64::BITS));
             if let Some(word) = words.get_mut(low_bits(place, WORD_BITS)) {
                 is_known &= *word & bit != 0;
                 *word |= bit;
