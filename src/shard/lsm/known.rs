@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 /// A block is a cache line, and has all bits of a key.
 const BLOCK_WORDS: usize = 8;
 const BLOCKS: usize = 1 << 13;
-/// With as many keys, one of thirty is taken for a known one.
+/// With as many keys, one of forty is taken for a known one.
 const KEYS_MAX: usize = BLOCKS * BLOCK_WORDS * 64 / 8;
 const KEY_BITS: u32 = 5;
 /// Bits of a hash that tell a word of a block, and a bit of the word.
