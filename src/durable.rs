@@ -20,6 +20,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
+use crate::thread::Process;
+
 /// Suffix of names that are not finished; whoever finds one may remove it.
 pub const TEMPORARY_SUFFIX: &str = ".tmp";
 
@@ -127,14 +129,14 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), PathError> {
 #[derive(Debug)]
 pub struct Claim {
     file: File,
-    process: u32,
+    process: Process,
 }
 
 impl Claim {
     /// Locks the file at `path`. It comes back where somebody else has it locked.
     pub fn take(file: File, path: &Path) -> Result<Result<Self, File>, PathError> {
         match file.try_lock() {
-            Ok(()) => Ok(Ok(Self { file, process: std::process::id() })),
+            Ok(()) => Ok(Ok(Self { file, process: Process::current() })),
             Err(TryLockError::WouldBlock) => Ok(Err(file)),
             Err(TryLockError::Error(source)) => Err(source).at("lock", path)?,
         }
@@ -144,13 +146,18 @@ impl Claim {
     pub fn file(&mut self) -> &mut File {
         &mut self.file
     }
+
+    /// The process that it belongs to.
+    pub fn process(&self) -> Process {
+        self.process
+    }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         // Closing does not give the lock back while a program that the host is starting still has a copy of the
         // file; and a copy in a forked process must not give it back. What fails here, closing mends.
-        if self.process == std::process::id() {
+        if self.process.is_current() {
             let _ = self.file.unlock();
         }
     }

@@ -1,8 +1,9 @@
 //! The threads that this library starts, the signals that end them and the limits of every wait.
 //!
-//! Four things that all rooms share live here, so that each is decided once:
+//! Five things that all rooms share live here, so that each is decided once:
 //!
 //! * [`spawn`]: a thread with a name, whose panic is caught and whose end can be waited for with a deadline.
+//! * [`Process`]: tells a process from one that was forked from it, which has the memory and none of the threads.
 //! * [`fin`]: a signal that is given by *dropping* its only [`FinHolder`]. It is therefore given exactly once,
 //!   on every way out of the holder's scope, also while a panic unwinds.
 //! * [`Until`]: the deadline and the [`Cancel`] token of a call; every call that can block takes one.
@@ -279,12 +280,44 @@ fn panic_message(payload: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "a value that is no text".to_owned())
 }
 
+/// The process that something was made in. One that was forked from it has a copy of the memory, and neither the threads
+/// nor the right to the locks and files that are told of there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process(u32);
+
+impl Process {
+    /// The one that runs this.
+    pub fn current() -> Self {
+        Self(std::process::id())
+    }
+
+    /// Whether this is still the same process, and no fork of it. A system call.
+    pub fn is_current(self) -> bool {
+        self == Self::current()
+    }
+
+    /// Its number.
+    pub fn id(self) -> u32 {
+        self.0
+    }
+}
+
 /// A thread of ours. It is to be joined; dropping it instead leaves the thread to end by itself.
 #[must_use = "a thread is joined by whoever started it"]
 pub struct Thread<T> {
     name: String,
     outcome: Receiver<Result<T, Panicked>>,
-    handle: JoinHandle<()>,
+    /// `None` only while this is dropped.
+    handle: Option<JoinHandle<()>>,
+    process: Process,
+}
+
+impl<T> Drop for Thread<T> {
+    fn drop(&mut self) {
+        if !self.process.is_current() {
+            std::mem::forget(self.handle.take());
+        }
+    }
 }
 
 /// Why [`Thread::join`] gave no result.
@@ -308,7 +341,7 @@ impl<T> fmt::Debug for Thread<T> {
 pub const THREAD_NAME_BYTES_MAX: usize = 15;
 
 /// Starts a thread with a name of at most [`THREAD_NAME_BYTES_MAX`] bytes. A panic in it ends only this thread
-/// and is delivered by [`Thread::join`].
+/// and is delivered by [`Thread::join`]. It blocks the signals that its starter blocks.
 pub fn spawn<T, F>(name: impl Into<String>, work: F) -> std::io::Result<Thread<T>>
 where
     T: Send + 'static,
@@ -323,7 +356,7 @@ where
         // Capacity one and one message: it never blocks, and nobody may be left to read it.
         let _ = sender.try_send(result);
     })?;
-    Ok(Thread { name, outcome, handle })
+    Ok(Thread { name, outcome, handle: Some(handle), process: Process::current() })
 }
 
 impl<T> Thread<T> {
@@ -332,17 +365,22 @@ impl<T> Thread<T> {
         &self.name
     }
 
-    /// Waits for the end of the thread and takes its result.
-    pub fn join(self, until: &Until) -> Result<T, JoinError<T>> {
+    /// Waits for the end of the thread and takes its result. In a forked process nothing is waited for: the thread runs
+    /// in the other one.
+    pub fn join(mut self, until: &Until) -> Result<T, JoinError<T>> {
+        if !self.process.is_current() {
+            return Err(JoinError::StillRunning(self));
+        }
         match recv(&self.outcome, until) {
             Ok(outcome) => {
                 // What is left of the thread after its result is its own unwinding, which takes no lock of ours.
-                let _ = self.handle.join();
+                let _ = self.handle.take().map(JoinHandle::join);
                 Ok(outcome?)
             }
             Err(RecvError::Stopped(_)) => Err(JoinError::StillRunning(self)),
             Err(RecvError::Closed) => {
-                Err(Panicked { thread: self.name, message: "it ended without a result".to_owned() }.into())
+                let (thread, message) = (self.name.clone(), "it ended without a result".to_owned());
+                Err(Panicked { thread, message }.into())
             }
         }
     }
@@ -415,6 +453,28 @@ impl Roster {
             let _on_roster = entry;
             work()
         })
+    }
+
+    /// Starts a thread that takes `given`, as [`Roster::spawn`] does. Where no thread is to be had it comes back.
+    pub fn spawn_with<G, F>(
+        &self,
+        name: impl Into<String>,
+        given: G,
+        work: F,
+    ) -> Result<Thread<()>, (std::io::Error, Option<G>)>
+    where
+        G: Send + 'static,
+        F: FnOnce(G) + Send + 'static,
+    {
+        let kept = Arc::new(Mutex::new(Some(given)));
+        let own = Arc::clone(&kept);
+        let started = self.spawn(name, move || {
+            let given = own.lock().take();
+            if let Some(given) = given {
+                work(given);
+            }
+        });
+        started.map_err(|error| (error, kept.lock().take()))
     }
 }
 

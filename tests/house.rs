@@ -46,7 +46,7 @@ const MAY_LOOK_INTO: &[(&str, &[&str])] = &[
     ("objstore", &["durable", "thread"]),
     ("timestamp", &["event"]),
     ("event", &["thread"]),
-    ("durable", &[]),
+    ("durable", &["thread"]),
     ("thread", &[]),
 ];
 
@@ -231,4 +231,93 @@ fn every_thread_is_in_the_table_of_threads() {
         }
     }
     assert!(spawned.len() >= 7, "threads were missed: only {spawned:?} were found");
+}
+
+/// What asks the system, or the process, for something that no call handed in: where it may, and for what. Nothing else
+/// may, but the command line.
+const ASKS: &[(&str, &[(&str, &str)])] = &[
+    ("std::env", &[]),
+    ("env::var", &[]),
+    ("current_dir", &[]),
+    ("home_dir", &[]),
+    ("temp_dir", &[]),
+    ("tempfile()", &[]),
+    ("tempdir()", &[]),
+    ("NamedTempFile::new", &[]),
+    ("\"/proc", &[]),
+    ("\"/sys", &[]),
+    ("\"/etc", &[]),
+    ("\"/dev", &[]),
+    ("static ", &[]),
+    ("thread_local!", &[]),
+    ("OnceLock", &[]),
+    ("LazyLock", &[]),
+    ("println!", &[]),
+    ("print!", &[]),
+    ("stdout()", &[]),
+    ("stderr()", &[]),
+    ("set_hook", &[]),
+    ("signal_hook", &[]),
+    ("process::exit", &[]),
+    ("process::abort", &[]),
+    ("process::id", &[("thread.rs", "tells a process from its forks")]),
+    (
+        "Command::new",
+        &[("objstore/s3/credentials/profile.rs", "a profile that the host chose names the program")],
+    ),
+    (
+        "SystemTime::now",
+        &[
+            ("bucket/folder.rs", "since when the folder is held, for whoever is refused"),
+            ("bucket/meta.rs", "the age of an attempt, which prunes go by"),
+            ("bucket/pausing.rs", "when a pause was made, in its manifest"),
+            ("shard/gate.rs", "the age of the newest recovery point"),
+            ("shard/recovery.rs", "when a recovery point was made"),
+            ("objstore/s3/answer.rs", "how long a server asks to wait"),
+            ("objstore/s3/credentials/mod.rs", "when credentials expire"),
+            ("objstore/s3/dispatch.rs", "the time in a signature"),
+        ],
+    ),
+    (
+        "getrandom::",
+        &[
+            ("bucket/meta.rs", "identities of a bucket and of its branches"),
+            ("bucket/following/backoff.rs", "tries are spread"),
+            ("objstore/layer/retry.rs", "tries are spread"),
+            ("pause/id.rs", "a pause has an id that no other has"),
+            ("source/dcp/config.rs", "a connection has a name that no other has"),
+        ],
+    ),
+    (
+        "to_socket_addrs",
+        &[
+            ("objstore/s3/names.rs", "the address of a server that the host named"),
+            ("source/dcp/cluster.rs", "the address of a node that the host named"),
+        ],
+    ),
+    ("available_parallelism", &[("shard/memdb/load.rs", "how many threads are worth starting")]),
+];
+
+#[test]
+fn nothing_is_asked_for_that_the_host_did_not_hand_in() {
+    let sources = sources();
+    let mut unused: BTreeSet<(&str, &str)> = BTreeSet::new();
+    for (asks, allowed) in ASKS {
+        unused.extend(allowed.iter().map(|(file, _)| (*asks, *file)));
+    }
+    let mut violations = Vec::new();
+    for (file, text) in sources.iter().filter(|(file, _)| !["cli", "main"].contains(&room(file))) {
+        let code = code(text);
+        for (asks, allowed) in ASKS {
+            // A lifetime is no global.
+            let occurs = code.match_indices(asks).any(|(at, _)| !code[..at].ends_with('\''));
+            if occurs && allowed.iter().all(|(place, _)| place != file) {
+                violations.push(format!("{file}: {asks}"));
+            } else if occurs {
+                unused.remove(&(*asks, file.as_str()));
+            }
+        }
+    }
+    assert!(violations.is_empty(), "{violations:#?}");
+    assert!(unused.is_empty(), "these may ask and do not: {unused:?}");
 }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crossbeam::channel::bounded;
-use dormouse::bucket::{CancelError, IndexError, PauseError, PauseOptions, TaskId, TaskKind, TaskState};
+use dormouse::bucket::{
+    CancelError, IndexError, PauseError, PauseOptions, TaskId, TaskKind, TaskState, WaitError,
+};
 use dormouse::index::IndexDefinition;
 use dormouse::thread::{Stopped, Until, recv};
 
@@ -63,7 +65,7 @@ fn a_revision_is_waited_on_until_something_changes_or_the_limit_ends() {
     let bucket = world.bucket("b");
     let before = world.data.tasks().revision;
     let soon = Until::within(Duration::from_millis(5));
-    assert_eq!(world.data.wait_for_tasks(before, &soon), Err(Stopped::DeadlinePassed));
+    assert_eq!(world.data.wait_for_tasks(before, &soon), Err(WaitError::Stopped(Stopped::DeadlinePassed)));
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| world.data.wait_for_tasks(before, &watchdog()).unwrap());
         let _ = pause(&bucket, &world.store, false);

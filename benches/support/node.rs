@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use dormouse::event::VBUCKETS_MAX;
 use dormouse::source::dcp::{
-    Cluster, DcpConfig, Decoded, FRAME_BYTES_MAX, Frame, Login, Magic, NodeAddress, Opcode,
+    Cluster, DcpConfig, Decoded, FRAME_BYTES_MAX, Frame, Login, Magic, Network, NodeAddress, Opcode,
 };
 use dormouse::thread;
 
@@ -72,7 +72,7 @@ impl Node {
     pub(crate) fn cluster(&self) -> Cluster {
         let SocketAddr { .. } = self.shared.address;
         let seed = NodeAddress { host: "127.0.0.1".to_owned(), port: self.shared.address.port() };
-        Cluster { seeds: vec![seed], connection: self.config() }
+        Cluster { seeds: vec![seed], network: Network::Auto, connection: self.config() }
     }
 }
 

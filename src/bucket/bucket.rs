@@ -19,6 +19,7 @@ use crate::timestamp::{Position, TsVbuuid};
 
 use super::error::{BucketError, CloseError, IndexError, StepError};
 use super::folder::DataDir;
+use super::leftovers::Leftovers;
 use super::meta::{BucketMeta, BucketName, IndexEntry, IndexState, MetaError, SourceKind};
 use super::tasks::{Task, TaskKind};
 
@@ -102,6 +103,7 @@ pub struct Bucket {
     /// Held for as long as something is ingested.
     pub(super) ingesting: Mutex<()>,
     pub(super) scans: OpenScans,
+    pub(super) leftovers: Leftovers,
     /// Never held over a file access but that of the metadata itself.
     meta: Mutex<BucketMeta>,
 }
@@ -150,6 +152,7 @@ impl Bucket {
             generations: AtomicU64::new(1),
             ingesting: Mutex::new(()),
             scans: OpenScans::new(config.scan_max_age),
+            leftovers: Leftovers::default(),
             meta: Mutex::new(meta),
         };
         if sealed_by.is_none() {
@@ -288,6 +291,7 @@ impl Bucket {
     /// Makes sure that there are all these indexes, as [`Bucket::ensure_index`] does; where one of them cannot be
     /// made, none is.
     pub fn ensure_indexes(&self, wanted: &[IndexDefinition], rebuild: bool) -> Result<(), IndexError> {
+        self.data_dir.refuse_fork()?;
         if self.new_indexes(wanted)?.is_empty() && !self.lacks_instances() {
             return Ok(());
         }
@@ -365,6 +369,7 @@ impl Bucket {
 
     /// Removes an index, durably; its entries go bit by bit afterwards.
     pub fn drop_index(&self, name: &IndexName, until: &Until) -> Result<(), IndexError> {
+        self.data_dir.refuse_fork()?;
         self.find_index(name)?;
         let task = self.begin_change("drop an index", until)?;
         let dropped = self.drop_index_now(name, task.until());
@@ -407,11 +412,19 @@ impl Bucket {
         }
     }
 
-    /// Makes everything that was applied durable and ends the threads. Gives back the names of threads that
-    /// still run when the limit ends; the call may then be repeated.
+    /// Makes everything that was applied durable and ends the threads, those among them that an ingest or following
+    /// left behind because they did not end. Gives back the names of threads that still run when the limit ends,
+    /// whatever they hang in; the call may then be repeated.
     pub fn close(&mut self, until: &Until) -> Result<(), CloseError> {
+        self.data_dir.refuse_fork()?;
         let committed = if self.closed_for_writes().is_some() { Ok(()) } else { self.set.commit(until) };
-        self.set.close(until).map_err(|threads| CloseError::StillRunning { threads })?;
+        // Before the wait for what hangs, so that what does not has ended after it.
+        self.set.stop();
+        let mut threads = self.leftovers.end(until);
+        threads.extend(self.set.close(until).err().into_iter().flatten());
+        if !threads.is_empty() {
+            return Err(CloseError::StillRunning { threads });
+        }
         Ok(committed?)
     }
 }

@@ -11,6 +11,21 @@ use super::folder::DataDirError;
 use super::meta::{BucketName, MetaError};
 use super::tasks::TaskBusy;
 
+/// The call was made in a fork of the process that opened the data folder. It did nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "cannot use the data folder {} in process {here}: process {opened_by} opened it, and this one is a fork of it that has \
+     none of its threads; fork first, and open data folders afterwards", data_dir.display()
+)]
+pub struct Forked {
+    /// The data folder.
+    pub data_dir: PathBuf,
+    /// The process that it belongs to.
+    pub opened_by: u32,
+    /// The process that called.
+    pub here: u32,
+}
+
 /// Why a bucket was not opened, made or dropped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -71,6 +86,9 @@ pub enum BucketError {
         /// Why.
         refusal: Refusal,
     },
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// The data folder.
     #[error(transparent)]
     DataDir(DataDirError),
@@ -205,6 +223,9 @@ pub enum IndexError {
         /// What is wrong.
         error: QueryError,
     },
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// The bucket's metadata.
     #[error(transparent)]
     Meta(#[from] MetaError),
@@ -249,6 +270,9 @@ pub enum CloseError {
         /// Their names.
         threads: Vec<String>,
     },
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// The last recovery point could not be made.
     #[error(transparent)]
     Commit(#[from] CommitError),

@@ -10,12 +10,12 @@ use std::time::SystemTime;
 use crate::durable::{self, AtPath, Claim, PathError};
 use crate::pause::PauseId;
 use crate::shard::ShardSet;
-use crate::thread::{Stopped, Until};
+use crate::thread::{Process, Until};
 
 use super::bucket::{Bucket, BucketConfig};
-use super::error::BucketError;
+use super::error::{BucketError, Forked};
 use super::meta::{BucketMeta, BucketName, BucketSpec};
-use super::tasks::{CancelError, Task, TaskBusy, TaskId, TaskKind, TaskList, TaskStatus, Tasks};
+use super::tasks::{CancelError, Task, TaskBusy, TaskId, TaskKind, TaskList, TaskStatus, Tasks, WaitError};
 
 const LOCK_FILE: &str = "dormouse.lock";
 const BUCKETS: &str = "buckets";
@@ -43,6 +43,9 @@ pub enum DataDirError {
         /// Who has it and since when.
         holder: String,
     },
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// A file or folder.
     #[error(transparent)]
     Path(#[from] PathError),
@@ -58,7 +61,16 @@ struct Inner {
     /// Tells what is staged for one call from what is staged for another.
     staged: AtomicU64,
     tasks: Arc<Tasks>,
-    _claim: Claim,
+    claim: Claim,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // In a forked process a thread that is not there may hold what it would wait for.
+        if !self.claim.process().is_current() {
+            std::mem::forget(Arc::clone(&self.tasks));
+        }
+    }
 }
 
 impl DataDir {
@@ -95,7 +107,7 @@ impl DataDir {
         };
         write_holder(claim.file()).at("write", &path)?;
         let (root, staged, tasks) = (root.to_owned(), AtomicU64::new(0), Arc::default());
-        let data_dir = Self(Arc::new(Inner { root, staged, tasks, _claim: claim }));
+        let data_dir = Self(Arc::new(Inner { root, staged, tasks, claim }));
         data_dir.tidy_staging()?;
         Ok(data_dir)
     }
@@ -115,6 +127,15 @@ impl DataDir {
             }
         }
         Ok(())
+    }
+
+    /// Fails in a fork of the process that opened the folder.
+    pub(super) fn refuse_fork(&self) -> Result<(), Forked> {
+        let (owner, here) = (self.0.claim.process(), Process::current());
+        if owner == here {
+            return Ok(());
+        }
+        Err(Forked { data_dir: self.root().to_owned(), opened_by: owner.id(), here: here.id() })
     }
 
     /// The folder.
@@ -168,13 +189,15 @@ impl DataDir {
     }
 
     /// Waits until the list of tasks is another than the one with this revision.
-    pub fn wait_for_tasks(&self, revision: u64, until: &Until) -> Result<TaskList, Stopped> {
-        self.0.tasks.wait(revision, until)
+    pub fn wait_for_tasks(&self, revision: u64, until: &Until) -> Result<TaskList, WaitError> {
+        self.refuse_fork()?;
+        Ok(self.0.tasks.wait(revision, until)?)
     }
 
     /// Cancels a task and waits until it is over: it has cleaned up, and holds no lock. One that has ended already
     /// is as it is.
     pub fn cancel_task(&self, task: TaskId, until: &Until) -> Result<TaskStatus, CancelError> {
+        self.refuse_fork()?;
         self.0.tasks.cancel(task, until)
     }
 
@@ -184,6 +207,7 @@ impl DataDir {
 
     /// The buckets, in the order of their names.
     pub fn buckets(&self) -> Result<Vec<BucketName>, DataDirError> {
+        self.refuse_fork()?;
         let folder = self.root().join(BUCKETS);
         let mut names = Vec::new();
         for entry in fs::read_dir(&folder).at("list", &folder)? {
@@ -201,6 +225,7 @@ impl DataDir {
 
     /// What a bucket keeps about itself; its shards stay closed.
     pub fn bucket_meta(&self, name: &BucketName) -> Result<BucketMeta, BucketError> {
+        self.refuse_fork()?;
         let folder = self.bucket_folder(name);
         if !folder.is_dir() {
             return Err(self.no_such_bucket(name)?);
@@ -227,6 +252,7 @@ impl DataDir {
         spec: BucketSpec,
         config: &BucketConfig,
     ) -> Result<Bucket, BucketError> {
+        self.refuse_fork()?;
         if let Some(problem) = spec.problem() {
             return Err(BucketError::Spec { bucket: name.clone(), problem });
         }
@@ -252,6 +278,7 @@ impl DataDir {
 
     /// Removes a bucket that is closed, with all its local data. What it left in archives stays.
     pub fn drop_bucket(&self, name: &BucketName) -> Result<(), BucketError> {
+        self.refuse_fork()?;
         let task = self
             .begin_task(name, TaskKind::Drop, &Until::default())
             .map_err(|busy| BucketError::Busy { doing: "drop", bucket: name.clone(), busy })?;
@@ -311,7 +338,7 @@ fn resumed_bucket(name: &str) -> Option<BucketName> {
 fn write_holder(lock: &mut File) -> io::Result<()> {
     let since = humantime::format_rfc3339_seconds(SystemTime::now());
     lock.set_len(0)?;
-    lock.write_all(format!("process {} has held it since {since}\n", std::process::id()).as_bytes())
+    lock.write_all(format!("process {} has held it since {since}\n", Process::current().id()).as_bytes())
 }
 
 fn read_holder(lock: &mut File) -> String {

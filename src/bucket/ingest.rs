@@ -24,6 +24,7 @@ use crate::thread::{self, Fin, FinHolder, JoinError, Panicked, Stopped, Thread, 
 use crate::timestamp::TsVbuuid;
 
 use super::bucket::Bucket;
+use super::error::Forked;
 use super::meta::{BucketName, IndexEntry, IndexState, MetaError, SourceKind};
 
 /// How often the caller is told of progress.
@@ -76,6 +77,9 @@ pub struct IngestReport {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IngestError {
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// The bucket sleeps.
     #[error("cannot ingest into bucket {bucket}: it is paused in {archive}; resume it first")]
     Paused {
@@ -229,6 +233,7 @@ impl Bucket {
         on_progress: &mut dyn FnMut(IngestProgress),
     ) -> Result<IngestReport, IngestError> {
         let began = Instant::now();
+        self.data_dir.refuse_fork()?;
         let bucket = self.name();
         let busy = || IngestError::Busy { bucket: bucket.clone() };
         let _only_one = self.ingesting.try_lock().ok_or_else(busy)?;
@@ -241,15 +246,18 @@ impl Bucket {
             on_progress(at);
         };
         let followed = following.run(self.set.shards(), until, &mut on_progress);
-        let taken_down = following.take_down();
+        let taken_down = following.take_down(&Until::within(GRACE));
         // Also after a failure: what was applied is kept.
         let committed = self.set.commit(&Until::within(GRACE));
         let kept = count_changes(&self.start_positions()).saturating_sub(count_changes(&start));
+        let (progress, stats) = (Arc::clone(&following.progress), Arc::clone(&following.stats));
         let (fin, still_running) = match taken_down {
             Ok(fin) => (fin, None),
             Err(threads) => {
                 let names = threads.join(", ");
                 warn!(self.logger, "threads of an ingest are still running"; "threads" => names);
+                self.leftovers
+                    .keep(Box::new(move |until| following.take_down(until).err().unwrap_or_default()));
                 (None, Some(IngestError::StillRunning { bucket: bucket.clone(), threads }))
             }
         };
@@ -272,11 +280,10 @@ impl Bucket {
                 meta.indexes.iter_mut().for_each(|entry| entry.state = IndexState::Ready);
             })?;
         }
-        let stats = &following.stats;
         let report = IngestReport {
             bucket,
             documents: kept,
-            bad_lines: following.progress.bad_lines(),
+            bad_lines: progress.bad_lines(),
             quarantined: stats.quarantined(),
             oversize_keys: stats.oversize_keys(),
             total_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -359,8 +366,11 @@ impl Bucket {
             feed.start(&keyspace, generation, &kvdata_config, &endpoint, batches, engines, start, until);
         if let Err(error) = started {
             // What did not end within the caller's limit.
-            let _ = feed.stop(&keyspace, &Until::within(GRACE));
-            return Err(IngestError::Feed { bucket, error });
+            self.stop_feed(feed, keyspace);
+            return Err(match until.check() {
+                Err(why) => IngestError::Stopped { bucket, why, kept: 0 },
+                Ok(()) => IngestError::Feed { bucket, error },
+            });
         }
         let stats = feed
             .kvdata(&keyspace)
@@ -382,8 +392,13 @@ impl Bucket {
             let _ended = ended_holder;
             replay.run(inputs)
         };
-        let source = thread::spawn("dm-source", body)
-            .map_err(|source| IngestError::Spawn { bucket: bucket.clone(), source })?;
+        let source = match thread::spawn("dm-source", body) {
+            Ok(source) => source,
+            Err(source) => {
+                self.stop_feed(feed, keyspace);
+                return Err(IngestError::Spawn { bucket, source });
+            }
+        };
         Ok(Following {
             keyspace,
             feed,
@@ -395,6 +410,19 @@ impl Bucket {
             stats,
             applied,
         })
+    }
+}
+
+impl Bucket {
+    /// Ends a data path that nothing was sent into, and keeps it where it does not end.
+    fn stop_feed(&self, mut feed: Feed, keyspace: Keyspace) {
+        let mut stop = move |until: &Until| match feed.stop(&keyspace, until) {
+            Ok(_) => Vec::new(),
+            Err(still) => still.threads,
+        };
+        if !stop(&Until::within(GRACE)).is_empty() {
+            self.leftovers.keep(Box::new(stop));
+        }
     }
 }
 
@@ -457,18 +485,18 @@ impl Following {
     }
 
     /// Ends the data path first, then the source, and joins their threads. Gives back why the data path ended,
-    /// or the names of the threads that do not end.
-    fn take_down(&mut self) -> Result<Option<EndReason>, Vec<String>> {
-        let grace = Until::within(GRACE);
+    /// or the names of the threads that do not end; the call may then be repeated.
+    fn take_down(&mut self, until: &Until) -> Result<Option<EndReason>, Vec<String>> {
         self.source_fin = None;
-        let (fin, mut running) = match self.feed.stop(&self.keyspace, &grace) {
+        let (fin, mut running) = match self.feed.stop(&self.keyspace, until) {
             Ok(fin) => (fin, Vec::new()),
             Err(still) => (None, still.threads),
         };
         if let Some(source) = self.source.take()
-            && let Err(JoinError::StillRunning(source)) = source.join(&grace)
+            && let Err(JoinError::StillRunning(source)) = source.join(until)
         {
             running.push(source.name().to_owned());
+            self.source = Some(source);
         }
         if running.is_empty() { Ok(fin) } else { Err(running) }
     }

@@ -19,6 +19,9 @@
 //! * The state in `bucket.meta` is written before the step that it speaks of, and changes by one function
 //!   ([`BucketState::after`]). What a crash interrupted is led to a state that lasts when the bucket is opened.
 //! * A pause, a resume and a change of indexes have the bucket's only entry in the list of tasks while they work.
+//! * Threads that do not end in time stay the bucket's: it knows them until they were joined.
+//! * A data folder belongs to the process that opened it. In a fork of that process every call that has a result is
+//!   refused, and what is dropped there leaves locks, files and threads alone.
 
 #[expect(clippy::module_inception, reason = "the room's main type lives in the file of its name")]
 mod bucket;
@@ -27,6 +30,7 @@ mod error;
 mod folder;
 mod following;
 mod ingest;
+mod leftovers;
 mod meta;
 mod pause_error;
 mod pausing;
@@ -38,7 +42,7 @@ mod tasks;
 
 pub use crate::pause::BucketState;
 pub use bucket::{Bucket, BucketConfig, BucketStatus, IndexStatus};
-pub use error::{BucketError, CloseError, IndexError, StepError};
+pub use error::{BucketError, CloseError, Forked, IndexError, StepError};
 pub use folder::{DataDir, DataDirError};
 pub use following::{FollowEnd, FollowError, FollowOptions, FollowProgress, FollowReport};
 pub use ingest::{IngestError, IngestOptions, IngestProgress, IngestReport};
@@ -46,4 +50,4 @@ pub use meta::{BucketMeta, BucketName, BucketNameError, BucketSpec, IndexEntry, 
 pub use pause_error::PauseError;
 pub use pausing::{PauseOptions, PauseReport};
 pub use resuming::{ResumeError, ResumeReport};
-pub use tasks::{CancelError, TaskBusy, TaskId, TaskKind, TaskList, TaskState, TaskStatus};
+pub use tasks::{CancelError, TaskBusy, TaskId, TaskKind, TaskList, TaskState, TaskStatus, WaitError};

@@ -8,7 +8,7 @@ use crate::pause::{IdError, ManifestError, PauseId, UploadError};
 use crate::shard::{CommitError, LockError};
 use crate::thread::Stopped;
 
-use super::error::StepError;
+use super::error::{Forked, StepError};
 use super::meta::BucketName;
 use super::pausing::ATTEMPT_AGE_MAX;
 use super::tasks::TaskBusy;
@@ -18,6 +18,9 @@ use super::tasks::TaskBusy;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PauseError {
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// It sleeps already.
     #[error("cannot pause bucket {bucket}: it is paused in {archive} already")]
     Paused {

@@ -113,6 +113,7 @@ impl Bucket {
         until: &Until,
     ) -> Result<PauseReport, PauseError> {
         let began = Instant::now();
+        self.data_dir.refuse_fork()?;
         self.check_pausable()?;
         self.check_room(true)?;
         let parent = self.newest_pause(store, until)?;
@@ -133,6 +134,7 @@ impl Bucket {
         until: &Until,
         on_progress: &mut dyn FnMut(Progress),
     ) -> Result<PauseReport, PauseError> {
+        self.data_dir.refuse_fork()?;
         let task = self
             .data_dir
             .begin_task(&self.name(), TaskKind::Pause, until)

@@ -24,6 +24,7 @@ impl DataDir {
     /// Cleans up what a crash interrupted, tells `logger` of it, and gives what the bucket keeps about itself
     /// afterwards. Where the bucket is in use nothing was interrupted, and the call fails.
     pub fn recover(&self, name: &BucketName, logger: &Logger) -> Result<BucketMeta, BucketError> {
+        self.refuse_fork()?;
         let meta = self.bucket_meta(name)?;
         if meta.state.is_lasting() && self.leftovers(&meta)?.is_empty() {
             return Ok(meta);

@@ -23,7 +23,7 @@ use crate::shard::{LockError, ShardSet, lock_sealed};
 use crate::thread::{Stopped, Until};
 
 use super::bucket::BucketConfig;
-use super::error::BucketError;
+use super::error::{BucketError, Forked};
 use super::folder::DataDir;
 use super::meta::{BucketMeta, BucketName, MetaError};
 use super::pausing::millis;
@@ -52,6 +52,9 @@ pub struct ResumeReport {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResumeError {
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// The archive has no pause of the bucket.
     #[error("cannot resume bucket {bucket}: {store} has no pause of it; is the archive the right one?")]
     NoPause {
@@ -244,6 +247,7 @@ impl DataDir {
         until: &Until,
     ) -> Result<ResumeReport, ResumeError> {
         let began = Instant::now();
+        self.refuse_fork()?;
         let manifest = find_pause(name, store, pause, until)?;
         let there = self.has_bucket(name).then(|| self.bucket_meta(name)).transpose();
         let there = there.map_err(|error| cannot_open(name, error))?;
@@ -271,6 +275,7 @@ impl DataDir {
         until: &Until,
         on_progress: &mut dyn FnMut(Progress),
     ) -> Result<ResumeReport, ResumeError> {
+        self.refuse_fork()?;
         let task = self
             .begin_task(name, TaskKind::Resume, until)
             .map_err(|busy| ResumeError::Busy { bucket: name.clone(), busy })?;

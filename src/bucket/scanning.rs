@@ -26,6 +26,7 @@ impl Bucket {
     /// unfinished is refused with its progress. The scan ends when it is older than
     /// [`BucketConfig::scan_max_age`](super::BucketConfig::scan_max_age).
     pub fn query(&self, name: &IndexName, query: &ScanQuery, until: &Until) -> Result<Scan, IndexError> {
+        self.data_dir.refuse_fork()?;
         let entry = self.find_index(name)?;
         let meta = self.describe();
         if let BucketState::Paused { archive, evicted: true, .. } = meta.state {

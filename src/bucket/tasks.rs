@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::pause::Progress;
 use crate::thread::{Cancel, Fin, FinHolder, Stopped, Until, fin};
 
+use super::error::Forked;
 use super::meta::BucketName;
 
 /// What progress is shown of what is not over yet, at most.
@@ -113,6 +114,9 @@ pub struct TaskBusy {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CancelError {
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// There is none, or another one followed it.
     #[error("cannot cancel task {task}: there is no such task; it may have ended long ago")]
     Missing {
@@ -127,6 +131,18 @@ pub enum CancelError {
         /// What ended the wait.
         why: Stopped,
     },
+}
+
+/// Why a wait for another list of tasks gave none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WaitError {
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
+    /// The caller's limit ended first.
+    #[error("no task changed: {0}")]
+    Stopped(#[from] Stopped),
 }
 
 /// The book of a data folder.

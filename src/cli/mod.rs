@@ -98,7 +98,7 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, cancel: Cancel) -> anyhow::Result<()> {
-    let mut session = Session::new(&cli.common, cancel);
+    let mut session = Session::new(&cli.common, cancel)?;
     let done = match cli.verb {
         Verb::Demo(args) => demo::run(&args, &mut session),
         Verb::Ingest(args) => ingest::run(&args, &mut session),

@@ -3,11 +3,14 @@
 //! The macros that print panic when nobody reads any more, so nothing here uses them.
 
 use std::fmt;
-use std::io::{self, BufWriter, StdoutLock, Write};
+use std::io::{self, BufWriter, Write};
 use std::time::Duration;
 
+use dormouse::thread::Cancel;
 use indicatif::HumanBytes;
 use serde::Serialize;
+
+use super::polled::PolledOutput;
 
 /// Why a result was not printed.
 #[derive(Debug, thiserror::Error)]
@@ -27,11 +30,12 @@ impl From<io::Error> for OutputError {
 }
 
 /// Standard output. What is written is seen after [`Output::flush`], or when there is much of it.
-pub(super) struct Output(BufWriter<StdoutLock<'static>>);
+pub(super) struct Output(BufWriter<PolledOutput>);
 
 impl Output {
-    pub(super) fn new() -> Self {
-        Self(BufWriter::new(io::stdout().lock()))
+    /// A write that nobody reads ends when `cancel` is given.
+    pub(super) fn new(cancel: Cancel) -> io::Result<Self> {
+        Ok(Self(BufWriter::new(PolledOutput::stdout(cancel)?)))
     }
 
     /// Prints a line of text.

@@ -10,7 +10,7 @@ use slog::{Drain, Level, LevelFilter, Logger, o};
 use slog_term::{FullFormat, PlainDecorator};
 
 use super::args::{Common, Format, LogFormat};
-use super::output::Output;
+use super::output::{Output, OutputError};
 
 /// What closing a bucket may take, also after an interrupt.
 const CLOSE_GRACE: Duration = Duration::from_secs(30);
@@ -23,14 +23,14 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(common: &Common, cancel: Cancel) -> Self {
+    pub(super) fn new(common: &Common, cancel: Cancel) -> Result<Self, OutputError> {
         let deadline = common.deadline.and_then(|timeout| Instant::now().checked_add(timeout));
-        Self {
+        Ok(Self {
+            out: Output::new(cancel.clone())?,
             until: Until::new(deadline, cancel),
             logger: make_logger(common),
             format: common.format,
-            out: Output::new(),
-        }
+        })
     }
 
     /// The usual way for a bucket to work.

@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::event::{Seqno, VbId};
 use crate::shard::store::StoreFault;
 use crate::shard::{InstId, ReadError, Shard, ShardId, ShardScan, ShardSnapshot};
-use crate::thread::{RecvError, Stopped, Until, recv};
+use crate::thread::{Process, RecvError, Stopped, Until, recv};
 
 use super::collate::{CollateError, decode_parts, split_parts};
 use super::query::{Cursor, QueryError, ScanQuery, Stretch, beyond};
@@ -166,12 +166,22 @@ struct Merge {
 /// A running scan. It may be dropped at any time.
 pub struct Scan {
     merge: Arc<Held>,
+    process: Process,
     began: Instant,
     max_age: Duration,
     until: Until,
     since_check: u32,
     ended: bool,
     has_last: bool,
+}
+
+impl Drop for Scan {
+    fn drop(&mut self) {
+        // In a forked process the files that it holds are the other's, and may go with it.
+        if !self.process.is_current() {
+            std::mem::forget(Arc::clone(&self.merge));
+        }
+    }
 }
 
 impl Scan {
@@ -200,6 +210,7 @@ impl Scan {
         }
         Ok(Self {
             merge: open.add(Merge { plan, lanes, last: Vec::new() }),
+            process: Process::current(),
             began: Instant::now(),
             max_age: open.max_age,
             until: until.clone(),

@@ -90,6 +90,14 @@ pub enum FeedError {
         /// What it said.
         error: RequestError,
     },
+    /// Its data path ended while it was started.
+    #[error("cannot start keyspace {keyspace}: its data path ended: {reason}")]
+    Ended {
+        /// The keyspace.
+        keyspace: Keyspace,
+        /// Why it ended.
+        reason: EndReason,
+    },
     /// It was not started as a whole, and what was started did not end in time.
     #[error(
         "cannot start keyspace {keyspace}: {error}; these threads are still running: {}; stop it to wait for them",
@@ -162,6 +170,7 @@ impl Feed {
         let Err(error) = prepared else { return Ok(()) };
         let keyspace = keyspace.clone();
         Err(match self.stop(&keyspace, until) {
+            Ok(Some(reason)) if !matches!(reason, EndReason::Closed) => FeedError::Ended { keyspace, reason },
             Ok(_) => FeedError::Request { keyspace, error },
             Err(StillRunning { threads }) => FeedError::HalfStarted { keyspace, error, threads },
         })
@@ -233,6 +242,11 @@ impl Feed {
         let generation = running.generation;
         self.running.remove(keyspace);
         Ok(self.take_fin(generation))
+    }
+
+    /// The keyspaces that run, in order.
+    pub fn keyspaces(&self) -> Vec<Keyspace> {
+        self.running.keys().cloned().collect()
     }
 
     /// Holds a message when something was written since it was last read.

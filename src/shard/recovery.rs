@@ -111,9 +111,13 @@ impl Shard {
         Ok(Some(Committed { kept }))
     }
 
-    /// When the next recovery point is due, if anything is uncommitted: at once by bytes or after a failure.
+    /// When the next recovery point is due, if anything is uncommitted: at once by bytes or after a failure. Never for
+    /// a shard that is broken off.
     pub(super) fn commit_due(&self) -> Option<Instant> {
         let gate = self.0.gate.lock();
+        if self.0.state.lock().broken.is_some() {
+            return None;
+        }
         if gate.flush_is_due {
             return Some(Instant::now());
         }

@@ -1,25 +1,32 @@
 //! All shards of a bucket, and the two threads that work for them.
 //!
-//! `dm-flush` makes recovery points, by bytes and by time; `dm-compact` merges tables after one was made and
-//! drops what was kept during a lock. They are apart because a merge may take seconds and a recovery point must
-//! not wait for it. Both end when the set is closed.
+//! `dm-flush` makes recovery points, by bytes and by time and when the set is asked for them; `dm-compact` merges
+//! tables after one was made and drops what was kept during a lock. They are apart because a merge may take seconds
+//! and a recovery point must not wait for it. Both end when the set is closed.
+//!
+//! Invariants: a disk that hangs holds up these threads and nobody who asks the set with a limit. Where one of them
+//! panics, all shards are broken off: who writes is told, instead of waiting for what nobody does any more.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, after, bounded, never, select_biased};
-use slog::{Logger, error};
+use crossbeam::channel::{Receiver, Sender, after, bounded, never, select_biased};
+use slog::{Logger, error, info};
 
 use crate::durable::{AtPath, Claim};
-use crate::thread::{self, Fin, FinHolder, Thread, Until, fin};
+use crate::thread::{self, Fin, FinHolder, Panicked, Process, RecvError, Stopped, Thread, Until, fin};
 
+use super::ShardId;
 use super::error::{CommitError, OpenError};
 use super::shard::{Shard, ShardConfig, ShardSpec, claim};
 use super::store::{StoreFault, StoreShared};
 
 /// How long the flushing thread waits after a recovery point failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How long a thread that has begun is waited for where the other one could not be started.
+const START_FAILED_GRACE: Duration = Duration::from_secs(5);
 
 /// What the shards of one bucket have in common.
 #[derive(Debug, Clone)]
@@ -54,8 +61,30 @@ impl Default for ShardSetConfig {
 /// See the module.
 pub struct ShardSet {
     shards: Vec<Shard>,
+    orders: Sender<Order>,
+    /// `None` once the threads were told to end.
     stop: Option<FinHolder>,
     threads: Vec<Thread<()>>,
+    process: Process,
+}
+
+/// Asks the thread that flushes for a recovery point of one shard.
+struct Order {
+    shard: Shard,
+    made: Sender<Result<bool, CommitError>>,
+}
+
+impl Drop for ShardSet {
+    fn drop(&mut self) {
+        // In a forked process nothing of it is touched, the storage engines least of all, which may write when they
+        // are dropped.
+        if !self.process.is_current() {
+            std::mem::forget(self.orders.clone());
+            std::mem::forget(self.stop.take());
+            std::mem::forget(std::mem::take(&mut self.shards));
+            std::mem::forget(std::mem::take(&mut self.threads));
+        }
+    }
 }
 
 impl ShardSet {
@@ -119,19 +148,54 @@ impl ShardSet {
             }
         }
         let (stop, stopped) = fin();
-        let mut set = Self { shards, stop: Some(stop), threads: Vec::new() };
-        let flusher = Flusher { shards: set.shards.clone(), woken: flush_woken, logger: logger.clone() };
+        let (orders, ordered) = bounded(1);
+        let mut set =
+            Self { shards, orders, stop: Some(stop), threads: Vec::new(), process: Process::current() };
+        let flusher = Flusher {
+            shards: set.shards.clone(),
+            woken: flush_woken,
+            ordered,
+            told: BTreeMap::new(),
+            logger: logger.clone(),
+        };
         let compactor =
             Compactor { shards: set.shards.clone(), woken: compact_woken, logger: logger.clone() };
         let flush_stop = stopped.clone();
-        // A failure drops `set`, whose stop signal ends the thread that was started first.
-        let at = |source| {
-            let path = PathBuf::from(folder);
-            OpenError::Path(crate::durable::PathError { doing: "start the threads for", path, source })
-        };
-        set.threads.push(thread::spawn("dm-flush", move || flusher.run(&flush_stop)).map_err(at)?);
-        set.threads.push(thread::spawn("dm-compact", move || compactor.run(&stopped)).map_err(at)?);
+        let flush = set.watched("dm-flush", logger, move || flusher.run(&flush_stop));
+        let compact = set.watched("dm-compact", logger, move || compactor.run(&stopped));
+        let started = thread::spawn("dm-flush", flush).and_then(|flushing| {
+            set.threads.push(flushing);
+            thread::spawn("dm-compact", compact)
+        });
+        match started {
+            Ok(compacting) => set.threads.push(compacting),
+            Err(source) => {
+                // The one that was started only waits, so it ends at once.
+                let _ = set.close(&Until::within(START_FAILED_GRACE));
+                let path = PathBuf::from(folder);
+                let doing = "start the threads for";
+                return Err(OpenError::Path(crate::durable::PathError { doing, path, source }));
+            }
+        }
         Ok(set)
+    }
+
+    /// The body of a thread whose panic ends all writing.
+    fn watched<W: FnOnce() + Send + 'static>(
+        &self,
+        name: &'static str,
+        logger: &Logger,
+        work: W,
+    ) -> impl FnOnce() + Send + 'static + use<W> {
+        let (shards, logger) = (self.shards.clone(), logger.clone());
+        move || {
+            if let Err(panicked) = thread::catch(name, work) {
+                let fault = broken_by(&panicked);
+                // All of them before the host's logger is called, which may be what panicked.
+                shards.iter().for_each(|shard| shard.refuse_all(&fault));
+                error!(logger, "a thread of the shards panicked; nothing is written any more"; "error" => %panicked);
+            }
+        }
     }
 
     /// The shards, in ascending order of their ids.
@@ -139,37 +203,66 @@ impl ShardSet {
         &self.shards
     }
 
-    /// Makes a recovery point of every shard. All are tried; the first failure is reported.
+    /// Makes a recovery point of every shard, on the thread that flushes: where the disk hangs, the caller's limit
+    /// ends the call all the same. All are tried; the first failure is reported.
     pub fn commit(&self, until: &Until) -> Result<(), CommitError> {
-        let outcomes: Vec<_> = self.shards.iter().map(|shard| shard.commit(until)).collect();
+        let outcomes: Vec<_> = self.shards.iter().map(|shard| self.commit_one(shard, until)).collect();
         outcomes.into_iter().try_for_each(|outcome| outcome.map(drop))
+    }
+
+    fn commit_one(&self, shard: &Shard, until: &Until) -> Result<bool, CommitError> {
+        let stopped = |why| CommitError::Stopped { shard: shard.id(), why };
+        let (made, outcome) = bounded(1);
+        let timer = until.timer();
+        select_biased! {
+            // Where nobody takes it any more it is dropped, which is seen below.
+            send(self.orders, Order { shard: shard.clone(), made }) -> _ => {}
+            recv(until.cancel().fin().receiver()) -> _ => return Err(stopped(Stopped::Cancelled)),
+            recv(timer) -> _ => return Err(stopped(Stopped::DeadlinePassed)),
+        }
+        match thread::recv(&outcome, until) {
+            Ok(outcome) => outcome,
+            Err(RecvError::Stopped(why)) => Err(stopped(why)),
+            // The thread has ended, and the disk does not hang. If it has panicked, the shard says why.
+            Err(RecvError::Closed) => shard.commit(until),
+        }
+    }
+
+    /// Tells the threads to end, and waits for nothing.
+    pub fn stop(&mut self) {
+        self.stop = None;
     }
 
     /// Ends the threads. What is uncommitted stays so. Gives back the names of the threads that still run when
     /// the limit ends; the call may then be repeated.
     pub fn close(&mut self, until: &Until) -> Result<(), Vec<String>> {
-        self.stop = None;
+        self.stop();
         self.threads = thread::join_all(std::mem::take(&mut self.threads), until);
         if self.threads.is_empty() { Ok(()) } else { Err(thread::names(&self.threads)) }
     }
 }
 
+fn broken_by(panicked: &Panicked) -> StoreFault {
+    StoreFault::new("go on with the shard", panicked)
+}
+
 /// Does a piece of work for a shard. A panic of the engine breaks that shard off, whose writers are told; the
 /// thread goes on for the others.
 fn unpanicked<T>(shard: &Shard, thread: &str, work: impl FnOnce() -> T) -> Option<T> {
-    thread::catch(thread, work)
-        .map_err(|panicked| shard.break_off(StoreFault::new("go on with the shard", &panicked)))
-        .ok()
+    thread::catch(thread, work).map_err(|panicked| shard.break_off(broken_by(&panicked))).ok()
 }
 
 struct Flusher {
     shards: Vec<Shard>,
     woken: Receiver<()>,
+    ordered: Receiver<Order>,
+    /// The failure of each shard that was told: the same one is not told again with every try.
+    told: BTreeMap<ShardId, CommitError>,
     logger: Logger,
 }
 
 impl Flusher {
-    fn run(&self, stop: &Fin) {
+    fn run(mut self, stop: &Fin) {
         loop {
             let failed = self.commit_due_shards();
             let next = self.shards.iter().filter_map(Shard::commit_due).min();
@@ -180,6 +273,13 @@ impl Flusher {
             };
             select_biased! {
                 recv(stop.receiver()) -> _ => return,
+                recv(self.ordered) -> order => if let Ok(Order { shard, made }) = order {
+                    let commit = || shard.commit(&Until::default());
+                    if let Some(outcome) = unpanicked(&shard, "dm-flush", commit) {
+                        // Whoever asked may have stopped waiting.
+                        let _ = made.try_send(outcome);
+                    }
+                },
                 recv(timer) -> _ => {}
                 recv(if failed { never() } else { self.woken.clone() }) -> _ => {}
             }
@@ -187,12 +287,22 @@ impl Flusher {
     }
 
     /// Gives back whether a commit failed.
-    fn commit_due_shards(&self) -> bool {
+    fn commit_due_shards(&mut self) -> bool {
         let mut failed = false;
         for shard in &self.shards {
-            if let Some(Err(error)) = unpanicked(shard, "dm-flush", || shard.commit_if_due()) {
-                error!(self.logger, "no recovery point was made"; "error" => %error);
-                failed = true;
+            let shard_id = shard.id();
+            match unpanicked(shard, "dm-flush", || shard.commit_if_due()) {
+                Some(Err(error)) => {
+                    failed = true;
+                    if self.told.get(&shard_id) != Some(&error) {
+                        error!(self.logger, "no recovery point was made; it is tried again"; "error" => %error);
+                        self.told.insert(shard_id, error);
+                    }
+                }
+                Some(Ok(true)) if self.told.remove(&shard_id).is_some() => {
+                    info!(self.logger, "recovery points are made again"; "shard" => shard_id.0);
+                }
+                Some(Ok(_)) | None => {}
             }
         }
         failed

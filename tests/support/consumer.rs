@@ -83,6 +83,11 @@ impl Consumer {
         });
         let bucket = opened.unwrap();
         bucket.ensure_index(&by_n(), false).unwrap();
+        Self::of(bucket)
+    }
+
+    /// A consumer of a bucket that is open.
+    pub(crate) fn of(bucket: Bucket) -> Self {
         Self { bucket: Arc::new(bucket), following: None }
     }
 

@@ -6,10 +6,15 @@
 //!       └──── follower: asks for streams, from where the shards stand <─┘ notes: begun, refused, ended
 //! ```
 //!
-//! The [follower](follower::Follower) runs on the caller's thread. A stream begins where the instance stands that is
-//! least far, and each instance skips what it has. A stream that ends is asked for again once everything that it
+//! The [follower](follower::Follower) runs on the caller's thread. A stream begins where the instances stand that it
+//! fills. A stream that ends is asked for again once everything that it
 //! brought is applied; where the producer has lost what a shard has, the shard is [rolled back](rolling). A new index
 //! over data that is there is [built](building) by streams of its own.
+//!
+//! All nodes feed one data path. A connection has its own threads, window and queue, so a node that is slow or stuck
+//! holds up its own vbuckets alone; what all of them share, the channel to the workers and the byte budget, is held up
+//! by shards, and those belong to no node. A data path for each node would take two threads and two for each worker
+//! more, and a vbucket that moves would have to leave one path before another may write to its shard.
 //!
 //! Invariants:
 //! * Nothing here remembers how far a stream was: positions are those of the shards, so a crash changes nothing.
@@ -40,6 +45,7 @@ use crate::source::dcp::{Cluster, ClusterError, ClusterMap, DcpRequestError};
 use crate::thread::{Panicked, Stopped, Until};
 
 use super::bucket::Bucket;
+use super::error::Forked;
 use super::ingest::GRACE;
 use super::meta::{BucketName, BucketSpec, MetaError, SourceKind};
 use super::pausing::millis;
@@ -110,6 +116,9 @@ pub struct FollowReport {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FollowError {
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// The bucket sleeps.
     #[error("cannot follow into bucket {bucket}: it is paused in {archive}; resume it first")]
     Paused {
@@ -310,6 +319,7 @@ impl Bucket {
         on_progress: &mut dyn FnMut(FollowProgress),
     ) -> Result<FollowReport, FollowError> {
         let began = Instant::now();
+        self.data_dir.refuse_fork()?;
         let bucket = self.name();
         let busy = || FollowError::Busy { bucket: bucket.clone() };
         let _only_one = self.ingesting.try_lock().ok_or_else(busy)?;
@@ -328,13 +338,15 @@ impl Bucket {
             on_progress(at);
         };
         let ran = worker.run(until, &mut on_progress);
-        let taken_down = worker.take_down(&Until::within(GRACE));
+        let mut started = worker.take_started();
+        let taken_down = started.end(&Until::within(GRACE));
         // Also after a failure: what was applied is kept.
         let committed = self.set.commit(&Until::within(GRACE));
         let (fin, still_running) = match taken_down {
             Ok(fin) => (fin, None),
             Err(threads) => {
                 warn!(self.logger, "threads of a follower are still running"; "threads" => threads.join(", "));
+                self.leftovers.keep(started.into_leftover());
                 (None, Some(FollowError::StillRunning { bucket: bucket.clone(), threads }))
             }
         };

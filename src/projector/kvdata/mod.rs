@@ -121,7 +121,7 @@ struct Team {
 }
 
 impl Team {
-    /// A failure drops the workers that were started: their signals end them.
+    /// A failure ends and joins the workers that were started.
     fn start(
         config: &KvDataConfig,
         endpoint: &Arc<dyn Endpoint>,
@@ -145,10 +145,17 @@ impl Team {
                 generation: link.generation(),
             };
             let reports = Reports { installed: installed_tx.clone(), ended: ended_tx.clone() };
-            let (worker, sender) =
-                Worker::start(&config, Arc::clone(endpoint), reports, Arc::clone(&stats), roster, logger)?;
-            senders.push(sender);
-            workers.push(worker);
+            let (endpoint, stats) = (Arc::clone(endpoint), Arc::clone(&stats));
+            match Worker::start(&config, endpoint, reports, stats, roster, logger) {
+                Ok((worker, sender)) => {
+                    senders.push(sender);
+                    workers.push(worker);
+                }
+                Err(error) => {
+                    Worker::close_all(workers);
+                    return Err(error);
+                }
+            }
         }
         Ok(Self { workers, senders, installed, ended, stats })
     }
@@ -171,7 +178,7 @@ pub struct KvData {
 }
 
 impl KvData {
-    /// Starts the threads. Events come from `upstream`; what becomes of the streams is told to `link`.
+    /// Starts the threads, all or none. Events come from `upstream`; what becomes of the streams is told to `link`.
     pub fn start(
         config: &KvDataConfig,
         endpoint: &Arc<dyn Endpoint>,
@@ -222,9 +229,28 @@ impl KvData {
         let data_name = format!("kv-data-{}", config.node);
         let control_name = format!("kv-ctl-{}", config.node);
         let name = data_name.clone();
-        let data = roster.spawn(data_name, move || scatter.run(&name, &hand_over_tx, scatter_holder))?;
+        let data = roster.spawn(data_name, move || scatter.run(&name, &hand_over_tx, scatter_holder));
+        let data = match data {
+            Ok(data) => data,
+            Err(error) => {
+                Worker::close_all(server.workers);
+                return Err(error);
+            }
+        };
         let name = control_name.clone();
-        let control = roster.spawn(control_name, move || server.run(&name, holders))?;
+        let control = roster.spawn_with(control_name, (server, holders), move |(server, holders)| {
+            server.run(&name, holders);
+        });
+        let control = match control {
+            Ok(control) => control,
+            Err((error, given)) => {
+                if let Some((server, holders)) = given {
+                    server.finish(EndReason::Closed, holders);
+                }
+                let _ = data.join(&Until::default());
+                return Err(error);
+            }
+        };
         Ok(Self {
             requests: requests_tx,
             gen_server_stop,
@@ -248,15 +274,15 @@ impl KvData {
         self.change(Change::AddEngines(engines), until)
     }
 
-    /// Adds engines for the vbuckets of one shard alone, between two batches: to hand instances over that another data
-    /// path has filled, shard by shard. [`KvData::add_engines`] then adds them for good.
-    pub fn add_engines_to(
+    /// Adds engines of instances that another data path fills, between two batches: to hand them over vbucket by
+    /// vbucket. Changes are evaluated for them, and a shard takes that up only for the vbuckets where they have
+    /// [joined](crate::shard::Shard::join). [`KvData::add_engines`] then adds them for good. Gives back the same.
+    pub fn join_engines(
         &self,
-        shard: ShardId,
         engines: Vec<Engine>,
         until: &Until,
-    ) -> Result<(), RequestError> {
-        self.change(Change::AddEnginesTo(shard, engines), until).map(drop)
+    ) -> Result<Vec<(VbId, Seqno)>, RequestError> {
+        self.change(Change::JoinEngines(engines), until)
     }
 
     /// Removes the engines of `instances` between two batches; those that are not there do not matter. Gives

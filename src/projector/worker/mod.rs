@@ -33,8 +33,8 @@ pub(super) struct Scattered {
 /// What a data thread does between two batches. It answers each with [`Installed`].
 #[derive(Clone)]
 pub(super) enum Order {
-    /// Evaluate with this set from now on, for one shard or for all.
-    Swap(Arc<EngineSet>, Option<ShardId>),
+    /// Evaluate with this set from now on.
+    Swap(Arc<EngineSet>),
     /// Work with these numbers from now on.
     Tune(Tuning),
     /// What is written to this shard is of this generation from now on.
@@ -200,7 +200,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Starts both threads. The sender is for the worker's share of each batch.
+    /// Starts both threads, or none. The sender is for the worker's share of each batch.
     pub(super) fn start(
         config: &WorkerConfig,
         endpoint: Arc<dyn Endpoint>,
@@ -235,9 +235,17 @@ impl Worker {
             end: end_tx,
             logger: control_logger,
         };
-        let control =
-            roster.spawn(format!("vbc-{node}-{number}"), move || server.run(run_fin_holder, data_thread))?;
-        Ok((Self { orders, stop, control, end }, data))
+        let control = roster.spawn_with(format!("vbc-{node}-{number}"), data_thread, move |data_thread| {
+            server.run(run_fin_holder, data_thread);
+        });
+        match control {
+            Ok(control) => Ok((Self { orders, stop, control, end }, data)),
+            Err((error, data_thread)) => {
+                // Its fin went with the body of the thread that is not there.
+                let _ = data_thread.map(|data_thread| data_thread.join(&Until::default()));
+                Err(error)
+            }
+        }
     }
 
     /// Passes an order on. Never blocks: at most one is under way at a time.

@@ -154,6 +154,7 @@ impl Client {
         let mut state = self.state.lock();
         let vb = &mut state.vbs[usize::from(asked.vb)];
         let seqno = vb.push(collection.0, key, what);
+        vb.persisted = seqno;
         let extras = [vb.log[0].0.to_be_bytes(), seqno.to_be_bytes()].concat();
         let (opcode, opaque) = (asked.opcode, asked.opaque);
         let mut answer = Raw { magic: 0x81, opcode, opaque, extras: &extras, ..Raw::default() }.bytes();

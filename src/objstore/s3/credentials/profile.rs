@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use ini::{Ini, ParseOption, Properties};
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::{Credentials, Missing, read_document};
 use crate::thread::{Until, fin};
@@ -108,8 +109,10 @@ fn run(profile: &str, line: &str, until: &Until) -> Result<Credentials, Missing>
     let words = shlex::split(line).unwrap_or_default();
     let (program, arguments) =
         words.split_first().ok_or_else(|| failed(&"is no command line: its quotes are off"))?;
-    // A file, because a pipe could be full, or held open by a process that it leaves behind.
-    let mut output = tempfile::tempfile().map_err(|e| failed(&e))?;
+    // A file, because a pipe could be full, or held open by a process that it leaves behind. One in memory, so that
+    // no folder has to be looked for.
+    let output = memfd_create("dormouse-credentials", MemfdFlags::CLOEXEC).map_err(|e| failed(&e))?;
+    let mut output = File::from(output);
     let stdout = output.try_clone().map_err(|e| failed(&e))?;
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(stdout).stderr(Stdio::null());

@@ -1,0 +1,340 @@
+//! What a host is owed, as far as one test of many in a process can tell. What concerns a whole process is in
+//! `tests/legacy`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{TcpListener, TcpStream};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Barrier, Mutex};
+use std::time::{Duration, Instant};
+
+use dormouse::bucket::{BucketConfig, CloseError, FollowError, FollowOptions, PauseError, PauseOptions};
+use dormouse::objstore::{CredentialSource, Credentials, S3Config, S3Store};
+use dormouse::shard::{ShardSetConfig, StoreKind, lock_all};
+use dormouse::thread::{Cancel, Thread, Until, spawn};
+use slog::{Drain, Logger, Never, OwnedKVList, Record, o};
+use tempfile::TempDir;
+
+use crate::support::buckets::{World, close, ids, ingest, input, is_locked, lines, options, pause, scan};
+use crate::support::consumer::{Consumer, expected, follow, write};
+use crate::support::path::Dice;
+use crate::support::producer::{Producer, cluster_at};
+use crate::support::shards::for_each_store;
+use crate::support::{eventually, watchdog};
+
+for_each_store! {
+    instances_are_opened_paused_and_closed_at_the_same_time,
+    close_ends_at_its_deadline_while_a_recovery_point_hangs_and_may_be_called_again,
+}
+
+const INSTANCES: u64 = 4;
+/// What a call may take beyond its deadline on a machine that has other things to do.
+const SLACK: Duration = Duration::from_secs(20);
+
+/// One that has no part in what happens to the others: it sleeps and wakes, and finds what it had.
+fn live(kind: StoreKind, begin: &Barrier, seed: u64) {
+    let (world, mut dice) = (World::of(kind), Dice::new(seed));
+    begin.wait();
+    let mut bucket = world.bucket("b");
+    for round in 1..=5 {
+        let documents = 20 * round;
+        ingest(&bucket, lines(0..documents)).unwrap();
+        pause(&bucket, &world.store, dice.below(2) == 0).unwrap();
+        close(bucket);
+        world.resume("b", &watchdog()).unwrap();
+        bucket = world.open("b");
+        assert_eq!(scan(&bucket), ids(0..documents));
+    }
+    close(bucket);
+    assert!(world.staged().is_empty());
+}
+
+fn instances_are_opened_paused_and_closed_at_the_same_time(kind: StoreKind) {
+    let begin = Barrier::new(usize::try_from(INSTANCES).unwrap());
+    std::thread::scope(|scope| {
+        for seed in 0..INSTANCES {
+            let begin = &begin;
+            scope.spawn(move || live(kind, begin, seed));
+        }
+    });
+}
+
+#[test]
+fn what_happens_to_one_instance_happens_to_no_other() {
+    let (locked, broken, other) = (World::new(), World::new(), World::new());
+    let held = locked.bucket("b");
+    ingest(&held, lines(0..10)).unwrap();
+    let guards = lock_all(held.shards(), "a test", &watchdog()).unwrap();
+    let config = BucketConfig { logger: panics_on("dm-flush"), ..broken.config.clone() };
+    let spoilt = broken.data.create_bucket(&"b".parse().unwrap(), broken.spec, &config).unwrap();
+    spoilt.ensure_index(&crate::support::buckets::by_n(), false).unwrap();
+    assert!(ingest(&spoilt, lines(0..10)).is_err());
+
+    let bucket = other.bucket("b");
+    ingest(&bucket, lines(0..10)).unwrap();
+    pause(&bucket, &other.store, true).unwrap();
+    close(bucket);
+    other.resume("b", &watchdog()).unwrap();
+    assert_eq!(scan(&other.open("b")), ids(0..10));
+    assert!(other.data.tasks().tasks.iter().all(|task| task.bucket.as_str() == "b"));
+    assert!(is_locked(&held) && locked.data.tasks().revision != other.data.tasks().revision);
+    drop(guards);
+    close(held);
+}
+
+/// Panics on threads whose names begin like this, past the hook.
+struct PanicsOn(&'static str);
+
+impl Drain for PanicsOn {
+    type Ok = ();
+    type Err = Never;
+
+    fn log(&self, record: &Record<'_>, _: &OwnedKVList) -> Result<(), Never> {
+        let thread = std::thread::current();
+        if thread.name().is_some_and(|name| name.starts_with(self.0)) && !std::thread::panicking() {
+            std::panic::resume_unwind(Box::new(format!("the host's logger fails at: {}", record.msg())));
+        }
+        Ok(())
+    }
+}
+
+fn panics_on(prefix: &'static str) -> Logger {
+    Logger::root(PanicsOn(prefix), o!())
+}
+
+/// The beginnings of the names of all threads, without their numbers.
+fn prefixes() -> BTreeSet<&'static str> {
+    let lib = include_str!("../src/lib.rs");
+    let rows = lib.split("//! # Threads").nth(1).unwrap().lines().skip_while(|line| !line.contains('|'));
+    let names = rows.take_while(|line| line.contains('|')).filter_map(|row| row.split('`').nth(1));
+    names.map(|name| name.split("-N").next().unwrap()).collect()
+}
+
+#[test]
+fn whatever_thread_panics_closes_its_instance_with_an_error_and_nothing_else() {
+    let prefixes = prefixes();
+    assert!(prefixes.len() >= 13, "{prefixes:?}");
+    for prefix in prefixes {
+        for kind in [StoreKind::Lsm, StoreKind::Memdb, StoreKind::Cow] {
+            let world = World::of(kind);
+            close(world.bucket("b"));
+            let config = BucketConfig { logger: panics_on(prefix), ..world.config.clone() };
+            let mut bucket = world.data.open_bucket(&"b".parse().unwrap(), &config).unwrap();
+            let ingested = ingest(&bucket, lines(0..50));
+            let closed = bucket.close(&watchdog());
+            assert!(!matches!(closed, Err(CloseError::StillRunning { .. })), "{prefix}: {closed:?}");
+            if prefix == "dm-flush" {
+                let told = [ingested.unwrap_err().to_string(), closed.unwrap_err().to_string()];
+                assert!(told.iter().all(|error| error.contains("thread dm-flush panicked")), "{told:?}");
+            }
+            drop(bucket);
+            let bucket = world.open("b");
+            ingest(&bucket, lines(0..50)).unwrap();
+            assert_eq!(scan(&bucket), ids(0..50), "{prefix}");
+            close(bucket);
+        }
+    }
+}
+
+#[test]
+fn whatever_thread_of_a_follower_panics_it_ends_with_an_error_and_can_be_followed_again() {
+    for prefix in prefixes() {
+        let folder = TempDir::new().unwrap();
+        let (producer, mut dice) = (Producer::start(8), Dice::new(1));
+        write(&producer, &mut dice, 300);
+        let config = BucketConfig { logger: panics_on(prefix), ..crate::support::consumer::config() };
+        let mut consumer = Consumer::open_with(folder.path(), Consumer::spec(), &config);
+        consumer.begin(follow(&producer, true));
+        let followed = consumer.join();
+        let mut bucket = Arc::into_inner(consumer.bucket).unwrap();
+        let closed = bucket.close(&watchdog());
+        assert!(!matches!(closed, Err(CloseError::StillRunning { .. })), "{prefix}: {closed:?}");
+        if ["dm-flush", "vbc", "dm-follow"].contains(&prefix) && followed.is_err() {
+            let error = followed.unwrap_err().to_string();
+            assert!(error.contains("panicked"), "{prefix}: {error}");
+        }
+        drop(bucket);
+        let consumer = Consumer::open(folder.path(), StoreKind::Lsm, 8);
+        consumer.once(&producer);
+        assert_eq!(consumer.indexed(), expected(&producer), "{prefix}");
+        consumer.close();
+        producer.check();
+    }
+}
+
+/// Hangs at records that say this, until the gate is given: what calls it hangs as it does in a disk.
+struct HangsAt {
+    text: &'static str,
+    gate: AssertUnwindSafe<Cancel>,
+}
+
+impl Drain for HangsAt {
+    type Ok = ();
+    type Err = Never;
+
+    fn log(&self, record: &Record<'_>, _: &OwnedKVList) -> Result<(), Never> {
+        if record.msg().to_string() == self.text {
+            let _ = self.gate.fin().wait(&watchdog());
+        }
+        Ok(())
+    }
+}
+
+/// Fails where `call` takes much longer than its deadline.
+fn in_time<T>(what: &str, call: impl FnOnce(&Until) -> T) -> T {
+    let began = Instant::now();
+    let done = call(&Until::within(Duration::from_millis(200)));
+    assert!(began.elapsed() < SLACK, "{what} took {:?}", began.elapsed());
+    done
+}
+
+fn close_ends_at_its_deadline_while_a_recovery_point_hangs_and_may_be_called_again(kind: StoreKind) {
+    let (world, gate) = (World::of(kind), Cancel::new());
+    let logger =
+        Logger::root(HangsAt { text: "recovery point made", gate: AssertUnwindSafe(gate.clone()) }, o!());
+    let config = BucketConfig { logger, ..world.config.clone() };
+    let mut bucket = world.data.create_bucket(&"b".parse().unwrap(), world.spec, &config).unwrap();
+    bucket.ensure_index(&crate::support::buckets::by_n(), false).unwrap();
+    // The other thread is told to end only when there is no time left to see it.
+    let closed = in_time("a close", |until| bucket.close(until)).unwrap_err();
+    assert!(matches!(&closed, CloseError::StillRunning { threads } if threads[0] == "dm-flush"), "{closed}");
+    let closed = in_time("a close", |until| bucket.close(until)).unwrap_err();
+    let is_alone = matches!(&closed, CloseError::StillRunning { threads } if threads == &["dm-flush"]);
+    assert!(is_alone, "{closed}");
+    gate.cancel();
+    bucket.close(&watchdog()).unwrap();
+    bucket.close(&watchdog()).unwrap();
+}
+
+/// Takes connections and says nothing, until it is dropped.
+struct Silent {
+    stop: Cancel,
+    thread: Option<Thread<()>>,
+    address: std::net::SocketAddr,
+}
+
+impl Silent {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), Cancel::new());
+        let stopped = stop.clone();
+        let thread = spawn("t-silent", move || {
+            let mut clients: Vec<TcpStream> = Vec::new();
+            while stopped.fin().wait(&Until::within(Duration::from_millis(1))).is_err() {
+                clients.extend(listener.accept().map(|(client, _)| client));
+            }
+        });
+        Self { stop, thread: Some(thread.unwrap()), address }
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        drop(self.thread.take().map(|thread| thread.join(&watchdog())));
+    }
+}
+
+#[test]
+fn a_pause_into_a_silent_server_ends_at_its_deadline_and_the_bucket_is_closed() {
+    let (world, server) = (World::new(), Silent::start());
+    let mut bucket = world.bucket("b");
+    ingest(&bucket, lines(0..50)).unwrap();
+    let credentials = Credentials {
+        access_key_id: "key".to_owned(),
+        secret_access_key: "secret".to_owned(),
+        session_token: None,
+        expires: None,
+    };
+    let store = S3Store::open(S3Config {
+        endpoint: Some(format!("http://{}", server.address)),
+        path_style: true,
+        credentials: vec![CredentialSource::Given(credentials)],
+        ..S3Config::new("bucket", "region")
+    });
+    let store = store.unwrap();
+    let evict = PauseOptions { evict: true, ..PauseOptions::default() };
+    let paused = in_time("a pause", |until| bucket.pause(&store, evict, until, &mut |_| {}));
+    assert!(matches!(&paused, Err(PauseError::Manifest { .. } | PauseError::Stopped { .. })), "{paused:?}");
+    assert!(!is_locked(&bucket) && bucket.describe().state.is_lasting());
+    in_time("a close", |_| bucket.close(&watchdog())).unwrap();
+    in_time("the store's end", |_| drop(store));
+}
+
+#[test]
+fn following_a_silent_node_ends_at_its_deadline_and_the_bucket_is_closed() {
+    let (folder, server) = (TempDir::new().unwrap(), Silent::start());
+    let consumer = Consumer::open(folder.path(), StoreKind::Lsm, 8);
+    let options = FollowOptions {
+        cluster: cluster_at(server.address, 8),
+        connections: 1,
+        once: false,
+        idle_after: None,
+    };
+    let followed = in_time("following", |until| consumer.bucket.follow(&options, until, &mut |_| {}));
+    assert!(
+        matches!(&followed, Err(FollowError::Stopped { .. } | FollowError::Cluster { .. })),
+        "{followed:?}"
+    );
+    in_time("a close", |_| consumer.close());
+}
+
+#[test]
+fn a_node_that_falls_silent_holds_up_no_end() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut dice) = (Producer::start(8), Dice::new(1));
+    write(&producer, &mut dice, 300);
+    let mut consumer = Consumer::open(folder.path(), StoreKind::Lsm, 8);
+    consumer.begin(follow(&producer, false));
+    consumer.catch_up(&producer);
+    producer.behave(|behaviour| behaviour.stalled = true);
+    write(&producer, &mut dice, 300);
+    let ended = in_time("the end of following", |_| consumer.end());
+    assert!(matches!(ended, Err(FollowError::Stopped { .. })), "{ended:?}");
+    in_time("a close", |_| consumer.close());
+    producer.check();
+}
+
+/// Lines that a shard logs about failures, each with how often.
+#[derive(Default)]
+struct Failures(Mutex<BTreeMap<String, usize>>);
+
+impl Drain for Failures {
+    type Ok = ();
+    type Err = Never;
+
+    fn log(&self, record: &Record<'_>, _: &OwnedKVList) -> Result<(), Never> {
+        if record.level() <= slog::Level::Error {
+            *self.0.lock().unwrap().entry(record.msg().to_string()).or_default() += 1;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_shard_that_is_broken_is_told_of_once() {
+    let (world, failures) = (World::new(), Arc::<Failures>::default());
+    let shards = ShardSetConfig { commit_interval: Duration::from_millis(1), ..world.config.shards.clone() };
+    let logger = Logger::root(Arc::clone(&failures), o!());
+    let config = BucketConfig { logger, shards, ..world.config.clone() };
+    let mut bucket = world.data.create_bucket(&"b".parse().unwrap(), world.spec, &config).unwrap();
+    bucket.ensure_index(&crate::support::buckets::by_n(), false).unwrap();
+    bucket.close(&watchdog()).unwrap();
+    drop(bucket);
+
+    // Where a table is to be written there is no folder any more.
+    let mut bucket = world.data.open_bucket(&"b".parse().unwrap(), &config).unwrap();
+    for shard in ["shard-0000", "shard-0001"] {
+        std::fs::remove_dir_all(world.dir.path().join("data/buckets/b").join(shard).join("lsm/tables"))
+            .unwrap();
+    }
+    let ingested = bucket.ingest(vec![input(lines(0..50))], &options(), &watchdog(), &mut |_| {});
+    assert!(ingested.is_err());
+    let told = || failures.0.lock().unwrap().values().sum::<usize>();
+    eventually("it is told", || told() >= 1);
+    // It is tried again each second.
+    let never = Cancel::new();
+    let _ = never.fin().wait(&Until::within(Duration::from_millis(2500)));
+    assert!(told() <= 4, "{:?}", failures.0.lock().unwrap());
+    let _ = bucket.close(&watchdog());
+}

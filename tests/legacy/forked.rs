@@ -1,0 +1,154 @@
+//! A service that forks after it has opened a data folder.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dormouse::bucket::{
+    Bucket, BucketConfig, BucketError, BucketSpec, CancelError, CloseError, DataDir, DataDirError,
+    IndexError, IngestError, PauseError, ResumeError, TaskId, WaitError,
+};
+use dormouse::index::KeyRange;
+use dormouse::objstore::FileStore;
+use dormouse::shard::{ShardSetConfig, StoreKind};
+use dormouse::source::Input;
+use fork::{Fork, fork, waitpid_nohang};
+use signal_hook::low_level::exit;
+use tempfile::TempDir;
+
+use crate::process::{Facts, threads_of};
+use crate::service::{
+    EVICT, Journal, STORES, by_n, config, fed, ingest, make, minutes, named, numbers, scan, write_documents,
+};
+
+/// What a child may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+const FORKS: u32 = 40;
+
+/// Ends a fork with what came of `work`.
+fn end_child(work: impl FnOnce()) -> ! {
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    exit(i32::from(outcome.is_err()))
+}
+
+/// Waits for the end of a fork, in which nothing may have failed.
+fn wait_for(child: i32) {
+    let began = Instant::now();
+    let status = loop {
+        if let Some(status) = waitpid_nohang(child).unwrap() {
+            break status;
+        }
+        assert!(began.elapsed() < PATIENCE, "the child hangs: {:?}", threads_of(child.cast_unsigned()));
+        std::thread::park_timeout(Duration::from_millis(1));
+    };
+    assert_eq!(status, 0, "the child failed");
+}
+
+macro_rules! assert_forked {
+    ($call:expr, $error:path) => {{
+        let refused = $call.err().unwrap();
+        assert!(matches!(refused, $error(_)), "{refused}");
+        assert!(refused.to_string().contains("fork first"), "{refused}");
+    }};
+}
+
+/// Every door that can refuse does.
+fn try_everything(data: &DataDir, bucket: &mut Bucket, archive: &FileStore) {
+    let (name, until, config) = (named("travel"), minutes(1), config(&Arc::default()));
+    assert_forked!(data.buckets(), DataDirError::Forked);
+    assert_forked!(data.bucket_meta(&name), BucketError::Forked);
+    assert_forked!(data.open_bucket(&name, &config), BucketError::Forked);
+    assert_forked!(data.create_bucket(&named("new"), BucketSpec::default(), &config), BucketError::Forked);
+    assert_forked!(data.drop_bucket(&name), BucketError::Forked);
+    assert_forked!(data.recover(&name, &config.logger), BucketError::Forked);
+    assert_forked!(data.plan_resume(&name, archive, None, &until), ResumeError::Forked);
+    assert_forked!(data.resume(&name, archive, None, &config, &until, &mut |_| {}), ResumeError::Forked);
+    assert_forked!(data.wait_for_tasks(0, &until), WaitError::Forked);
+    assert_forked!(data.cancel_task(TaskId(1), &until), CancelError::Forked);
+    assert_forked!(bucket.ensure_index(&by_n(), false), IndexError::Forked);
+    assert_forked!(bucket.drop_index(by_n().name(), &until), IndexError::Forked);
+    assert_forked!(bucket.scan(by_n().name(), &KeyRange::default(), false, &until), IndexError::Forked);
+    assert_forked!(ingest(bucket, Input::Path("nowhere".into())), IngestError::Forked);
+    assert_forked!(bucket.plan_pause(archive, EVICT, &until), PauseError::Forked);
+    assert_forked!(bucket.pause(archive, EVICT, &until, &mut |_| {}), PauseError::Forked);
+    assert_forked!(bucket.close(&until), CloseError::Forked);
+}
+
+pub(crate) fn child() {
+    STORES.into_iter().for_each(child_of);
+}
+
+fn child_of(store: StoreKind) {
+    let (root, journal) = (TempDir::new().unwrap(), Arc::<Journal>::default());
+    let folder = root.path().join("data");
+    let data = DataDir::open_or_create(&folder).unwrap();
+    let archive = FileStore::open(&root.path().join("archive")).unwrap();
+    let mut bucket = make(&data, "travel", store, &config(&journal));
+    let documents = root.path().join("documents");
+    write_documents(&documents, 0..2000);
+    ingest(&bucket, Input::Path(documents.clone())).unwrap();
+    // A scan that is half-way, and holds what later changes replace.
+    let mut half = bucket.scan(by_n().name(), &KeyRange::default(), false, &minutes(1)).unwrap();
+    assert!(half.by_ref().take(1000).all(|entry| entry.is_ok()));
+    for _ in 0..8 {
+        ingest(&bucket, Input::Path(documents.clone())).unwrap();
+    }
+    std::fs::write(folder.join("staging/marker"), "mine").unwrap();
+    let facts = Facts::now();
+
+    match fork().unwrap() {
+        Fork::Child => end_child(move || {
+            try_everything(&data, &mut bucket, &archive);
+            assert!(matches!(DataDir::open(&folder), Err(DataDirError::Held { .. })), "the lock is gone");
+            drop((half, bucket, data));
+        }),
+        Fork::Parent(child) => wait_for(child),
+    }
+    facts.assert_again("after the fork");
+    assert!(matches!(DataDir::open(&folder), Err(DataDirError::Held { .. })), "the lock is gone");
+    assert!(folder.join("staging/marker").exists());
+    assert_eq!(half.map(|entry| entry.unwrap()).count(), 1000, "{store}: what the scan held is gone");
+    ingest(&bucket, Input::Path(documents)).unwrap();
+    for shard in bucket.shards() {
+        shard.check(&minutes(1)).unwrap();
+    }
+    bucket.close(&minutes(1)).unwrap();
+    drop(bucket);
+    let mut bucket = data.open_bucket(&named("travel"), &config(&journal)).unwrap();
+    assert_eq!(scan(&bucket), numbers(0..2000));
+    bucket.close(&minutes(1)).unwrap();
+}
+
+pub(crate) fn under_load() {
+    let (root, journal) = (TempDir::new().unwrap(), Arc::<Journal>::default());
+    let data = DataDir::open_or_create(&root.path().join("data")).unwrap();
+    let config = BucketConfig {
+        shards: ShardSetConfig { commit_interval: Duration::from_millis(1), ..ShardSetConfig::default() },
+        ..config(&journal)
+    };
+    let bucket = Arc::new(make(&data, "travel", StoreKind::Lsm, &config));
+    let (feed, input) = fed();
+    let ingesting = Arc::clone(&bucket);
+    let ingest = std::thread::Builder::new().name("ingest".to_owned());
+    let ingest = ingest.spawn(move || ingest_all(&ingesting, input)).unwrap();
+    for n in 0..FORKS {
+        let line = |n: u32| format!("{{\"id\":\"d{n}\",\"n\":{n}}}\n");
+        feed.send((n * 100..(n + 1) * 100).map(line).collect::<String>().into_bytes()).unwrap();
+        match fork().unwrap() {
+            Fork::Child => end_child(|| {
+                let refused = bucket.scan(by_n().name(), &KeyRange::default(), false, &minutes(1));
+                assert_forked!(refused, IndexError::Forked);
+                assert_forked!(data.buckets(), DataDirError::Forked);
+            }),
+            Fork::Parent(child) => wait_for(child),
+        }
+    }
+    drop(feed);
+    ingest.join().unwrap();
+    assert_eq!(scan(&bucket), numbers(0..FORKS * 100));
+    Arc::into_inner(bucket).unwrap().close(&minutes(1)).unwrap();
+}
+
+fn ingest_all(bucket: &Bucket, input: Input) {
+    ingest(bucket, input).unwrap();
+}
