@@ -198,7 +198,8 @@ fn a_file_that_is_read_while_it_is_uploaded_is_named_like_one_that_was_read_befo
 
 #[test]
 fn a_file_that_was_read_for_the_plan_and_changed_is_no_draft_either() {
-    let changes: [(usize, fn(&Path)); 2] =
+    type Change = fn(&Path);
+    let changes: [(usize, Change); 2] =
         [(1, |path| fs::write(path, b"feta").unwrap()), (0, |path| cut(path, 1_400_000))];
     for (number, change) in changes {
         let scene = Scene::new();

@@ -143,7 +143,7 @@ fn list<T>(items: impl IntoIterator<Item = T>, text: impl Fn(T) -> String) -> St
 struct Told(Row);
 
 impl Told {
-    fn put(&mut self, column: &'static str, text: impl ToString) {
+    fn put(&mut self, column: &'static str, text: impl std::fmt::Display) {
         let is_new = self.0.insert(column, text.to_string()).is_none();
         assert!(COLUMNS.contains(&column) && is_new, "{column}");
     }
@@ -275,7 +275,7 @@ impl Told {
                 self.put("extras.unknown", format!("{number:08x}"));
             }
             Message::Noop => {}
-            other => panic!("{other:?}"),
+            Message::Unknown => panic!("the producer wrote what the decoder does not know"),
         }
     }
 

@@ -33,6 +33,10 @@ pub(crate) const BUCKET_NAME: &str = "travel";
 
 /// What it does to its consumers.
 #[derive(Debug, Clone, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fault or a habit by itself, and any may go with any"
+)]
 pub(crate) struct Behaviour {
     /// Answers of these opcodes are replaced: status and value, or silence.
     pub(crate) answers: BTreeMap<u8, Option<(u16, Vec<u8>)>>,

@@ -151,6 +151,10 @@ impl Vb {
 
 /// What a connection agreed on, and how its node behaves.
 #[derive(Debug, Clone, Copy, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fault or a habit by itself, and any may go with any"
+)]
 pub(super) struct Manner {
     pub(super) oso: bool,
     pub(super) compresses: bool,
