@@ -143,7 +143,7 @@ fn list<T>(items: impl IntoIterator<Item = T>, text: impl Fn(T) -> String) -> St
 struct Told(Row);
 
 impl Told {
-    fn put(&mut self, column: &'static str, text: impl ToString) {
+    fn put<T: ToString + ?Sized>(&mut self, column: &'static str, text: &T) {
         let is_new = self.0.insert(column, text.to_string()).is_none();
         assert!(COLUMNS.contains(&column) && is_new, "{column}");
     }
@@ -151,7 +151,7 @@ impl Told {
     /// Columns that have nothing to tell are left out, as `tshark` does it.
     fn put_some(&mut self, column: &'static str, text: String) {
         if !text.is_empty() {
-            self.put(column, text);
+            self.put(column, &text);
         }
     }
 
@@ -173,30 +173,30 @@ impl Told {
     }
 
     fn header(&mut self, frame: &Frame<'_>, bytes: &[u8]) {
-        self.put("magic", format!("{:#04x}", bytes[0]));
-        self.put("opcode", format!("{:#04x}", frame.opcode.0));
-        self.put("extras.length", frame.extras.len());
-        self.put("key.length", frame.key.len());
-        self.put("value.length", frame.value.len());
-        self.put("datatype", format!("{:#04x}", frame.datatype));
+        self.put("magic", &format!("{:#04x}", bytes[0]));
+        self.put("opcode", &format!("{:#04x}", frame.opcode.0));
+        self.put("extras.length", &frame.extras.len());
+        self.put("key.length", &frame.key.len());
+        self.put("value.length", &frame.value.len());
+        self.put("datatype", &format!("{:#04x}", frame.datatype));
         if frame.magic.is_response() {
-            self.put("status", format!("{:#06x}", frame.vb_or_status));
+            self.put("status", &format!("{:#06x}", frame.vb_or_status));
         } else {
-            self.put("vbucket", frame.vb_or_status);
+            self.put("vbucket", &frame.vb_or_status);
         }
-        self.put("total_bodylength", bytes.len() - 24);
+        self.put("total_bodylength", &(bytes.len() - 24));
         // It is shown the other way round.
-        self.put("opaque", format!("{:#010x}", frame.opaque.swap_bytes()));
-        self.put("cas", format!("{:#018x}", frame.cas));
+        self.put("opaque", &format!("{:#010x}", frame.opaque.swap_bytes()));
+        self.put("cas", &format!("{:#018x}", frame.cas));
         if let Some(stream) = frame.stream_id().unwrap() {
-            self.put("flex_frame.frame.dcp_stream_id", stream);
+            self.put("flex_frame.frame.dcp_stream_id", &stream);
         }
     }
 
     fn text(&mut self, column: &'static str, bytes: &[u8]) {
         let is_text = bytes.iter().all(|byte| matches!(byte, b' '..=b'~'));
         if is_text && !bytes.is_empty() {
-            self.put(column, String::from_utf8_lossy(bytes));
+            self.put(column, &String::from_utf8_lossy(bytes));
         }
     }
 
@@ -207,8 +207,8 @@ impl Told {
                 let log = FailoverLog::decode(frame.value).unwrap();
                 let branches = log.entries();
                 let vbuuids = list(branches, |(vbuuid, _)| format!("{:#018x}", vbuuid.0));
-                self.put("dcp.failover_log.vbucket_uuid", vbuuids);
-                self.put("dcp.failover_log.seqno", list(branches, |(_, seqno)| seqno.to_string()));
+                self.put("dcp.failover_log.vbucket_uuid", &vbuuids);
+                self.put("dcp.failover_log.seqno", &list(branches, |(_, seqno)| seqno.to_string()));
             }
             Opcode::GET_ALL_VB_SEQNOS if is_success => {
                 let seqnos = vb_seqnos(frame.value).unwrap();
@@ -222,7 +222,7 @@ impl Told {
 
     fn features(&mut self, frame: &Frame<'_>) {
         let features = features(frame.value).unwrap();
-        self.put("hello.features.feature", list(features, |feature| format!("{:#06x}", feature.0)));
+        self.put("hello.features.feature", &list(features, |feature| format!("{:#06x}", feature.0)));
     }
 
     /// What requests carry is not read by the library; here it stands as documents say.
@@ -232,15 +232,15 @@ impl Told {
         self.text("key", frame.key);
         match frame.opcode {
             Opcode::HELLO => self.features(frame),
-            Opcode::DCP_OPEN => self.put("extras.flags", format!("{:#010x}", u32_at(4))),
-            Opcode::DCP_BUFFER_ACK => self.put("extras.bytes_to_ack", u32_at(0)),
+            Opcode::DCP_OPEN => self.put("extras.flags", &format!("{:#010x}", u32_at(4))),
+            Opcode::DCP_BUFFER_ACK => self.put("extras.bytes_to_ack", &u32_at(0)),
             Opcode::DCP_STREAM_REQ => {
-                self.put("extras.flags", format!("{:#010x}", u32_at(0)));
-                self.put("extras.start_seqno", u64_at(8));
-                self.put("extras.end_seqno", u64_at(16));
-                self.put("extras.vbucket_uuid", format!("{:#018x}", u64_at(24)));
-                self.put("extras.snap_start_seqno", u64_at(32));
-                self.put("extras.snap_end_seqno", u64_at(40));
+                self.put("extras.flags", &format!("{:#010x}", u32_at(0)));
+                self.put("extras.start_seqno", &u64_at(8));
+                self.put("extras.end_seqno", &u64_at(16));
+                self.put("extras.vbucket_uuid", &format!("{:#018x}", u64_at(24)));
+                self.put("extras.snap_start_seqno", &u64_at(32));
+                self.put("extras.snap_end_seqno", &u64_at(40));
             }
             _ => {}
         }
@@ -255,14 +255,14 @@ impl Told {
             Message::Deletion(removal) | Message::Expiration(removal) => self.removal(&removal, collections),
             Message::SnapshotMarker(marker) => self.marker(&marker),
             Message::SystemEvent(event) => {
-                self.put("extras.by_seqno", event.seqno);
-                self.put("extras.system_event_id", event.event);
-                self.put("extras.system_event_version", event.version);
+                self.put("extras.by_seqno", &event.seqno);
+                self.put("extras.system_event_id", &event.event);
+                self.put("extras.system_event_version", &event.version);
                 self.text("key", event.name);
             }
-            Message::SeqnoAdvanced(seqno) => self.put("extras.by_seqno", seqno),
+            Message::SeqnoAdvanced(seqno) => self.put("extras.by_seqno", &seqno),
             Message::OsoSnapshot(edge) => {
-                self.put("extras.dcp_oso_snapshot_flags", if edge == OsoEdge::Start { 1 } else { 2 });
+                self.put("extras.dcp_oso_snapshot_flags", &(if edge == OsoEdge::Start { 1 } else { 2 }));
             }
             Message::StreamEnd(reason) => {
                 let number = match reason {
@@ -272,7 +272,7 @@ impl Told {
                     other => panic!("{other}"),
                 };
                 // It does not know that there is a reason.
-                self.put("extras.unknown", format!("{number:08x}"));
+                self.put("extras.unknown", &format!("{number:08x}"));
             }
             Message::Noop => {}
             other => panic!("{other:?}"),
@@ -281,7 +281,7 @@ impl Told {
 
     fn document_key(&mut self, key: &dormouse::source::dcp::DocumentKey<'_>, collections: bool) {
         if collections {
-            self.put("key.collection_id", format!("{:#010x}", key.collection.0));
+            self.put("key.collection_id", &format!("{:#010x}", key.collection.0));
             self.text("key.logical_key", key.name);
         } else {
             self.text("key", key.name);
@@ -290,13 +290,13 @@ impl Told {
 
     fn mutation(&mut self, mutation: &Mutation<'_>, collections: bool) {
         self.document_key(&mutation.key, collections);
-        self.put("extras.by_seqno", mutation.seqno);
-        self.put("extras.rev_seqno", mutation.revision);
-        self.put("extras.flags", format!("{:#010x}", mutation.flags));
-        self.put("extras.expiration", mutation.expiry);
-        self.put("extras.lock_time", mutation.lock_time);
-        self.put("extras.nmeta", mutation.meta.len());
-        self.put("extras.nru", format!("{:#04x}", mutation.nru));
+        self.put("extras.by_seqno", &mutation.seqno);
+        self.put("extras.rev_seqno", &mutation.revision);
+        self.put("extras.flags", &format!("{:#010x}", mutation.flags));
+        self.put("extras.expiration", &mutation.expiry);
+        self.put("extras.lock_time", &mutation.lock_time);
+        self.put("extras.nmeta", &mutation.meta.len());
+        self.put("extras.nru", &format!("{:#04x}", mutation.nru));
         let mut scratch = Vec::new();
         let body = Body::decode(mutation.datatype, mutation.value, FRAME_BYTES_MAX, &mut scratch).unwrap();
         // Where the value is compressed it shows it as it came.
@@ -311,21 +311,21 @@ impl Told {
 
     fn removal(&mut self, removal: &Removal<'_>, collections: bool) {
         self.document_key(&removal.key, collections);
-        self.put("extras.by_seqno", removal.seqno);
-        self.put("extras.rev_seqno", removal.revision);
+        self.put("extras.by_seqno", &removal.seqno);
+        self.put("extras.rev_seqno", &removal.revision);
         match removal.time {
-            Some(time) => self.put("extras.delete_time", time),
+            Some(time) => self.put("extras.delete_time", &time),
             // What the library does not read has to be nothing.
-            None => self.put("extras.nmeta", 0),
+            None => self.put("extras.nmeta", &0),
         }
     }
 
     fn marker(&mut self, marker: &SnapshotMarker) {
-        self.put("extras.start_seqno", marker.start);
-        self.put("extras.end_seqno", marker.end);
-        self.put("extras.flags", format!("{:#010x}", marker.kind));
+        self.put("extras.start_seqno", &marker.start);
+        self.put("extras.end_seqno", &marker.end);
+        self.put("extras.flags", &format!("{:#010x}", marker.kind));
         if let Some(seqno) = marker.max_visible {
-            self.put("extras.max_visible_seqno", seqno);
+            self.put("extras.max_visible_seqno", &seqno);
         }
     }
 }
