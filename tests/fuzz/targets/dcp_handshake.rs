@@ -53,7 +53,7 @@ fn serve(mut tcp: TcpStream, bytes: &[u8]) {
             let nonce =
                 asked.value.windows(3).position(|part| part == b",r=").map(|at| &asked.value[at + 3..]);
             let value = match (said.strip_prefix(b"r="), nonce) {
-                (Some(rest), Some(nonce)) => [b"r=", nonce, rest].concat(),
+                (Some(rest), Some(nonce)) => [&b"r="[..], nonce, rest].concat(),
                 _ if said == b"*" => asked.value.to_vec(),
                 _ => said.to_vec(),
             };
