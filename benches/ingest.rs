@@ -1,6 +1,6 @@
-//! A file to a durable, scanned index, beside SQLite doing the same: CPU-seconds, wall time and peak memory of both.
+//! A file to a durable, scanned index, beside `SQLite` doing the same: CPU-seconds, wall time and peak memory of both.
 //!
-//! One index over `name`, in the store `lsm` with two workers. SQLite keeps the documents in a table without row ids
+//! One index over `name`, in the store `lsm` with two workers. `SQLite` keeps the documents in a table without row ids
 //! and has an expression index on the same member; write-ahead log, `synchronous=NORMAL`, one prepared statement. Its
 //! transactions have as many documents as there are in a round of our recovery points, and each is followed by a
 //! checkpoint. Both end durable, with a scan of all entries in key order; then both take a tenth of the documents
@@ -43,7 +43,7 @@ struct Figures {
     peak_mib: f64,
     entries: f64,
     /// Documents in a round of recovery points.
-    commit_documents: f64,
+    commit_documents: usize,
 }
 
 fn setting(name: &str, default: usize) -> usize {
@@ -53,8 +53,8 @@ fn setting(name: &str, default: usize) -> usize {
 fn main() {
     let args: Vec<String> = env::args().skip(1).collect();
     if let Some(place) = args.iter().position(|arg| arg == "--child") {
-        let [side, work, dir, commit_documents] = &args[place + 1..place + 5] else { panic!("four words") };
-        return child(side, work, Path::new(dir), commit_documents.parse().unwrap());
+        let words = &args[place + 1..];
+        return child(&words[0], &words[1], Path::new(&words[2]), words[3].parse().unwrap());
     }
     let is_test = args.iter().any(|arg| arg == "--test");
     let copies = if is_test { 1 } else { setting("DORMOUSE_BENCH_COPIES", 10) };
@@ -73,7 +73,7 @@ fn main() {
                 let figures = run(side, work, dir.path(), commit_documents);
                 assert!((figures.entries - documents as f64).abs() < 0.5, "{side} has other entries");
                 if *side == SIDES[0] && *work == WORKS[0] {
-                    commit_documents = figures.commit_documents as usize;
+                    commit_documents = figures.commit_documents;
                 }
                 found.push(figures);
             }
@@ -105,7 +105,7 @@ fn write_inputs(dir: &Path, copies: usize) -> usize {
     let source = env::var("DORMOUSE_BENCH_CITIES").unwrap_or_else(|_| AIRPORTS.to_owned());
     let file = File::open(&source).unwrap();
     let mut text = String::new();
-    if source.ends_with(".gz") {
+    if Path::new(&source).extension().is_some_and(|ending| ending == "gz") {
         MultiGzDecoder::new(file).read_to_string(&mut text).unwrap();
     } else {
         BufReader::new(file).read_to_string(&mut text).unwrap();
@@ -135,8 +135,10 @@ fn run(side: &str, work: &str, dir: &Path, commit_documents: usize) -> Figures {
         child.args(["--child", side, work]).arg(dir).arg(commit_documents.to_string()).output().unwrap();
     assert!(out.status.success(), "{work} of {side}: {}", String::from_utf8_lossy(&out.stderr));
     let text = String::from_utf8(out.stdout).unwrap();
-    let figures: Vec<f64> = text.lines().map(|figure| figure.parse().unwrap()).collect();
-    let [wall_s, cpu_s, peak_mib, entries, commit_documents] = figures[..] else { panic!("{text}") };
+    let mut told = text.lines();
+    let mut figure = || told.next().unwrap().parse().unwrap();
+    let (wall_s, cpu_s, peak_mib, entries) = (figure(), figure(), figure(), figure());
+    let commit_documents = told.next().unwrap().parse().unwrap();
     Figures { wall_s, cpu_s, peak_mib, entries, commit_documents }
 }
 
@@ -174,11 +176,11 @@ fn dormouse(work: &str, input: &Path, dir: &Path) -> (u64, usize) {
     let report = bucket.ingest(inputs, &options, &Until::default(), &mut |_| {}).unwrap();
     let shards = bucket.status().shards;
     let commits: u64 = shards.iter().map(|shard| shard.commits).sum();
-    let rounds = (commits as usize).div_ceil(shards.len()).max(1);
+    let rounds = usize::try_from(commits).unwrap().div_ceil(shards.len()).max(1);
     let scan = bucket.query(index.name(), &ScanQuery::default(), &Until::default()).unwrap();
     let entries = scan.inspect(|entry| assert!(!entry.as_ref().unwrap().id.is_empty())).count() as u64;
     bucket.close(&Until::default()).unwrap();
-    (entries, (report.documents as usize).div_ceil(rounds))
+    (entries, usize::try_from(report.documents).unwrap().div_ceil(rounds))
 }
 
 /// Entries of the index.
@@ -229,7 +231,7 @@ fn sqlite(work: &str, input: &Path, dir: &Path, commit_documents: usize) -> rusq
     Ok(entries)
 }
 
-/// The id of a document that was checked by nobody: SQLite checks it when it evaluates the index.
+/// The id of a document that was checked by nobody: `SQLite` checks it when it evaluates the index.
 fn id_of(text: &str) -> &str {
     let id = text.strip_prefix("{\"id\":\"").and_then(|behind| behind.split_once('"')).map(|(id, _)| id);
     id.unwrap()

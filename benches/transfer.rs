@@ -157,7 +157,7 @@ fn write_sums(dir: &Path) {
 fn hash(path: &Path) -> Vec<ChunkHash> {
     let threads = available_parallelism().map_or(1, usize::from);
     let read = FileRead { path, length_bytes: fs::metadata(path).unwrap().len() };
-    hash_files(threads, &[read], &Until::default(), &mut |_| {}).unwrap().remove(0)
+    hash_files(threads, &[read], &Until::default()).unwrap().remove(0)
 }
 
 /// Wall seconds, CPU-seconds, peak memory in KiB, and CPU-seconds of the first hash, of one run.

@@ -105,11 +105,11 @@ fn allocations(events: u64, count: u64, engines: Vec<Engine>) -> u64 {
 
 #[test]
 fn a_batch_costs_a_few_allocations_however_many_events_and_entries_it_has() {
-    let _turn = TURN.lock();
     const COUNT: u64 = 200;
     // For a batch: its shares and their list, the counter that holds it, the lists of write batches, and those of
     // the channels that each send and each wait looks at.
     const MOST: u64 = 24;
+    let _turn = TURN.lock();
     for events in [64, 512, 4096] {
         let each = allocations(events, COUNT, Vec::new());
         assert!(each <= MOST, "{each} allocations for a batch of {events} events");

@@ -85,7 +85,7 @@ fn words_that_make_no_sense_are_refused() {
         (&["--once"][..], "couchbase://host/b", "names no user"),
         (&["--once"], "couchbase://me:hunter2@host/b", "no place"),
         (&["--once"], "couchbase://me@host", "names a bucket"),
-        (&["--once"], "couchbases://me@host/b", "--ca-file"),
+        (&["--once", "--ca-file", "p"], "couchbase://me@host/b", "with an s"),
         (&["--once", "--changes"], "couchbase://me@host/b", "are for files"),
         (&["--sleep-after", "1s"], "couchbase://me@host/b", "--archive"),
         (&["--member", "3/2"], "couchbase://me@host/b", "from 1/M to M/M"),
@@ -162,5 +162,76 @@ fn a_new_index_is_built_from_what_the_bucket_held() {
     world.json(&words(&["--once", "--index", "by_n=n"], &url(&producer)));
     assert_eq!(world.count("by_n"), producer.documents().len());
     assert_eq!(ids(&world), producer.documents());
+    producer.check();
+}
+
+#[test]
+fn without_a_file_of_authorities_those_of_the_machine_are_trusted() {
+    let certificate = Certificate::new("localhost");
+    let (world, producer) = (world(), Producer::start_nodes(4, 1, Some(&certificate)));
+    producer.put(1, "a", "{}");
+    world.write("ca.pem", &certificate.authority_pem);
+    world.write("none.pem", "");
+    let url = format!("couchbases://{USER}@localhost:{}/travel", producer.address.port());
+    let words = words(&["--once"], &url);
+    // The way by which a machine's authorities are named to those who look for them.
+    let run = |file: &str| {
+        let mut command = world.command(&words);
+        command.env("SSL_CERT_FILE", world.path(file)).env_remove("SSL_CERT_DIR");
+        Done::from(command.output().unwrap())
+    };
+    let refused = run("none.pem");
+    assert_eq!(refused.status, Some(1));
+    assert_is_one_error(&refused.stderr, &["authorities of this machine", "--ca-file"]);
+    let done = run("ca.pem");
+    assert_eq!(done.status, Some(0), "{}", done.stderr);
+    assert_eq!(ids(&world), producer.documents());
+    producer.check();
+}
+
+#[test]
+fn a_network_is_chosen_by_the_host_or_by_name() {
+    let (world, producer) = (world(), Producer::start_nodes(4, 2, None));
+    producer.behave(|behaviour| behaviour.is_hidden = true);
+    producer.put(1, "a", "{}");
+    let url = url(&producer);
+    for network in ["auto", "external"] {
+        world.json(&words(&["--once", "--network", network], &url));
+        assert_eq!(ids(&world), producer.documents());
+    }
+    world.refused(1, &words(&["--once", "--network", "nowhere"], &url), &["nowhere", "another network"]);
+    producer.check();
+}
+
+#[test]
+fn only_what_is_on_disk_is_indexed_where_that_is_asked_for() {
+    let (world, producer, mut dice) = (world(), Producer::start_nodes(8, 2, None), Dice::new(5));
+    write(&producer, &mut dice, 300);
+    world.json(&words(&["--once", "--persisted-only"], &url(&producer)));
+    assert_eq!(ids(&world), producer.documents());
+    assert!(producer.state.lock().observes > 0);
+    producer.check();
+}
+
+#[test]
+fn on_a_terminal_the_rate_and_the_lag_are_shown_while_it_follows() {
+    let (world, producer, mut dice) = (world(), Producer::start(8), Dice::new(6));
+    write(&producer, &mut dice, 500);
+    producer.behave(|behaviour| behaviour.stalled_from_zero = [3].into());
+    let url = url(&producer);
+    let all = words(&["--once"], &url).join(" ");
+    let program = env!("CARGO_BIN_EXE_dormouse");
+    // It makes a terminal for what it runs.
+    let mut command = std::process::Command::new("script");
+    command.args(["-qefc", &format!("stty cols 200; {program} {all}"), "shown"]).current_dir(world.path(""));
+    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+    let child = command.spawn().unwrap();
+    let shown = || std::fs::read_to_string(world.path("shown")).unwrap_or_default();
+    let behind = producer.state.lock().vbs[3].high_of(0);
+    let wanted = format!(" {behind} behind, 8 of 8 streams");
+    wait_until("the lag is shown", || shown().contains(&wanted));
+    assert!(shown().contains(" a second, "), "{}", shown());
+    producer.behave(|behaviour| behaviour.stalled_from_zero.clear());
+    assert!(child.wait_with_output().unwrap().status.success(), "{}", shown());
     producer.check();
 }

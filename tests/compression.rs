@@ -217,7 +217,7 @@ fn a_compressed_object_with_a_flipped_bit_is_named_as_damaged() {
 fn an_object_that_decodes_to_more_than_its_file_fills_no_disk() {
     for scene in Scene::both() {
         let bomb = encoded(&vec![0; 64 * 1024 * 1024]);
-        let manifest = scene.forged(&[0; 100_000], &bomb);
+        let manifest = scene.forged(&vec![0; 100_000], &bomb);
         let bad = only_bad(&scene, &manifest);
         assert_eq!(bad.difference, Difference::Encoded("it holds more than the file has".to_owned()));
         let staged = tree(&scene.folder.path().join("staging"));

@@ -12,6 +12,7 @@ use dormouse::thread::Until;
 use dormouse::timestamp::Position;
 use proptest::prelude::*;
 
+use crate::support::eventually;
 use crate::support::followed::open;
 use crate::support::path::Dice;
 use crate::support::producer::Producer;
@@ -119,6 +120,7 @@ fn a_connection_on_which_any_bytes_come_holds_no_more_than_its_limit_and_can_be_
             (0..3).flat_map(|_| nearly_right(&mut dice)).collect()
         };
         producer.inject(&bytes);
+        eventually("the bytes are sent", || producer.has_injected());
         let stats = followed.connection.stats();
         let frames = stats.frames();
         // A noop that is not swallowed as a part of something else is answered, or the connection has ended.

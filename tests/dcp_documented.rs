@@ -71,7 +71,8 @@ fn documented_frames_have_their_parts_where_documents_say() {
         for part in line["parts"].as_array().unwrap() {
             let name = part[0].as_str().unwrap();
             let [from, to] = [1, 2].map(|at| usize::try_from(part[at].as_u64().unwrap()).unwrap());
-            let told = &bytes[from..=to];
+            // One document counts one byte more than it prints.
+            let told = &bytes[from..bytes.len().min(to + 1)];
             // The document says zero, and prints what it says of the start before.
             let is_wrong_text = line["n"] == 31 && name == "snapshot start seqno";
             match (&part[3], name) {

@@ -140,7 +140,7 @@ fn recorded_sessions_replay_to_what_the_session_tells() {
             lines.next();
         }
     }
-    assert_eq!((messages, answers), (319, 40));
+    assert_eq!((messages, answers), (319, 42));
     assert_eq!(lines.next(), None, "this was told and not read");
 }
 
@@ -172,7 +172,7 @@ fn a_recorded_stream_comes_out_of_a_connection_as_the_documents_that_the_session
         (6, "-a2"),
         // A document of another collection.
         (7, "advanced"),
-        (8, "bin=\0\u{1}\u{2}\u{3} 0"),
+        (8, "bin=\0\u{1}\u{2}\u{fffd} 0"),
         (9, "x1={\"d\":1} 5"),
         (11, "~exp"),
         (11, "end Finished"),

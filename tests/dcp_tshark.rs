@@ -124,9 +124,12 @@ fn read(capture: &Capture) -> Option<Reading> {
     for (number, line) in String::from_utf8_lossy(&output.stdout).lines().enumerate() {
         let mut fields = line.split('\t');
         let told = fields.next().unwrap().split(';');
-        notes.extend(told.filter(|note| !is_harmless(note)).map(|note| (number, note.to_owned())));
         let row = COLUMNS.into_iter().zip(fields).filter(|(_, field)| !field.is_empty());
-        rows.push(row.map(|(column, field)| (column, field.to_owned())).collect());
+        let row: Row = row.map(|(column, field)| (column, field.to_owned())).collect();
+        let is_mixed_up = |note: &str| note == "Null byte not found" && row["datatype"] == COMPRESSED_XATTRS;
+        let wrong = told.filter(|note| !is_harmless(note) && !is_mixed_up(note));
+        notes.extend(wrong.map(|note| (number, note.to_owned())));
+        rows.push(row);
     }
     Some(Reading { rows, notes })
 }
@@ -140,7 +143,7 @@ fn list<T>(items: impl IntoIterator<Item = T>, text: impl Fn(T) -> String) -> St
 struct Told(Row);
 
 impl Told {
-    fn put(&mut self, column: &'static str, text: impl ToString) {
+    fn put(&mut self, column: &'static str, text: impl std::fmt::Display) {
         let is_new = self.0.insert(column, text.to_string()).is_none();
         assert!(COLUMNS.contains(&column) && is_new, "{column}");
     }
@@ -272,7 +275,7 @@ impl Told {
                 self.put("extras.unknown", format!("{number:08x}"));
             }
             Message::Noop => {}
-            other => panic!("{other:?}"),
+            Message::Unknown => panic!("the producer wrote what the decoder does not know"),
         }
     }
 
@@ -296,12 +299,12 @@ impl Told {
         self.put("extras.nru", format!("{:#04x}", mutation.nru));
         let mut scratch = Vec::new();
         let body = Body::decode(mutation.datatype, mutation.value, FRAME_BYTES_MAX, &mut scratch).unwrap();
-        let pairs: Vec<_> = body.xattrs.map(Result::unwrap).collect();
-        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-        self.put_some("xattrs.pair.key", list(&pairs, |(name, _)| text(name)));
-        self.put_some("xattrs.pair.value", list(&pairs, |(_, value)| text(value)));
         // Where the value is compressed it shows it as it came.
         if mutation.datatype & 2 == 0 {
+            let pairs: Vec<_> = body.xattrs.map(Result::unwrap).collect();
+            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+            self.put_some("xattrs.pair.key", list(&pairs, |(name, _)| text(name)));
+            self.put_some("xattrs.pair.value", list(&pairs, |(_, value)| text(value)));
             self.text("value", body.document);
         }
     }
@@ -330,6 +333,10 @@ impl Told {
 /// Opcodes whose key is one of a document.
 const DOCUMENTS: [&str; 3] = ["0x57", "0x58", "0x59"];
 
+/// Datatype of a document with attributes that is compressed. `tshark` inflates it, and then looks for the names of the
+/// attributes in what was not inflated.
+const COMPRESSED_XATTRS: &str = "0x07";
+
 /// Takes out what `tshark` shows wrongly: every key that begins with a collection as bare text too, every key of DCP
 /// as if it began with a collection, values that are no text as far as they look like some.
 fn mend(row: &mut Row, collections: bool, value_is_text: bool) {
@@ -342,6 +349,10 @@ fn mend(row: &mut Row, collections: bool, value_is_text: bool) {
     }
     if !value_is_text {
         row.remove("value");
+    }
+    if row["datatype"] == COMPRESSED_XATTRS {
+        row.remove("xattrs.pair.key");
+        row.remove("xattrs.pair.value");
     }
 }
 

@@ -120,3 +120,10 @@ fn a_definition_has_one_to_sixteen_paths() {
     let none: Vec<KeyPath> = Vec::new();
     assert!(IndexDefinition::secondary("i".parse().unwrap(), none).is_err());
 }
+
+#[test]
+fn a_refusal_is_one_line_whatever_the_names_in_the_paths_are() {
+    let told = refusal(&format!("i=`a\nb`[],`{}`[]", "c".repeat(10_000)));
+    assert!(told.chars().all(|c| !c.is_control()), "{told}");
+    assert!(told.contains("`a\\nb`") && told.len() < 1000, "{told}");
+}

@@ -153,7 +153,7 @@ fn the_cities_stand_in_the_order_of_a_sorted_vector() {
     let file = cities.as_deref().unwrap_or(AIRPORTS);
     let mut text = String::new();
     let opened = std::fs::File::open(file).unwrap();
-    if file.ends_with(".gz") {
+    if std::path::Path::new(file).extension().is_some_and(|ending| ending == "gz") {
         io::Read::read_to_string(&mut flate2::read::MultiGzDecoder::new(opened), &mut text).unwrap();
     } else {
         io::Read::read_to_string(&mut { opened }, &mut text).unwrap();

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use dormouse::bucket::{
-    FollowEnd, FollowError, FollowOptions, IndexError, IndexState, IngestError, IngestOptions,
+    FollowEnd, FollowError, FollowOptions, FollowProgress, IndexError, IndexState, IngestError, IngestOptions,
 };
+use dormouse::event::VbId;
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::shard::StoreKind;
 use dormouse::source::ReplayFormat;
@@ -145,6 +146,57 @@ fn streams_that_end_are_asked_for_again_from_where_the_shards_are() {
     }
     assert_eq!(consumer.indexed(), expected(&producer));
     assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    consumer.close();
+    producer.check();
+}
+
+#[test]
+fn a_stream_that_ends_for_a_reason_that_may_pass_is_asked_for_again() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut dice) = (Producer::start(8), Dice::new(10));
+    let mut consumer = Consumer::open(folder.path(), StoreKind::Memdb, 8);
+    consumer.begin(follow(&producer, false));
+    consumer.catch_up(&producer);
+    // Finished, closed, moved, disconnected, too slow, a failed backfill, rolled back, and one that nobody knows.
+    for reason in [0, 1, 2, 3, 4, 5, 6, 99] {
+        let asked = producer.state.lock().requests.len();
+        for vb in [1, 4] {
+            producer.end_stream(vb, reason);
+        }
+        write(&producer, &mut dice, 100);
+        eventually("they are asked for again", || producer.state.lock().requests.len() >= asked + 2);
+        consumer.catch_up(&producer);
+    }
+    assert_eq!(consumer.indexed(), expected(&producer));
+    producer.end_stream(4, 8);
+    let ended = consumer.join();
+    assert!(matches!(&ended, Err(FollowError::StreamLost { vb: VbId(4), .. })), "{ended:?}");
+    consumer.close();
+    producer.check();
+}
+
+#[test]
+fn progress_tells_how_far_each_vbucket_is_behind() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut dice) = (Producer::start(8), Dice::new(11));
+    write(&producer, &mut dice, 800);
+    producer.behave(|behaviour| behaviour.stalled_from_zero = [3].into());
+    let consumer = Consumer::open(folder.path(), StoreKind::Memdb, 8);
+    let behind = producer.state.lock().vbs[3].high_of(0);
+    let mut seen = Vec::new();
+    let mut on_progress = |at: FollowProgress| {
+        let others = at.lags.iter().filter(|(vb, _)| vb.0 != 3).map(|(_, lag)| *lag);
+        if at.lags.len() == 8 && others.sum::<u64>() == 0 && at.lags[&VbId(3)] == behind {
+            // Once the others are there, the one that stands still may go on.
+            producer.behave(|behaviour| behaviour.stalled_from_zero.clear());
+        }
+        seen.push(at);
+    };
+    let followed = consumer.bucket.follow(&follow(&producer, true), &watchdog(), &mut on_progress);
+    assert_eq!(followed.unwrap().end, FollowEnd::CaughtUp);
+    let at_stall = seen.iter().find(|at| at.lag == Some(behind)).unwrap();
+    assert_eq!((at_stall.live_streams, at_stall.wanted_streams, at_stall.connections), (8, 8, 1));
+    assert!(at_stall.documents > 0 && seen.last().unwrap().documents > at_stall.documents);
     consumer.close();
     producer.check();
 }

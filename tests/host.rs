@@ -148,9 +148,10 @@ fn whatever_thread_of_a_follower_panics_it_ends_with_an_error_and_can_be_followe
         let mut bucket = Arc::into_inner(consumer.bucket).unwrap();
         let closed = bucket.close(&watchdog());
         assert!(!matches!(closed, Err(CloseError::StillRunning { .. })), "{prefix}: {closed:?}");
-        if ["dm-flush", "vbc", "dm-follow"].contains(&prefix) && followed.is_err() {
-            let error = followed.unwrap_err().to_string();
-            assert!(error.contains("panicked"), "{prefix}: {error}");
+        if let Err(error) = followed
+            && ["dm-flush", "vbc", "dm-follow"].contains(&prefix)
+        {
+            assert!(error.to_string().contains("panicked"), "{prefix}: {error}");
         }
         drop(bucket);
         let consumer = Consumer::open(folder.path(), StoreKind::Lsm, 8);

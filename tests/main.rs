@@ -4,6 +4,7 @@
 
 mod archive;
 mod bucket;
+mod building;
 mod cli;
 mod cli_follow;
 mod cli_pause;
@@ -35,6 +36,8 @@ mod following_faults;
 mod hazards;
 mod host;
 mod house;
+mod interop;
+mod joining;
 mod lsm;
 mod manifest;
 mod memdb;
@@ -58,6 +61,7 @@ mod pause_hammer;
 mod pause_ingest;
 mod pause_invariants;
 mod pause_state;
+mod persisted;
 mod projector;
 mod prune;
 mod range;

@@ -86,13 +86,6 @@ fn round(store: &dyn ObjectStore, until: &Until) -> Result<(), TransferError> {
     Ok(())
 }
 
-/// How many requests a round has.
-fn requests_of_a_round(scene: &Scene) -> usize {
-    let before = scene.proxy.requests();
-    round(&scene.store(), &watchdog()).unwrap();
-    scene.proxy.requests() - before
-}
-
 fn every_round_succeeds(fault: Fault) {
     if let Some(scene) = Scene::new() {
         every_round_of(&scene, fault);
@@ -101,16 +94,20 @@ fn every_round_succeeds(fault: Fault) {
 
 /// Each request of a round in its turn suffers `fault`, and the round succeeds all the same.
 fn every_round_of(scene: &Scene, fault: Fault) {
-    let requests = requests_of_a_round(scene);
-    assert!(requests >= 12, "{requests} requests are too few for a round");
-    for number in 1..=requests {
+    let mut befallen = 0;
+    loop {
+        let number = befallen + 1;
         scene.proxy.plan(fault, number, |_| true);
-        let before = scene.proxy.faulty();
         let began = Instant::now();
         round(&scene.store(), &watchdog()).unwrap_or_else(|e| panic!("request {number}: {e}"));
-        assert_eq!(scene.proxy.faulty(), before + 1, "request {number} was not befallen");
         assert!(began.elapsed() < Duration::from_secs(30), "request {number}: {:?}", began.elapsed());
+        // A round that ends before its turn comes is the last. On a busy machine some requests are made again.
+        if scene.proxy.faulty() == befallen {
+            break;
+        }
+        befallen = number;
     }
+    assert!(befallen >= 12, "{befallen} requests are too few for a round");
     scene.proxy.plan(fault, 0, |_| false);
     assert!(names(&scene.bare(), None).is_empty());
 }
@@ -203,7 +200,9 @@ fn a_body_that_is_taken_a_byte_at_a_time_is_cut_off_and_sent_again() {
     assert_eq!(scene.proxy.faulty(), 1);
     assert!(get(&store, "x").unwrap() == bytes);
     let floor = Floor { bytes_per_second: 10_000_000, grace: Duration::from_millis(100) };
-    let impatient = Layer::new(Box::new(scene.bare()), floor);
+    // What the system has buffered is sent, as far as the client knows: then only the answer is missing.
+    let patient = S3Config { silence_limit: Duration::from_secs(60), ..scene.config.clone() };
+    let impatient = Layer::new(Box::new(S3Store::open(patient).unwrap()), floor);
     scene.proxy.plan(Fault::DribbleUp, 0, |request| request.method == "PUT");
     let error = impatient.put(&key("y"), Body::Bytes(&bytes), &forever()).unwrap_err();
     assert!(matches!(error.cause, StoreCause::TooSlow { bytes_per_second: 10_000_000 }), "{error}");

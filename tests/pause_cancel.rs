@@ -295,7 +295,9 @@ fn pause_until_no_call_stalls(
         let pause = |until: &Until| bucket.pause(&store, options, until, &mut |_| {});
         let (took, paused) = cancelled_when(pause, || store.has_stalled());
         assert!(!is_locked(&bucket), "{what}: a lock is left");
-        took.into_iter().for_each(|took| longest.note(took, &what));
+        if let Some(took) = took {
+            longest.note(took, &what);
+        }
         let state = bucket.describe().state;
         match paused {
             // What did not tell that it was carried out was found to be.

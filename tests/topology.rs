@@ -4,7 +4,7 @@ use dormouse::bucket::{BucketSpec, FollowError, FollowOptions};
 use dormouse::event::VbId;
 use dormouse::pause::Membership;
 use dormouse::shard::StoreKind;
-use dormouse::source::dcp::{ClusterMap, ClusterUrl, ClusterUrlError, MapError, NodeAddress};
+use dormouse::source::dcp::{ClusterMap, ClusterUrl, ClusterUrlError, MapError, Network, NodeAddress};
 use tempfile::TempDir;
 
 use crate::support::consumer::{Consumer, config, expected, follow, write};
@@ -212,4 +212,100 @@ fn what_is_no_map_is_refused() {
         "[0],".repeat(1 << 15)
     );
     assert!(matches!(parse(&many, false), Err(MapError::TooMany(_))));
+}
+
+/// Two nodes behind a translation of addresses: one port of it for each of them.
+const HIDDEN: &str = r#"{
+    "rev": 1,
+    "nodesExt": [
+        {"services": {"kv": 11210, "kvSSL": 11207}, "hostname": "10.0.0.1",
+         "alternateAddresses": {"external": {"hostname": "out.example", "ports": {"kv": 31001}}}},
+        {"services": {"kv": 11210, "kvSSL": 11207}, "hostname": "10.0.0.2",
+         "alternateAddresses": {"external": {"hostname": "out.example", "ports": {"kv": 31002}},
+                                "other": {"hostname": "two.other.example"}}}
+    ],
+    "vBucketServerMap": {"serverList": ["10.0.0.1:11210", "10.0.0.2:11210"], "vBucketMap": [[0], [1]]}
+}"#;
+
+fn in_network(
+    network: &str,
+    seed: (&str, u16),
+    json: &str,
+    is_tls: bool,
+) -> Result<Vec<NodeAddress>, MapError> {
+    let (network, asked): (Network, _) = (network.parse().unwrap(), address(seed.0, seed.1));
+    let seeds = [address("elsewhere.example", 1), asked.clone()];
+    ClusterMap::parse_in(&network, &seeds, json, &asked, is_tls).map(|map| map.nodes().to_vec())
+}
+
+#[test]
+fn alternate_addresses_are_those_of_the_network_that_a_seed_is_in() {
+    let own = [address("10.0.0.1", 11210), address("10.0.0.2", 11210)];
+    let outside = [address("out.example", 31001), address("out.example", 31002)];
+    for (seed, nodes) in [
+        (("10.0.0.2", 11210), &own),
+        (("OUT.example", 31002), &outside),
+        (("out.example", 11210), &outside),
+        (("10.0.0.1", 7), &own),
+        (("neither.example", 11210), &own),
+    ] {
+        assert_eq!(&in_network("auto", seed, HIDDEN, false).unwrap(), nodes, "{seed:?}");
+    }
+    // A node that calls itself what it was asked by is told from its other address by the port.
+    let nameless = HIDDEN.replace(r#", "hostname": "10.0.0.1""#, "");
+    assert_eq!(in_network("auto", ("out.example", 31001), &nameless, false).unwrap(), outside);
+    assert_eq!(in_network("default", ("out.example", 31001), HIDDEN, false).unwrap(), own);
+    assert_eq!(in_network("external", ("10.0.0.1", 11210), HIDDEN, false).unwrap(), outside);
+}
+
+#[test]
+fn a_network_that_a_node_is_not_in_is_refused() {
+    let seed = ("10.0.0.1", 11210);
+    let refused = in_network("other", seed, HIDDEN, false).unwrap_err();
+    assert!(matches!(&refused, MapError::Network { network, .. } if network == "other"), "{refused}");
+    // It offers no TLS there.
+    assert!(matches!(
+        in_network("external", seed, HIDDEN, true),
+        Err(MapError::Address { is_tls: true, .. })
+    ));
+    let without_ports =
+        HIDDEN.replace(r#", "ports": {"kv": 31001}"#, "").replace(r#", "ports": {"kv": 31002}"#, "");
+    let nodes = in_network("external", seed, &without_ports, true).unwrap();
+    assert_eq!(nodes, [address("out.example", 11207), address("out.example", 11207)]);
+}
+
+#[test]
+fn a_cluster_behind_a_translation_of_addresses_is_followed_from_outside() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut dice) = (Producer::start_nodes(VBUCKETS, 2, None), Dice::new(6));
+    producer.behave(|behaviour| behaviour.is_hidden = true);
+    write(&producer, &mut dice, 500);
+    let mut consumer = consumer(&folder);
+    consumer.begin(follow(&producer, false));
+    consumer.catch_up(&producer);
+    // The node that following began with is gone, and the other one tells the rest.
+    producer.set_down(0, true);
+    (0..VBUCKETS).for_each(|vb| producer.move_vb(vb, Some(1)));
+    write(&producer, &mut dice, 500);
+    finish(consumer, producer);
+}
+
+#[test]
+fn a_node_that_sends_nothing_holds_up_no_other() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut dice) = (Producer::start_nodes(VBUCKETS, 3, None), Dice::new(7));
+    let mut consumer = consumer(&folder);
+    consumer.begin(follow(&producer, false));
+    producer.behave(|behaviour| behaviour.stalled_nodes = [1].into());
+    for _ in 0..5 {
+        write(&producer, &mut dice, 400);
+        let of_others = |all: Vec<u64>| all.into_iter().enumerate().filter(|(vb, _)| vb % 3 != 1).collect();
+        eventually("the others go on", || {
+            let (there, here): (Vec<_>, Vec<_>) =
+                (of_others(producer.highs()), of_others(consumer.reached()));
+            there == here
+        });
+    }
+    producer.behave(|behaviour| behaviour.stalled_nodes.clear());
+    finish(consumer, producer);
 }

@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dormouse::event::VBUCKETS_MAX;
-use dormouse::source::dcp::{
-    Cluster, DcpConfig, Decoded, FRAME_BYTES_MAX, Frame, Login, Magic, NodeAddress, Opcode,
-};
+use dormouse::source::dcp::{DcpConfig, Decoded, FRAME_BYTES_MAX, Frame, Login, Magic, Opcode};
 use dormouse::thread;
 
 /// Bytes that are written before the consumer is listened to again.
@@ -67,12 +65,6 @@ impl Node {
     pub(crate) fn config(&self) -> DcpConfig {
         let login = Login { user: "u".to_owned(), password: "p".to_owned(), plain_without_tls: true };
         DcpConfig::new(self.shared.address, "b", self.shared.vbuckets, login)
-    }
-
-    pub(crate) fn cluster(&self) -> Cluster {
-        let SocketAddr { .. } = self.shared.address;
-        let seed = NodeAddress { host: "127.0.0.1".to_owned(), port: self.shared.address.port() };
-        Cluster { seeds: vec![seed], connection: self.config() }
     }
 }
 

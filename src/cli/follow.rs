@@ -15,7 +15,7 @@ use dormouse::bucket::{
 };
 use dormouse::objstore::{ArchiveUrl, parse_archive};
 use dormouse::pause::Membership;
-use dormouse::source::dcp::{Cluster, ClusterUrl, Login, Tls};
+use dormouse::source::dcp::{Cluster, ClusterUrl, Login, Network, Tls};
 use serde::Serialize;
 
 use super::WordsOff;
@@ -35,7 +35,7 @@ pub(super) struct ClusterArgs {
     /// File with the password of the user in the URL [default: the environment's `DORMOUSE_PASSWORD`]
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
-    /// File of the certificate authorities, in PEM, that couchbases:// trusts (required there)
+    /// File of the certificate authorities, in PEM, that couchbases:// trusts [default: those of this machine]
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
     /// Stop once everything that is there at the start is indexed [default: follow until interrupted]
@@ -55,11 +55,31 @@ pub(super) struct ClusterArgs {
     /// [default: 1/1]
     #[arg(long, value_name = "N/M", value_parser = parse_member)]
     member: Option<Membership>,
+    /// Index a change only once the node that has it has written it to its disk, so that nothing is indexed that is lost
+    /// when the node fails [default: off]
+    #[arg(long)]
+    persisted_only: bool,
+    /// Which addresses of its nodes the cluster is spoken to at: `default`, the name of alternate ones such as `external`,
+    /// or those among which the host of the URL is
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    network: Network,
     /// Connections to each node of the cluster
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     connections: u16,
     #[command(flatten)]
     how: TransferArgs,
+}
+
+/// Trusts the authorities that this machine trusts.
+fn trust_machine(host: &str) -> anyhow::Result<Tls> {
+    let found = rustls_native_certs::load_native_certs();
+    let why = || match found.errors.first() {
+        Some(error) => {
+            format!("cannot use the certificate authorities of this machine ({error}); give --ca-file")
+        }
+        None => "cannot use the certificate authorities of this machine; give --ca-file".to_owned(),
+    };
+    Tls::from_der(host, found.certs.iter().map(AsRef::as_ref)).with_context(why)
 }
 
 fn parse_member(text: &str) -> Result<Membership, String> {
@@ -87,6 +107,7 @@ impl ClusterArgs {
             || self.ca_file.is_some()
             || self.sleep_after.is_some()
             || self.member.is_some()
+            || self.persisted_only
     }
 
     /// The part of the vbuckets that is asked for.
@@ -99,24 +120,23 @@ impl ClusterArgs {
             WordsOff("the URL names no user; write it as couchbase://USER@host/bucket".to_owned())
         })?;
         let login = Login { user, password: self.password()?, plain_without_tls: false };
+        let host = url.seeds.first().map_or("", |seed| seed.host.as_str());
         let tls = match (&self.ca_file, url.is_tls) {
             (Some(_), false) => {
                 return Err(WordsOff("--ca-file is for couchbases://, with an s".to_owned()).into());
             }
-            (None, true) => {
-                return Err(
-                    WordsOff("couchbases:// needs --ca-file, the authorities to trust".to_owned()).into()
-                );
-            }
             (None, false) => None,
+            (None, true) => Some(trust_machine(host)?),
             (Some(path), true) => {
                 let wrong = || format!("cannot use the certificate authorities in {}", path.display());
                 let pem = std::fs::read(path).with_context(wrong)?;
-                let host = url.seeds.first().map_or("", |seed| seed.host.as_str());
                 Some(Tls::new(host, &pem).with_context(wrong)?)
             }
         };
-        Ok(Cluster::new(url, login, tls, BucketSpec::default().vbuckets))
+        let mut cluster = Cluster::new(url, login, tls, BucketSpec::default().vbuckets);
+        cluster.network = self.network.clone();
+        cluster.connection.persisted_only = self.persisted_only;
+        Ok(cluster)
     }
 
     fn password(&self) -> anyhow::Result<String> {

@@ -121,7 +121,9 @@ pub enum DefinitionError {
     },
     /// Two paths hold `[]`.
     #[error(
-        "cannot define index {name}: both `{first}` and `{second}` hold `[]`, expected at most one such path"
+        "cannot define index {name}: both `{}` and `{}` hold `[]`, expected at most one such path",
+        shown(&.first.to_string()),
+        shown(&.second.to_string())
     )]
     TwoArrays {
         /// The index.

@@ -199,7 +199,7 @@ impl Act<'_> {
             {
                 return Err(StoreCause::BodyChanged);
             }
-            let encoded = content.encoded.as_ref().map(|encoded| encoded.content());
+            let encoded = content.encoded.as_ref().map(EncodedContent::content);
             if encoded.is_some_and(|content| self.reusable.object(content).is_some()) {
                 return Ok(None);
             }

@@ -80,6 +80,8 @@ pub struct Engine {
 #[derive(Clone, Default)]
 pub struct EngineSet {
     engines: Vec<Engine>,
+    /// Instances that are filled by another data path, and are to join this one.
+    joining: Arc<[InstId]>,
     instances: Arc<[InstId]>,
     plan: Arc<KeyPlan>,
     /// For each engine, its place in the plan.
@@ -90,12 +92,24 @@ impl EngineSet {
     /// This set with `more` in it; of several engines of the same instance the last one stays.
     #[must_use]
     pub fn with(&self, more: &[Engine]) -> Self {
+        self.with_all(more, Vec::new())
+    }
+
+    /// The same, for engines whose instances join: see [`WriteBatch::joining`](crate::shard::batch::WriteBatch).
+    #[must_use]
+    pub fn with_joining(&self, more: &[Engine]) -> Self {
+        self.with_all(more, more.iter().map(|engine| engine.inst).collect())
+    }
+
+    fn with_all(&self, more: &[Engine], mut joining: Vec<InstId>) -> Self {
+        let is_new = |inst: &InstId| more.iter().any(|new| new.inst == *inst);
         let mut engines = self.engines.clone();
         for new in more {
             engines.retain(|old| old.inst != new.inst);
             engines.push(new.clone());
         }
-        Self::of(engines)
+        joining.extend(self.joining.iter().filter(|inst| !is_new(inst)));
+        Self::of(engines, &joining)
     }
 
     /// This set without the engines of `instances`.
@@ -103,17 +117,19 @@ impl EngineSet {
     pub fn without(&self, instances: &[InstId]) -> Self {
         let engines: Vec<Engine> =
             self.engines.iter().filter(|engine| !instances.contains(&engine.inst)).cloned().collect();
-        Self::of(engines)
+        Self::of(engines, &self.joining)
     }
 
-    fn of(engines: Vec<Engine>) -> Self {
-        let instances = engines.iter().map(|engine| engine.inst).collect();
+    fn of(engines: Vec<Engine>, joining: &[InstId]) -> Self {
+        let joins = |engine: &&Engine| joining.contains(&engine.inst);
+        let instances = engines.iter().filter(|engine| !joins(engine)).map(|engine| engine.inst).collect();
+        let joining = engines.iter().filter(joins).map(|engine| engine.inst).collect();
         let definition = |engine: &Engine| engine.evaluator.definition().cloned();
         let definitions: Vec<Option<IndexDefinition>> = engines.iter().map(definition).collect();
         let mut places = 0..;
         let planned = definitions.iter().map(|one| one.as_ref().and_then(|_| places.next())).collect();
         let plan = Arc::new(KeyPlan::new(definitions.iter().flatten()));
-        Self { engines, instances, plan, planned }
+        Self { engines, joining, instances, plan, planned }
     }
 
     /// The engines.
@@ -131,8 +147,13 @@ impl EngineSet {
         &self.plan
     }
 
-    /// Their instances, in the same order.
+    /// The instances of those that do not join, in the same order.
     pub fn instances(&self) -> Arc<[InstId]> {
         Arc::clone(&self.instances)
+    }
+
+    /// The instances of those that join, in the same order.
+    pub fn joining(&self) -> Arc<[InstId]> {
+        Arc::clone(&self.joining)
     }
 }

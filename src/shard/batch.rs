@@ -90,6 +90,9 @@ pub struct WriteBatch {
     pub generation: Generation,
     /// The instances that were evaluated: their positions move, all of them alike.
     pub instances: Arc<[InstId]>,
+    /// Instances that were evaluated too while another data path fills them: their positions move with the others'
+    /// in the vbuckets where they have [joined](super::Shard::join) these; elsewhere their changes are passed over.
+    pub joining: Arc<[InstId]>,
     /// At most one for each vbucket.
     pub advances: Vec<Advance>,
     /// What happened to the streams themselves: begins, refusals, snapshots, system events, ends. One that stands

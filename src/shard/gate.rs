@@ -11,7 +11,7 @@ use crate::timestamp::{Position, TsVbuuid};
 
 use super::batch::{Change, ENTRY_BYTES_MAX, Window, WriteBatch};
 use super::error::ApplyError;
-use super::shard::{InstanceStart, ShardSpec};
+use super::shard::{InstanceStart, Joined, ShardSpec};
 use super::store::{InstancePositions, PointId, RecoveryPoint};
 use super::{InstId, ShardId};
 
@@ -43,11 +43,23 @@ struct Tracked {
     /// Everything that it has came in the first snapshot of one stream from seqno zero, in which each document comes
     /// once: no document that still comes has entries.
     filling: bool,
+    /// Batches that name the instance as joining move it.
+    joined: bool,
 }
 
 impl Tracked {
-    const EMPTY: Self =
-        Self { position: Position::ZERO, moved: false, unordered_up_to: Seqno(0), filling: true };
+    const EMPTY: Self = Self {
+        position: Position::ZERO,
+        moved: false,
+        unordered_up_to: Seqno(0),
+        filling: true,
+        joined: false,
+    };
+
+    /// Whether it holds all changes up to its position and no others.
+    fn is_ordered(&self) -> bool {
+        self.position.seqno >= self.unordered_up_to
+    }
 }
 
 impl Gate {
@@ -120,7 +132,7 @@ impl Gate {
         }
         for advance in &batch.advances {
             let vb = advance.vb;
-            for inst in batch.instances.iter().copied() {
+            for inst in self.moved_by(batch, vb) {
                 let tracked = self.tracked(inst, vb).ok_or(ApplyError::Unknown { shard, inst, vb })?;
                 let (stored, from) = (tracked.position.seqno, advance.from);
                 if stored < from {
@@ -136,34 +148,55 @@ impl Gate {
         Ok(())
     }
 
+    /// The instances that a batch moves in a vbucket.
+    fn moved_by<'b>(&'b self, batch: &'b WriteBatch, vb: VbId) -> impl Iterator<Item = InstId> + 'b {
+        let joined = move |inst: &&InstId| self.tracked(**inst, vb).is_some_and(|tracked| tracked.joined);
+        batch.instances.iter().chain(batch.joining.iter().filter(joined)).copied()
+    }
+
+    fn tracked_mut(&mut self, inst: InstId, vb: VbId) -> Option<&mut Tracked> {
+        let slot = self.slot(vb)?;
+        self.instances.get_mut(&inst)?.get_mut(slot)
+    }
+
     /// Prepares for a batch that was checked.
     pub(super) fn begin(&mut self, batch: &WriteBatch) {
         for advance in &batch.advances {
-            let Some(slot) = self.slot(advance.vb) else { continue };
             for inst in batch.instances.iter() {
-                if let Some(tracked) = self.instances.get_mut(inst).and_then(|tracked| tracked.get_mut(slot))
-                {
+                if let Some(tracked) = self.tracked_mut(*inst, advance.vb) {
                     // A stream that begins before the position brings documents again.
                     let goes_on = tracked.position.seqno == advance.from;
                     tracked.filling &= goes_on && advance.window == Window::First;
                 }
             }
+            for inst in batch.joining.iter() {
+                if let Some(tracked) = self.tracked_mut(*inst, advance.vb).filter(|tracked| tracked.joined) {
+                    // What it has may have come in the first snapshot of another stream.
+                    tracked.filling = false;
+                    // The stream was judged by where it begins: on another branch that says nothing of what is further.
+                    let is_further = tracked.position.seqno > advance.from;
+                    tracked.joined = !is_further || tracked.position.vbuuid == advance.to.vbuuid;
+                }
+            }
         }
     }
 
-    /// The change, if its instance does not have it yet.
-    pub(super) fn admit<'a>(&self, mut change: Change<'a>) -> Option<Change<'a>> {
+    /// The change, if its instance takes it and does not have it yet.
+    pub(super) fn admit<'a>(&self, batch: &WriteBatch, mut change: Change<'a>) -> Option<Change<'a>> {
         let tracked = self.tracked(change.inst, change.vb)?;
+        if !tracked.joined && batch.joining.contains(&change.inst) {
+            return None;
+        }
         change.once = tracked.filling;
         (change.seqno > tracked.position.seqno).then_some(change)
     }
 
     pub(super) fn advance(&mut self, batch: &WriteBatch) {
         for advance in &batch.advances {
-            let Some(slot) = self.slot(advance.vb) else { continue };
-            for inst in batch.instances.iter() {
-                let tracked = self.instances.get_mut(inst).and_then(|tracked| tracked.get_mut(slot));
-                let Some(tracked) = tracked else { continue };
+            let members = batch.instances.iter().map(|inst| (inst, true));
+            for (inst, is_member) in members.chain(batch.joining.iter().map(|inst| (inst, false))) {
+                let tracked = self.tracked_mut(*inst, advance.vb);
+                let Some(tracked) = tracked.filter(|tracked| is_member || tracked.joined) else { continue };
                 if advance.window == Window::OutOfOrder {
                     tracked.unordered_up_to = tracked.unordered_up_to.max(advance.to.snap_end);
                 }
@@ -182,7 +215,50 @@ impl Gate {
 
     /// Whether the shard holds all changes up to its positions and no others, so that it is a state to go back to.
     pub(super) fn is_ordered(&self) -> bool {
-        self.instances.values().flatten().all(|tracked| tracked.position.seqno >= tracked.unordered_up_to)
+        self.instances.values().flatten().all(Tracked::is_ordered)
+    }
+
+    /// See [`Shard::join`](super::Shard::join).
+    pub(super) fn join(&mut self, vb: VbId, joining: &[InstId], members: &[InstId], from: Seqno) -> bool {
+        let there = |insts: &[InstId]| -> Option<Vec<Tracked>> {
+            insts.iter().map(|inst| self.tracked(*inst, vb).copied()).collect()
+        };
+        let (Some(new), Some(old)) = (there(joining), there(members)) else { return false };
+        let covers = |new: &Tracked, old: &Tracked| {
+            let (new, old) = (new.position, old.position);
+            new.seqno == old.seqno || (new.seqno > old.seqno && new.vbuuid == old.vbuuid)
+        };
+        let may_join = new.iter().chain(&old).all(Tracked::is_ordered)
+            && old.iter().all(|old| old.position.seqno >= from && new.iter().all(|new| covers(new, old)));
+        for inst in joining.iter().filter(|_| may_join) {
+            let Some(tracked) = self.tracked_mut(*inst, vb) else { continue };
+            tracked.joined = true;
+            // From here on they have one history, and one place in it.
+            if let Some(old) = old.iter().find(|old| old.position.seqno == tracked.position.seqno) {
+                *tracked = Tracked { position: old.position, moved: true, ..*tracked };
+            }
+        }
+        may_join
+    }
+
+    /// See [`Shard::part`](super::Shard::part).
+    pub(super) fn part(&mut self, instances: &[InstId]) {
+        let parted = self.instances.iter_mut().filter(|(inst, _)| instances.contains(inst));
+        parted.flat_map(|(_, all)| all).for_each(|tracked| tracked.joined = false);
+    }
+
+    /// See [`Shard::joined`](super::Shard::joined).
+    pub(super) fn joined(&self, vb: VbId, joining: &[InstId], members: &[InstId]) -> Joined {
+        let all = |insts: &[InstId], holds: &dyn Fn(&Tracked) -> bool| {
+            insts.iter().all(|inst| self.tracked(*inst, vb).is_some_and(holds))
+        };
+        if !all(joining, &|tracked| tracked.joined) {
+            return Joined::No;
+        }
+        let first = joining.first().and_then(|inst| self.tracked(*inst, vb));
+        let seqno = first.map(|tracked| tracked.position.seqno).unwrap_or_default();
+        let is_level = |tracked: &Tracked| tracked.position.seqno == seqno;
+        if all(joining, &is_level) && all(members, &is_level) { Joined::Level } else { Joined::Ahead }
     }
 
     pub(super) fn add_instance(&mut self, inst: InstId, start: InstanceStart) {

@@ -63,7 +63,7 @@ pub(crate) use lock::lock_sealed;
 pub use lock::{LockError, ShardLock, lock_all};
 pub use recovery::MergeHold;
 pub use set::{ShardSet, ShardSetConfig};
-pub use shard::{InstanceStart, Shard, ShardSpec, ShardStatus};
+pub use shard::{InstanceStart, Joined, Shard, ShardSpec, ShardStatus};
 pub use snapshot::{ShardScan, ShardSnapshot};
 
 /// Number of a shard within its bucket.

@@ -88,7 +88,7 @@ impl Shard {
             let point = self.point_to_keep(&gate, keep);
             let kept = point.as_ref().map(|point| point.id);
             if let Err(fault) = self.0.store.cut(&moved, point) {
-                self.break_off(fault.clone());
+                self.break_off(&fault);
                 return Err(fail(fault));
             }
             kept
@@ -197,7 +197,7 @@ impl Shard {
             return Err(RollBackError::NoPoint { shard, point });
         }
         let loaded = self.0.store.roll_back(to, &gate.instances()).map_err(|fault| {
-            self.break_off(fault.clone());
+            self.break_off(&fault);
             failed(fault)
         })?;
         gate.roll_back(loaded, generation);

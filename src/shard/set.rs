@@ -192,7 +192,9 @@ impl ShardSet {
             if let Err(panicked) = thread::catch(name, work) {
                 let fault = broken_by(&panicked);
                 // All of them before the host's logger is called, which may be what panicked.
-                shards.iter().for_each(|shard| shard.refuse_all(&fault));
+                for shard in &shards {
+                    shard.refuse_all(&fault);
+                }
                 error!(logger, "a thread of the shards panicked; nothing is written any more"; "error" => %panicked);
             }
         }
@@ -249,7 +251,7 @@ fn broken_by(panicked: &Panicked) -> StoreFault {
 /// Does a piece of work for a shard. A panic of the engine breaks that shard off, whose writers are told; the
 /// thread goes on for the others.
 fn unpanicked<T>(shard: &Shard, thread: &str, work: impl FnOnce() -> T) -> Option<T> {
-    thread::catch(thread, work).map_err(|panicked| shard.break_off(broken_by(&panicked))).ok()
+    thread::catch(thread, work).map_err(|panicked| shard.break_off(&broken_by(&panicked))).ok()
 }
 
 struct Flusher {

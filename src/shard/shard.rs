@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use slog::{Logger, error};
 
 use crate::durable::{self, AtPath, Claim};
-use crate::event::{Generation, VbId};
+use crate::event::{Generation, Seqno, VbId};
 use crate::thread::{Fin, FinHolder, Stopped, Until, fin};
 use crate::timestamp::TsVbuuid;
 
@@ -76,6 +76,17 @@ pub enum InstanceStart {
     /// At the shard's furthest position of each vbucket: it is to be filled by documents that come again as new
     /// changes, as they do from files.
     AtShard,
+}
+
+/// Whether instances that another data path fills move with the others in a vbucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joined {
+    /// They do not, or do not any more.
+    No,
+    /// They do, from a position on that the others have not reached.
+    Ahead,
+    /// They do, and stand where the others stand.
+    Level,
 }
 
 /// A shard that is open. Clones are the same shard.
@@ -230,7 +241,7 @@ impl Shard {
         gate.check(&batch).map_err(Refused::Never)?;
         gate.begin(&batch);
         let (applied, outcome) = {
-            let new = latest(batch.changes().filter_map(|change| gate.admit(change)));
+            let new = latest(batch.changes().filter_map(|change| gate.admit(&batch, change)));
             (new.len() as u64, self.0.store.apply(&new))
         };
         match outcome {
@@ -239,7 +250,7 @@ impl Shard {
                 self.note_write(&mut gate, bytes);
             }
             Err(fault) => {
-                self.break_off(fault.clone());
+                self.break_off(&fault);
                 return Err(Refused::Never(ApplyError::Store { shard: self.id(), fault }));
             }
         }
@@ -251,8 +262,8 @@ impl Shard {
     }
 
     /// Ends all writing and committing until the shard is opened again.
-    pub(super) fn break_off(&self, fault: StoreFault) {
-        self.refuse_all(&fault);
+    pub(super) fn break_off(&self, fault: &StoreFault) {
+        self.refuse_all(fault);
         error!(self.0.logger, "a write failed half-way; nothing is committed any more"; "error" => %fault);
     }
 
@@ -331,6 +342,30 @@ impl Shard {
     pub fn install_generation(&self, vbs: impl IntoIterator<Item = VbId>, generation: Generation) {
         let mut gate = self.0.gate.lock();
         vbs.into_iter().for_each(|vb| gate.install_generation(vb, generation));
+    }
+
+    /// Lets instances that another data path fills be moved in a vbucket, from now on, by the batches that name them
+    /// as [joining](WriteBatch::joining). `false`, and nothing changes, unless they stand where all of `members`
+    /// stand, or further on the same branch; those have reached `from`; and nobody is within an out-of-order
+    /// snapshot. The batches after that continue what the instances have, and changes that they have already are
+    /// passed over, so nothing is missing and nothing counts twice.
+    ///
+    /// Instances at the same seqno on two branches may join: whoever calls knows that both are in one history.
+    ///
+    /// It ends by [`Shard::part`], when the shard is rolled back, and where a stream that begins before the instances' position is on
+    /// another branch than they: then nobody has said that what they have is on it.
+    pub fn join(&self, vb: VbId, joining: &[InstId], members: &[InstId], from: Seqno) -> bool {
+        self.0.gate.lock().join(vb, joining, members, from)
+    }
+
+    /// Ends what [`Shard::join`] began, in all vbuckets.
+    pub fn part(&self, instances: &[InstId]) {
+        self.0.gate.lock().part(instances);
+    }
+
+    /// Whether instances have joined others in a vbucket.
+    pub fn joined(&self, vb: VbId, joining: &[InstId], members: &[InstId]) -> Joined {
+        self.0.gate.lock().joined(vb, joining, members)
     }
 
     /// Adds an empty instance; one that is there stays as it is. It lasts from the next recovery point on.

@@ -107,7 +107,7 @@ fn child_of(store: StoreKind) {
     assert_eq!(threads(), before, "after the fork");
     assert!(matches!(DataDir::open(&folder), Err(DataDirError::Held { .. })), "the lock is gone");
     assert!(folder.join("staging/marker").exists());
-    assert_eq!(half.map(|entry| entry.unwrap()).count(), 1000, "{store}: what the scan held is gone");
+    assert_eq!(half.flatten().count(), 1000, "{store}: what the scan held is gone");
     ingest(&bucket, Input::Path(documents)).unwrap();
     for shard in bucket.shards() {
         shard.check(&minutes(1)).unwrap();

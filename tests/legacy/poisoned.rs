@@ -68,7 +68,7 @@ pub(crate) fn prepare(command: &mut Command) {
     for name in PATHS {
         match name {
             "HOME" | "TMPDIR" | "XDG_CONFIG_HOME" | "SSL_CERT_DIR" => {
-                std::fs::create_dir(path(name)).unwrap()
+                std::fs::create_dir(path(name)).unwrap();
             }
             _ => std::fs::write(path(name), "trapped").unwrap(),
         }

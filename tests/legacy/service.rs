@@ -77,7 +77,7 @@ fn work(queue: &Mutex<Receiver<Job>>) {
         let job = queue.lock().unwrap().try_recv();
         match job {
             Ok(job) => job(),
-            Err(error) if error == std::sync::mpsc::TryRecvError::Disconnected => return,
+            Err(std::sync::mpsc::TryRecvError::Disconnected) => return,
             Err(_) => std::thread::park_timeout(Duration::from_millis(1)),
         }
     }

@@ -161,7 +161,7 @@ impl Night {
         let folders = ["here", "there"].map(|name| root.path().join(name));
         let store = [StoreKind::Lsm, StoreKind::Memdb, StoreKind::Cow][usize::try_from(seed % 3).unwrap()];
         let folder = Archive::Folder(root.path().join("archive"));
-        let archive = match Gateway::get().filter(|_| seed % 2 == 0) {
+        let archive = match Gateway::get().filter(|_| seed.is_multiple_of(2)) {
             Some(gateway) => Archive::S3(gateway.endpoint(), format!("night-{}-{seed}", std::process::id())),
             None => folder,
         };
@@ -333,7 +333,7 @@ impl Night {
                 Some(Answer { error: None, .. }) => self.tally.count("resumes"),
                 // It turned out to be awake.
                 Some(Answer { state: Some(state), .. }) if state == "online" => {
-                    self.tally.count("resumes of what was awake")
+                    self.tally.count("resumes of what was awake");
                 }
                 Some(Answer { error: Some(error), .. }) => {
                     assert!(fault.is_some(), "it is not resumed: {error}");

@@ -123,7 +123,9 @@ pub(super) struct Answer {
 /// What the entries of an index are told apart by.
 pub(super) fn digest(entries: &BTreeSet<(i64, String)>) -> String {
     let mut hash = Sha256::new();
-    entries.iter().for_each(|(n, id)| hash.update(format!("{n} {id}\n")));
+    for (n, id) in entries {
+        hash.update(format!("{n} {id}\n"));
+    }
     format!("{} {}", entries.len(), hex(&hash.finalize()))
 }
 

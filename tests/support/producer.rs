@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse::event::{VbId, VbUuid};
-use dormouse::source::dcp::{Cluster, DcpConfig, Login, NodeAddress, Tls};
+use dormouse::source::dcp::{Cluster, DcpConfig, Login, Network, NodeAddress, Tls};
 use dormouse::thread::{self, Cancel, Thread};
 use parking_lot::Mutex;
 use serde_json::json;
@@ -33,6 +33,10 @@ pub(crate) const BUCKET_NAME: &str = "travel";
 
 /// What it does to its consumers.
 #[derive(Debug, Clone, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fault or a habit by itself, and any may go with any"
+)]
 pub(crate) struct Behaviour {
     /// Answers of these opcodes are replaced: status and value, or silence.
     pub(crate) answers: BTreeMap<u8, Option<(u16, Vec<u8>)>>,
@@ -48,6 +52,18 @@ pub(crate) struct Behaviour {
     pub(crate) floods: bool,
     /// Values are compressed.
     pub(crate) compresses: bool,
+    /// What is written stays in memory: a vbucket's disk goes on by [`Producer::persist`] alone.
+    pub(crate) keeps_in_memory: bool,
+    /// Markers are those of version 2.0.
+    pub(crate) markers_v2: bool,
+    /// Nothing is sent on the streams of these vbuckets that were asked for from zero.
+    pub(crate) stalled_from_zero: BTreeSet<u16>,
+    /// Streams that were asked for from zero stay so many changes behind.
+    pub(crate) lags_from_zero: u64,
+    /// Nothing is sent by these nodes.
+    pub(crate) stalled_nodes: BTreeSet<usize>,
+    /// Nodes call themselves what nobody outside knows, and have other addresses for those who are outside.
+    pub(crate) is_hidden: bool,
 }
 
 /// What is known of one connection.
@@ -81,13 +97,23 @@ pub(crate) struct State {
     pub(crate) faults: Vec<String>,
     pub(crate) connections: Vec<Seen>,
     pub(crate) names: BTreeSet<String>,
-    /// Bytes for the newest connection, as they are.
-    injected: Vec<u8>,
+    /// Bytes for connections, as they are.
+    injected: BTreeMap<usize, Vec<u8>>,
     noops: u64,
     /// Branches that were begun.
     branches: u64,
     /// Starts that streams were asked for from.
     pub(crate) requests: Vec<(VbId, u64)>,
+    /// Vbuckets whose streams were closed by the consumer.
+    pub(crate) closes: Vec<u16>,
+    /// Stream requests that were answered by a rollback.
+    pub(crate) rollbacks: u64,
+    /// Times that somebody asked how far a vbucket is on disk.
+    pub(crate) observes: u64,
+    /// Streams of vbuckets that are to end, each with its reason.
+    ends: Vec<(u16, u32)>,
+    /// Collections that were dropped.
+    dropped: BTreeSet<u32>,
     /// What crossed its sockets, where somebody wants to know.
     pub(crate) capture: Option<Capture>,
 }
@@ -99,8 +125,16 @@ impl State {
         let nodes: Vec<String> = self.nodes.iter().map(|node| format!("$HOST:{}", node.port())).collect();
         let owners: Vec<[i32; 1]> =
             self.owners.iter().map(|owner| [owner.map_or(-1, |node| i32::try_from(node).unwrap())]).collect();
-        let ports =
-            self.nodes.iter().map(|node| json!({ "services": { "kv": node.port(), "kvSSL": node.port() } }));
+        let ports = self.nodes.iter().map(|node| {
+            let ports = json!({ "kv": node.port(), "kvSSL": node.port() });
+            if self.behaviour.is_hidden {
+                let outside = json!({ "external": { "hostname": node.ip(), "ports": ports } });
+                let services = json!({ "kv": 11210, "kvSSL": 11207 });
+                json!({ "hostname": "inside.invalid", "services": services, "alternateAddresses": outside })
+            } else {
+                json!({ "services": ports })
+            }
+        });
         json!({
             "rev": self.revision,
             "revEpoch": 1,
@@ -130,7 +164,7 @@ pub(crate) fn cluster_at(address: SocketAddr, vbuckets: u16) -> Cluster {
     let mut connection = DcpConfig::new(address, BUCKET_NAME, vbuckets, login);
     connection.step_timeout = Duration::from_secs(20);
     let seed = NodeAddress { host: address.ip().to_string(), port: address.port() };
-    Cluster { seeds: vec![seed], connection }
+    Cluster { seeds: vec![seed], network: Network::Auto, connection }
 }
 
 /// A certificate authority and a server's key, both made for one test.
@@ -225,6 +259,43 @@ impl Producer {
         state.vbs[usize::from(vb)].fail_over(branch, seqno);
     }
 
+    /// The stream of a vbucket ends.
+    pub(crate) fn end_stream(&self, vb: u16, reason: u32) {
+        self.state.lock().ends.push((vb, reason));
+    }
+
+    /// A vbucket's disk has everything up to a seqno.
+    pub(crate) fn persist(&self, vb: u16, seqno: u64) {
+        let mut state = self.state.lock();
+        let vb = &mut state.vbs[usize::from(vb)];
+        vb.persisted = vb.persisted.max(seqno.min(vb.high));
+    }
+
+    /// Deletions of a vbucket up to a seqno are forgotten: who does not have them begins anew.
+    pub(crate) fn purge(&self, vb: u16, seqno: u64) {
+        self.state.lock().vbs[usize::from(vb)].purged = seqno;
+    }
+
+    /// A collection is gone in all vbuckets.
+    pub(crate) fn drop_collection(&self, collection: u32) {
+        let mut state = self.state.lock();
+        state.dropped.insert(collection);
+        let value = [3_u64.to_be_bytes().to_vec(), [0, collection].map(u32::to_be_bytes).concat()].concat();
+        for vb in &mut state.vbs {
+            vb.history.retain(|change| change.collection != collection);
+            vb.push(collection, "", What::System { event: 1, value: value.clone() });
+            vb.persisted = vb.high;
+        }
+    }
+
+    /// Everything is on disk, and the node starts again: each vbucket is on a new branch that has all of the old one.
+    pub(crate) fn restart(&self) {
+        for (vb, high) in (0..).zip(self.highs()) {
+            self.fail_over(vb, high);
+        }
+        self.behave(|behaviour| behaviour.cut_after = Some(0));
+    }
+
     /// Forgets changes that later ones of the same document replace, but for the newest so many of each vbucket.
     pub(crate) fn compact(&self, kept: u64) {
         self.state.lock().vbs.iter_mut().for_each(|vb| vb.compact(kept));
@@ -259,7 +330,14 @@ impl Producer {
     }
 
     pub(crate) fn change_in(&self, collection: u32, vb: u16, key: &str, what: What) -> u64 {
-        self.state.lock().vbs[usize::from(vb)].push(collection, key, what)
+        let mut state = self.state.lock();
+        let is_kept = !state.behaviour.keeps_in_memory;
+        let vb = &mut state.vbs[usize::from(vb)];
+        let seqno = vb.push(collection, key, what);
+        if is_kept {
+            vb.persisted = seqno;
+        }
+        seqno
     }
 
     pub(crate) fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
@@ -273,7 +351,15 @@ impl Producer {
 
     /// The newest connection gets these bytes.
     pub(crate) fn inject(&self, bytes: &[u8]) {
-        self.state.lock().injected.extend_from_slice(bytes);
+        let mut state = self.state.lock();
+        let newest = state.connections.len() - 1;
+        state.injected.entry(newest).or_default().extend_from_slice(bytes);
+    }
+
+    /// Whether all such bytes were sent, as far as their connections are there.
+    pub(crate) fn has_injected(&self) -> bool {
+        let state = self.state.lock();
+        state.injected.keys().all(|number| !state.connections[*number].is_open)
     }
 
     /// The newest connection gets a noop.

@@ -18,7 +18,6 @@ except ImportError:
 port, user, password, bucket_name, scope, collection = sys.argv[1:]
 cluster = Cluster(f"couchbase://127.0.0.1:{port}=mcd", ClusterOptions(PasswordAuthenticator(user, password)))
 bucket = cluster.bucket(bucket_name)
-bucket.on_connect()
 
 
 def tell(where, key, body, result):

@@ -23,7 +23,7 @@ use super::super::bucket::Bucket;
 use super::super::ingest::GRACE;
 use super::super::leftovers::Leftover;
 use super::super::meta::{BucketSpec, IndexState};
-use super::building::HandOver;
+use super::building::{Build, together};
 use super::jobs::{Done, Jobs};
 use super::links::{Link, LinkId, LinkState, Topology};
 use super::notes::{NotedEndpoint, Notes};
@@ -75,7 +75,10 @@ pub(super) struct Follower<'b> {
     pub(super) links: BTreeMap<LinkId, Link>,
     pub(super) topology: Topology,
     pub(super) rolls: BTreeMap<ShardId, Roll>,
-    pub(super) hand_over: HandOver,
+    pub(super) build: Option<Build>,
+    /// Unfinished indexes that the first path fills, because it has no others to keep.
+    pub(super) filling: Vec<InstId>,
+    pub(super) build_due: Instant,
     /// The generation that each shard takes writes of.
     pub(super) fences: BTreeMap<ShardId, Generation>,
     pub(super) rolled_back: u64,
@@ -115,7 +118,9 @@ impl<'b> Follower<'b> {
             links: BTreeMap::new(),
             topology: Topology::new(map),
             rolls: BTreeMap::new(),
-            hand_over: HandOver::default(),
+            build: None,
+            filling: Vec::new(),
+            build_due: Instant::now(),
             fences: BTreeMap::new(),
             rolled_back: 0,
             opened: 0,
@@ -135,9 +140,13 @@ impl<'b> Follower<'b> {
             follower.fences.insert(shard.id(), generation);
         }
         let name = Keyspace(bucket.name().to_string());
-        let ready = bucket.engines_where(|entry| entry.state == IndexState::Ready);
-        let started = follower.start_path(name, generation, ready, until);
-        if let Err(error) = started.and_then(|()| follower.start_building(until)) {
+        let mut engines = together(bucket, bucket.shards(), |entry| entry.state == IndexState::Ready);
+        if engines.is_empty() {
+            engines = together(bucket, bucket.shards(), |_| true);
+            follower.filling = engines.iter().map(|engine| engine.inst).collect();
+        }
+        let started = follower.start_path(name, generation, engines, until).map_err(Broken::from);
+        if let Err(broken) = started.and_then(|()| follower.start_building(until)) {
             // What does not end within the time is the bucket's: the first error says more.
             let mut started = follower.take_started();
             if started.end(&Until::within(GRACE)).is_err() {
@@ -145,7 +154,7 @@ impl<'b> Follower<'b> {
             }
             return Err(match until.check() {
                 Err(why) => FollowError::Stopped { bucket: bucket.name(), why, kept: 0 },
-                Ok(()) => error,
+                Ok(()) => follower.explain_start(broken),
             });
         }
         Ok(follower)
@@ -184,7 +193,7 @@ impl<'b> Follower<'b> {
         Ok(())
     }
 
-    pub(super) fn explain_start(&self, broken: Broken) -> FollowError {
+    fn explain_start(&self, broken: Broken) -> FollowError {
         let bucket = self.bucket.name();
         match broken {
             Broken::Failed(error) => error,
@@ -222,7 +231,7 @@ impl<'b> Follower<'b> {
     ) -> Result<FollowEnd, Broken> {
         let ticker = tick(TICK);
         let timer = until.timer();
-        let applied = if self.options.once { self.applied.clone() } else { never() };
+        let (applied, nothing) = (self.applied.clone(), never());
         let (jobs, noted) = (self.jobs.outcomes().clone(), self.noted.1.clone());
         let mut ticks: u64 = 0;
         self.round(until)?;
@@ -234,6 +243,8 @@ impl<'b> Follower<'b> {
                 on_progress(self.progress());
                 return Ok(end);
             }
+            // What was applied matters to those who wait for a point.
+            let watched = if self.options.once || self.build.is_some() { &applied } else { &nothing };
             select_biased! {
                 recv(until.cancel().fin().receiver()) -> _ => return Err(Broken::Stopped(Stopped::Cancelled)),
                 recv(timer) -> _ => return Err(Broken::Stopped(Stopped::DeadlinePassed)),
@@ -249,7 +260,7 @@ impl<'b> Follower<'b> {
                     self.look(ticks.is_multiple_of(TICKS_A_LOOK));
                     on_progress(self.progress());
                 }
-                recv(applied) -> _ => {}
+                recv(watched) -> _ => self.advance_building(Instant::now(), until)?,
             }
         }
     }
@@ -262,7 +273,7 @@ impl<'b> Follower<'b> {
         self.refresh_map(now)?;
         self.open_links(now)?;
         self.advance_rolls(now)?;
-        self.advance_building(until)?;
+        self.advance_building(now, until)?;
         self.ask_streams(now, until)?;
         self.poll_seqnos(now)
     }
@@ -324,7 +335,10 @@ impl<'b> Follower<'b> {
     }
 
     fn wanted_streams(&self) -> usize {
-        self.paths.iter().map(|path| path.streams.len()).sum()
+        let wanted = |(number, path): (usize, &Path)| {
+            path.streams.keys().filter(|vb| self.is_wanted(number, **vb)).count()
+        };
+        self.paths.iter().enumerate().map(wanted).sum()
     }
 
     fn progress(&self) -> FollowProgress {
@@ -336,7 +350,7 @@ impl<'b> Follower<'b> {
             live_streams: self.live_streams(),
             wanted_streams: self.wanted_streams(),
             connections: links.count(),
-            building: self.paths.iter().skip(1).map(|path| path.instances.len()).sum(),
+            building: self.filling.len() + self.paths.get(1).map_or(0, |path| path.instances.len()),
         }
     }
 
@@ -352,7 +366,7 @@ impl<'b> Follower<'b> {
     }
 
     fn reached_end(&self) -> Option<FollowEnd> {
-        let is_built = self.paths.len() == 1;
+        let is_built = self.paths.len() == 1 && self.filling.is_empty();
         let is_steady = is_built && self.rolls.is_empty() && self.live_streams() == self.wanted_streams();
         if !is_steady {
             return None;
@@ -364,10 +378,23 @@ impl<'b> Follower<'b> {
         (self.lag() == Some(0) && self.moved_at.elapsed() >= idle_after).then_some(FollowEnd::Idle)
     }
 
-    fn has_reached_targets(&self) -> bool {
+    /// Where following ends, once that is known of all vbuckets.
+    fn all_targets(&self) -> Option<TsVbuuid> {
         let target = |vb| Some((vb, Position::at(VbUuid::default(), *self.targets.get(&vb)?)));
-        let targets: Option<TsVbuuid> = self.members().map(target).collect();
+        self.members().map(target).collect()
+    }
+
+    fn has_reached_targets(&self) -> bool {
+        let targets = self.all_targets();
         targets.is_some_and(|targets| self.bucket.shards().iter().all(|shard| shard.covers(&targets)))
+    }
+
+    /// Whether the first path has come to where the nodes were when it began.
+    pub(super) fn has_filled(&self) -> bool {
+        let (Some(first), Some(targets)) = (self.paths.first(), self.all_targets()) else { return false };
+        let members: Vec<VbId> = self.members().collect();
+        let reached = least_positions(self.bucket.shards(), &first.instances, &members);
+        targets.iter().all(|(vb, target)| reached.get(vb).is_some_and(|there| there.seqno >= target.seqno))
     }
 
     /// Takes out what has threads.

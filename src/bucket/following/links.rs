@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use slog::{info, warn};
+use slog::{Logger, info, warn};
 
-use crate::event::VbId;
+use crate::event::{Generation, VbId};
 use crate::source::dcp::{
-    ClusterError, ClusterMap, Connection, DcpEnd, DcpOutput, DcpRequestError, NodeAddress, SeqnosAnswer,
-    Status,
+    Cluster, ClusterError, ClusterMap, Connection, DcpEnd, DcpOutput, DcpRequestError, NodeAddress,
+    SeqnosAnswer, Status,
 };
 use crate::thread::Until;
 
@@ -45,6 +45,8 @@ pub(super) enum LinkState {
 #[derive(Default)]
 pub(super) struct Link {
     pub(super) state: LinkState,
+    /// That of the path that it is opened for.
+    generation: Generation,
     backoff: Backoff,
     refusals: u32,
     /// Seqnos that were asked for and have not come.
@@ -63,6 +65,12 @@ pub(super) struct Topology {
 impl Topology {
     pub(super) fn new(map: ClusterMap) -> Self {
         Self { map, is_stale: false, is_asking: false, asked: 0, backoff: Backoff::default() }
+    }
+}
+
+fn close(connection: &Connection, logger: &Logger) {
+    if let Err(still) = connection.close(&Until::within(JOIN_TIMEOUT)) {
+        warn!(logger, "a connection does not close: {still}");
     }
 }
 
@@ -95,7 +103,9 @@ impl Follower<'_> {
         let places = nodes.len().max(1);
         nodes.rotate_left(topology.asked % places);
         topology.asked = topology.asked.wrapping_add(1);
-        let (cluster, logger) = (self.options.cluster.clone(), self.logger.clone());
+        // Where following began tells the network, also once that node is gone.
+        let cluster = Cluster { network: topology.map.network().clone(), ..self.options.cluster.clone() };
+        let logger = self.logger.clone();
         self.start_job(move |until| Done::Map(cluster.fetch_map(&nodes, &logger, until)))
     }
 
@@ -128,6 +138,7 @@ impl Follower<'_> {
             }
             link.state = LinkState::Opening;
             let Some(path) = self.paths.get(id.path) else { continue };
+            link.generation = path.generation;
             let output = DcpOutput {
                 generation: path.generation,
                 batches: path.upstream.clone(),
@@ -167,9 +178,7 @@ impl Follower<'_> {
         }
         if let Some(Link { state: LinkState::Up(connection), .. }) = self.links.remove(id) {
             info!(self.logger, "a connection is not needed any more"; "node" => %id.node);
-            if let Err(still) = connection.close(&Until::within(JOIN_TIMEOUT)) {
-                warn!(self.logger, "a connection does not close: {still}");
-            }
+            close(&connection, &self.logger);
         }
     }
 
@@ -179,7 +188,13 @@ impl Follower<'_> {
         opened: Result<Connection, ClusterError>,
     ) -> Result<(), Broken> {
         let link = self.links.entry(id.clone()).or_default();
+        let is_current = self.paths.get(id.path).is_some_and(|path| path.generation == link.generation);
         match opened {
+            // Its path has ended, and nobody takes what it brings.
+            Ok(connection) if !is_current => {
+                link.state = LinkState::Down;
+                close(&connection, &self.logger);
+            }
             Ok(connection) => {
                 info!(self.logger, "a connection is open"; "node" => %id.node, "connection" => connection.name());
                 link.state = LinkState::Up(Arc::new(connection));

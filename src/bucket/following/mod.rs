@@ -6,10 +6,15 @@
 //!       └──── follower: asks for streams, from where the shards stand <─┘ notes: begun, refused, ended
 //! ```
 //!
-//! The [follower](follower::Follower) runs on the caller's thread. A stream begins where the instance stands that is
-//! least far, and each instance skips what it has. A stream that ends is asked for again once everything that it
+//! The [follower](follower::Follower) runs on the caller's thread. A stream begins where the instances stand that it
+//! fills. A stream that ends is asked for again once everything that it
 //! brought is applied; where the producer has lost what a shard has, the shard is [rolled back](rolling). A new index
 //! over data that is there is [built](building) by streams of its own.
+//!
+//! All nodes feed one data path. A connection has its own threads, window and queue, so a node that is slow or stuck
+//! holds up its own vbuckets alone; what all of them share, the channel to the workers and the byte budget, is held up
+//! by shards, and those belong to no node. A data path for each node would take two threads and two for each worker
+//! more, and a vbucket that moves would have to leave one path before another may write to its shard.
 //!
 //! Invariants:
 //! * Nothing here remembers how far a stream was: positions are those of the shards, so a crash changes nothing.

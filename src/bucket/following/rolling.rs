@@ -37,7 +37,7 @@ pub(super) struct Roll {
 impl Follower<'_> {
     /// Whether no stream of a shard may be asked for.
     pub(super) fn is_held(&self, shard: ShardId) -> bool {
-        self.rolls.contains_key(&shard) || self.hand_over.shard == Some(shard)
+        self.rolls.contains_key(&shard)
     }
 
     /// Notes that a vbucket that was asked for at one seqno has to go back to another.
@@ -106,8 +106,13 @@ impl Follower<'_> {
             Ok(()) => {
                 self.rolls.remove(&id);
                 self.rolled_back += 1;
+                let vbs: Vec<VbId> = self.members().filter(|vb| self.shard_of(*vb) == id).collect();
+                if let Some(build) = &mut self.build {
+                    build.begin_again(vbs.into_iter());
+                }
                 info!(self.logger, "a shard was rolled back, and is followed again"; "shard" => id.0);
-                return self.fence(id, until);
+                self.fence(id, until)?;
+                return self.part_instances(id, until);
             }
             Err(RollFault::Shard(error @ RollBackError::Locked { .. })) => error.to_string(),
             Err(RollFault::Log(error)) => error.to_string(),

@@ -10,7 +10,7 @@ use std::time::Instant;
 use slog::{info, warn};
 
 use crate::event::{
-    ByteBudget, DcpEvent, EventBatch, EventKind, Generation, StreamEndReason, StreamStatus, VbId,
+    ByteBudget, DcpEvent, EventBatch, EventKind, Generation, StreamEndReason, StreamStatus, VbId, VbUuid,
 };
 use crate::projector::{FeedError, Keyspace, RequestError, WorkerStats};
 use crate::shard::{InstId, Shard, ShardId};
@@ -64,6 +64,8 @@ pub(super) enum State {
 #[derive(Debug, Default)]
 pub(super) struct Stream {
     pub(super) state: State,
+    /// The branch that it follows, or followed last.
+    pub(super) branch: VbUuid,
     backoff: Backoff,
 }
 
@@ -135,7 +137,8 @@ impl Follower<'_> {
         let stream = self.paths.get_mut(path).and_then(|path| path.streams.get_mut(&vb));
         let Some(stream) = stream else { return Ok(()) };
         match event.kind {
-            EventKind::StreamReq { status: StreamStatus::Success { .. } } => {
+            EventKind::StreamReq { status: StreamStatus::Success { vbuuid } } => {
+                stream.branch = vbuuid;
                 if let State::Asked(link) = &stream.state {
                     let link = link.clone();
                     stream.state = State::Live(link.clone());
@@ -174,6 +177,10 @@ impl Follower<'_> {
     fn take_end(&mut self, path: usize, vb: VbId, reason: StreamEndReason) -> Result<(), Broken> {
         let stream = self.paths.get_mut(path).and_then(|path| path.streams.get_mut(&vb));
         let Some(stream) = stream else { return Ok(()) };
+        if let Some(build) = self.build.as_mut().filter(|_| path == 0) {
+            // What it brought is applied.
+            build.points.remove(&vb);
+        }
         match reason {
             StreamEndReason::Closed | StreamEndReason::Disconnected => stream.end(),
             StreamEndReason::StateChanged => {
@@ -191,13 +198,20 @@ impl Follower<'_> {
         Ok(())
     }
 
+    /// Whether a path is to have a stream of a vbucket.
+    pub(super) fn is_wanted(&self, path: usize, vb: VbId) -> bool {
+        self.build.as_ref().is_none_or(|build| build.wants(path, vb))
+    }
+
     /// Asks for the streams that are not asked for and may be.
     pub(super) fn ask_streams(&mut self, now: Instant, until: &Until) -> Result<(), Broken> {
         for path in 0..self.paths.len() {
             let mut askable = Vec::new();
             for (vb, stream) in self.paths.get(path).iter().flat_map(|path| &path.streams) {
-                let may_begin =
-                    stream.is_idle() && stream.backoff.is_over(now) && !self.is_held(self.shard_of(*vb));
+                let may_begin = stream.is_idle()
+                    && stream.backoff.is_over(now)
+                    && self.is_wanted(path, *vb)
+                    && !self.is_held(self.shard_of(*vb));
                 let link = if may_begin { self.link_of(path, *vb) } else { None };
                 // A vbucket without a node gets one, and the map tells.
                 self.topology.is_stale |= may_begin && link.is_none();
@@ -220,16 +234,10 @@ impl Follower<'_> {
         askable: Vec<(VbId, LinkId, Arc<Connection>)>,
         until: &Until,
     ) -> Result<(), Broken> {
-        let mut from = TsVbuuid::default();
-        for shard in self.bucket.shards() {
-            let of_shard = |vb: &VbId| self.shard_of(*vb) == shard.id();
-            let vbs: Vec<VbId> = askable.iter().map(|(vb, ..)| *vb).filter(of_shard).collect();
-            if !vbs.is_empty() {
-                let instances = self.instances_of(number, shard.id());
-                from.union(&least_positions(std::slice::from_ref(shard), &instances, &vbs));
-            }
-        }
+        let shards = self.bucket.shards();
         let Some(path) = self.paths.get_mut(number) else { return Ok(()) };
+        let vbs: Vec<VbId> = askable.iter().map(|(vb, ..)| *vb).collect();
+        let from = least_positions(shards, &path.instances, &vbs);
         self.feed.request_streams(&path.keyspace, &from, until).map_err(|error| match error {
             FeedError::Request { error: RequestError::Stopped(why), .. } => Broken::Stopped(why),
             _ => Broken::Ended,
@@ -250,23 +258,25 @@ impl Follower<'_> {
     /// Asks for the end of the streams of a shard. `true` once none of them is open.
     pub(super) fn close_streams(&mut self, shard: ShardId) -> bool {
         let shards = self.spec.shards;
-        let mut closing = Vec::new();
-        let mut are_closed = true;
-        for path in &mut self.paths {
-            let of_shard = path.streams.iter_mut().filter(|(vb, _)| ShardId::of_vb(**vb, shards) == shard);
-            for (vb, stream) in of_shard.filter(|(_, stream)| !stream.is_idle()) {
-                are_closed = false;
-                if let State::Live(link) = &stream.state {
-                    let link = link.clone();
-                    closing.push((*vb, link.clone()));
-                    stream.state = State::Closing(link);
-                }
-            }
+        let mut open = Vec::new();
+        for (number, path) in self.paths.iter().enumerate() {
+            let of_shard = path.streams.iter().filter(|(vb, _)| ShardId::of_vb(**vb, shards) == shard);
+            open.extend(of_shard.filter(|(_, stream)| !stream.is_idle()).map(|(vb, _)| (number, *vb)));
         }
-        for (vb, link) in closing {
-            // Where the connection has ended, the end of the stream is on its way.
-            let _ = self.connection(&link).map(|connection| connection.close_stream(vb));
+        for (path, vb) in &open {
+            self.close_stream(*path, *vb);
         }
-        are_closed
+        open.is_empty()
+    }
+
+    /// Asks for the end of a stream that has begun.
+    pub(super) fn close_stream(&mut self, path: usize, vb: VbId) {
+        let stream = self.paths.get_mut(path).and_then(|path| path.streams.get_mut(&vb));
+        let Some(Stream { state, .. }) = stream else { return };
+        let State::Live(link) = state else { return };
+        let link = link.clone();
+        *state = State::Closing(link.clone());
+        // Where the connection has ended, the end of the stream is on its way.
+        let _ = self.connection(&link).map(|connection| connection.close_stream(vb));
     }
 }

@@ -167,8 +167,8 @@ fn pour_encoded(
     to: impl Write,
     until: &Until,
 ) -> Result<FileContent, End> {
-    let encoder = encoding.encoder(HashingWriter::new(to), length_bytes).map_err(write_failed)?;
-    let mut to = HashingWriter::new(encoder);
+    let packing = encoding.encoder(HashingWriter::new(to), length_bytes).map_err(write_failed)?;
+    let mut to = HashingWriter::new(packing);
     read_pieces(file, 0..length_bytes, until, |piece| {
         to.write_all(piece).map_err(write_failed)?;
         let (read_bytes, written_bytes) = (to.length_bytes(), to.inner().get_ref().length_bytes());
@@ -178,12 +178,12 @@ fn pour_encoded(
         }
         Ok(())
     })?;
-    let (chunks, encoder) = to.into_chunks();
-    let written = encoder.finish().map_err(write_failed)?;
-    let written_bytes = written.length_bytes();
-    if !pays(written_bytes, length_bytes) {
+    let (chunks, packing) = to.into_chunks();
+    let to = packing.finish().map_err(write_failed)?;
+    let encoded_bytes = to.length_bytes();
+    if !pays(encoded_bytes, length_bytes) {
         return Err(End::DoesNotPay);
     }
-    let encoded = EncodedContent { encoding, length_bytes: written_bytes, chunks: written.into_chunks().0 };
+    let encoded = EncodedContent { encoding, length_bytes: encoded_bytes, chunks: to.into_chunks().0 };
     Ok(FileContent { chunks, encoded: Some(encoded) })
 }

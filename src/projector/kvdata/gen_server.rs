@@ -47,7 +47,7 @@ pub(super) enum Request {
 /// What the workers have to take up between two batches.
 pub(super) enum Change {
     AddEngines(Vec<Engine>),
-    AddEnginesTo(ShardId, Vec<Engine>),
+    JoinEngines(Vec<Engine>),
     DeleteEngines(Vec<InstId>),
     Tune(Tuning),
     Fence(ShardId, Generation),
@@ -141,15 +141,15 @@ impl GenServer {
             Change::Fence(shard, generation) => Order::Fence(shard, generation),
             Change::AddEngines(engines) => {
                 changes.engines = changes.engines.with(&engines);
-                Order::Swap(Arc::new(changes.engines.clone()), None)
+                Order::Swap(Arc::new(changes.engines.clone()))
             }
-            // Those that all shards have stay as they are: the next change of them takes the place of this one.
-            Change::AddEnginesTo(shard, engines) => {
-                Order::Swap(Arc::new(changes.engines.with(&engines)), Some(shard))
+            Change::JoinEngines(engines) => {
+                changes.engines = changes.engines.with_joining(&engines);
+                Order::Swap(Arc::new(changes.engines.clone()))
             }
             Change::DeleteEngines(instances) => {
                 changes.engines = changes.engines.without(&instances);
-                Order::Swap(Arc::new(changes.engines.clone()), None)
+                Order::Swap(Arc::new(changes.engines.clone()))
             }
         };
         for worker in &self.workers {

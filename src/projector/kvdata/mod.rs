@@ -274,15 +274,15 @@ impl KvData {
         self.change(Change::AddEngines(engines), until)
     }
 
-    /// Adds engines for the vbuckets of one shard alone, between two batches: to hand instances over that another data
-    /// path has filled, shard by shard. [`KvData::add_engines`] then adds them for good.
-    pub fn add_engines_to(
+    /// Adds engines of instances that another data path fills, between two batches: to hand them over vbucket by
+    /// vbucket. Changes are evaluated for them, and a shard takes that up only for the vbuckets where they have
+    /// [joined](crate::shard::Shard::join). [`KvData::add_engines`] then adds them for good. Gives back the same.
+    pub fn join_engines(
         &self,
-        shard: ShardId,
         engines: Vec<Engine>,
         until: &Until,
-    ) -> Result<(), RequestError> {
-        self.change(Change::AddEnginesTo(shard, engines), until).map(drop)
+    ) -> Result<Vec<(VbId, Seqno)>, RequestError> {
+        self.change(Change::JoinEngines(engines), until)
     }
 
     /// Removes the engines of `instances` between two batches; those that are not there do not matter. Gives

@@ -111,8 +111,7 @@ pub(super) struct Evaluation {
     shards: u16,
     /// For each lane, what its batches are stamped with.
     generations: Vec<Generation>,
-    /// For each lane, what its events are evaluated with.
-    engines: Vec<Arc<EngineSet>>,
+    engines: Arc<EngineSet>,
     streams: Vec<Option<Stream>>,
     marks: Vec<Mark>,
     keys: KeyList,
@@ -146,7 +145,7 @@ impl Evaluation {
             workers,
             shards: config.shards,
             generations: vec![config.generation; lanes],
-            engines: vec![Arc::default(); lanes],
+            engines: Arc::default(),
             streams: vec![None; usize::from(config.vbuckets)],
             marks: vec![Mark::default(); usize::from(config.vbuckets)],
             keys: KeyList::default(),
@@ -160,22 +159,8 @@ impl Evaluation {
         }
     }
 
-    pub(super) fn set_engines(&mut self, engines: &Arc<EngineSet>, shard: Option<ShardId>) {
-        match shard {
-            None => self.engines.fill(Arc::clone(engines)),
-            Some(shard) => {
-                let lane = self.lane_of(shard);
-                if let Some(current) = lane.and_then(|lane| self.engines.get_mut(lane)) {
-                    *current = Arc::clone(engines);
-                }
-            }
-        }
-    }
-
-    /// The lane of a shard, if it is one of this worker's.
-    fn lane_of(&self, shard: ShardId) -> Option<usize> {
-        let from_first = shard.0.checked_sub(self.number)?;
-        (from_first % self.workers == 0).then_some(usize::from(from_first / self.workers))
+    pub(super) fn set_engines(&mut self, engines: Arc<EngineSet>) {
+        self.engines = engines;
     }
 
     pub(super) fn set_quarantine_log_interval(&mut self, interval: Duration) {
@@ -184,7 +169,8 @@ impl Evaluation {
 
     /// Stamps what is written to one of this worker's shards with another generation from now on.
     pub(super) fn fence(&mut self, shard: ShardId, generation: Generation) {
-        let lane = self.lane_of(shard);
+        let from_first = shard.0.checked_sub(self.number).filter(|others| others % self.workers == 0);
+        let lane = from_first.map(|others| usize::from(others / self.workers));
         if let Some(current) = lane.and_then(|lane| self.generations.get_mut(lane)) {
             *current = generation;
         }
@@ -203,23 +189,18 @@ impl Evaluation {
         spare: &mut Spare,
     ) -> Vec<Option<Box<WriteBatch>>> {
         self.batches += 1;
-        // Taken out once: all workers share the sets' counters, and touching one for each document would cost more
-        // than the rest of the way.
-        let engines = std::mem::take(&mut self.engines);
+        let engines = Arc::clone(&self.engines);
+        let with = With { buffer: &scattered.batch.buffer, engines: &engines };
         let mut batches: Vec<Option<Box<WriteBatch>>> = Vec::with_capacity(self.generations.len());
         batches.resize_with(self.generations.len(), || None);
         for index in &scattered.events {
             let Some(event) = scattered.batch.events.get(*index as usize) else { continue };
             let lane = usize::from((ShardId::of_vb(event.vb, self.shards).0 - self.number) / self.workers);
-            let (generation, engines) = (self.generations.get(lane).copied(), engines.get(lane));
-            if let (Some(batch), Some(generation), Some(engines)) =
-                (batches.get_mut(lane), generation, engines)
-            {
-                let with = With { buffer: &scattered.batch.buffer, engines };
+            let generation = self.generations.get(lane).copied();
+            if let (Some(batch), Some(generation)) = (batches.get_mut(lane), generation) {
                 self.take(event, generation, &with, batch, spare);
             }
         }
-        self.engines = engines;
         self.stats.add(std::mem::take(&mut self.counts));
         batches
     }
@@ -237,7 +218,7 @@ impl Evaluation {
         let batch = batch.get_or_insert_with(|| {
             let mut empty = spare.pop().unwrap_or_default();
             empty.generation = generation;
-            empty.instances = with.engines.instances();
+            (empty.instances, empty.joining) = (with.engines.instances(), with.engines.joining());
             empty
         });
         if let EventKind::StreamReq { status } = event.kind {

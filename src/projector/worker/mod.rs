@@ -33,8 +33,8 @@ pub(super) struct Scattered {
 /// What a data thread does between two batches. It answers each with [`Installed`].
 #[derive(Clone)]
 pub(super) enum Order {
-    /// Evaluate with this set from now on, for one shard or for all.
-    Swap(Arc<EngineSet>, Option<ShardId>),
+    /// Evaluate with this set from now on.
+    Swap(Arc<EngineSet>),
     /// Work with these numbers from now on.
     Tune(Tuning),
     /// What is written to this shard is of this generation from now on.

@@ -178,7 +178,7 @@ impl Run {
 
     fn carry_out(&mut self, order: Order) {
         match order {
-            Order::Swap(engines, shard) => self.evaluation.set_engines(&engines, shard),
+            Order::Swap(engines) => self.evaluation.set_engines(engines),
             Order::Tune(tuning) => {
                 self.tuning = tuning;
                 self.evaluation.set_quarantine_log_interval(tuning.quarantine_log_interval);

@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 /// A block is a cache line, and has all bits of a key.
 const BLOCK_WORDS: usize = 8;
 const BLOCKS: usize = 1 << 13;
-/// With as many keys, one of thirty is taken for a known one.
+/// With as many keys, one of forty is taken for a known one.
 const KEYS_MAX: usize = BLOCKS * BLOCK_WORDS * 64 / 8;
 const KEY_BITS: u32 = 5;
 /// Bits of a hash that tell a word of a block, and a bit of the word.
@@ -46,7 +46,7 @@ impl Known {
         let mut is_known = true;
         for number in 0..KEY_BITS {
             let place = hash >> (number * PLACE_BITS);
-            let bit = 1 << (place >> WORD_BITS) % u64::from(u64::BITS);
+            let bit = 1 << ((place >> WORD_BITS) % u64::from(u64::BITS));
             if let Some(word) = words.get_mut(low_bits(place, WORD_BITS)) {
                 is_known &= *word & bit != 0;
                 *word |= bit;

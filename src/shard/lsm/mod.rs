@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lsm_tree::compaction::Leveled;
+use lsm_tree::config::CompressionPolicy;
 use lsm_tree::{
     AbstractTree, AnyTree, Cache, Config, DescriptorTable, Guard, InternalValue, Memtable, SeqNo,
     SequenceNumberCounter, ValueType,
@@ -138,6 +139,9 @@ impl Tree {
         let engine = Config::new(&folder, seqno.clone(), visible.clone())
             .use_cache(Arc::clone(&shared.cache))
             .use_descriptor_table(Some(Arc::clone(&shared.descriptors)))
+            // The crate's default depends on a feature that anything else in the host's program may switch on, and a
+            // program without it could not read the tables.
+            .data_block_compression_policy(CompressionPolicy::disabled())
             .open()
             .map_err(tree_fault(doing))?;
         let next = engine.get_highest_seqno().map_or(1, |highest| highest + 1);

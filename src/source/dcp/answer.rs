@@ -22,6 +22,9 @@ pub enum AnswerError {
     /// Seqnos of vbuckets have entries of ten bytes.
     #[error("seqnos of vbuckets of {0} bytes are none")]
     VbSeqnos(usize),
+    /// How far a vbucket is on disk has 27 bytes, and 43 after a failover.
+    #[error("{0} bytes do not say how far a vbucket is on disk")]
+    Observed(usize),
     /// Features have two bytes each.
     #[error("features of {0} bytes are none")]
     Features(usize),
@@ -81,6 +84,40 @@ pub fn vb_seqnos(value: &[u8]) -> Result<Vec<(VbId, Seqno)>, AnswerError> {
         Some((VbId(fields.u16()?), Seqno(fields.u64()?)))
     };
     Ok(entries.iter().filter_map(entry).collect())
+}
+
+/// How far a vbucket is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observed {
+    /// The vbucket.
+    pub vb: VbId,
+    /// The branch that it is on.
+    pub vbuuid: VbUuid,
+    /// Everything up to here is on disk.
+    pub persisted: Seqno,
+    /// Everything up to here is in memory.
+    pub high: Seqno,
+    /// Where whoever asked knows another branch: that one, and the last seqno of it that is part of this one.
+    pub failover: Option<(VbUuid, Seqno)>,
+}
+
+impl Observed {
+    /// Reads the value of an answer.
+    pub fn decode(value: &[u8]) -> Result<Self, AnswerError> {
+        let read = || {
+            let (format, rest) = value.split_first()?;
+            let mut fields = Fields(rest);
+            let (vb, vbuuid) = (VbId(fields.u16()?), VbUuid(fields.u64()?));
+            let (persisted, high) = (Seqno(fields.u64()?), Seqno(fields.u64()?));
+            let failover = match format {
+                0 => None,
+                1 => Some((VbUuid(fields.u64()?), Seqno(fields.u64()?))),
+                _ => return None,
+            };
+            fields.0.is_empty().then_some(Self { vb, vbuuid, persisted, high, failover })
+        };
+        read().ok_or(AnswerError::Observed(value.len()))
+    }
 }
 
 /// Reads the features of a HELLO.

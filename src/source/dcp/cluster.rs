@@ -11,7 +11,7 @@ use super::config::{DcpConfig, Login, Tls};
 use super::connection::{Connection, DcpOutput};
 use super::error::OpenError;
 use super::handshake;
-use super::map::{ClusterMap, MapError};
+use super::map::{ClusterMap, MapError, Network};
 use super::url::{ClusterUrl, NodeAddress};
 use crate::thread::{Stopped, Until};
 
@@ -23,6 +23,8 @@ const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4A
 pub struct Cluster {
     /// Nodes to begin with.
     pub seeds: Vec<NodeAddress>,
+    /// Which of their addresses nodes are spoken to at.
+    pub network: Network,
     /// What each connection is like. Its address, and the name that TLS proves, are those of its node.
     pub connection: DcpConfig,
 }
@@ -71,7 +73,7 @@ impl Cluster {
     /// The cluster of a URL. `vbuckets` is the bucket's number of them, as far as that is known yet.
     pub fn new(url: &ClusterUrl, login: Login, tls: Option<Tls>, vbuckets: u16) -> Self {
         let connection = DcpConfig { tls, ..DcpConfig::new(NOWHERE, &url.bucket, vbuckets, login) };
-        Self { seeds: url.seeds.clone(), connection }
+        Self { seeds: url.seeds.clone(), network: Network::Auto, connection }
     }
 
     /// How a node is spoken to, at each of its addresses.
@@ -114,7 +116,8 @@ impl Cluster {
         for node in nodes {
             let map = self.at_node(node, until, |config| {
                 let json = handshake::cluster_config(config, until)?;
-                Ok(ClusterMap::parse(&json, node, config.tls.is_some())?)
+                let is_tls = config.tls.is_some();
+                Ok(ClusterMap::parse_in(&self.network, &self.seeds, &json, node, is_tls)?)
             });
             match map {
                 Ok(map) => return Ok(map),

@@ -34,6 +34,10 @@ pub struct DcpConfig {
     pub label: String,
     /// Let the producer send documents of a first snapshot in the order of its disk.
     pub out_of_order: bool,
+    /// Take changes only once the node that tells them has them on its disk, so that none is taken that is lost when it
+    /// fails. That costs the time until they are there, and a bucket that is kept in memory alone never comes on. A
+    /// failover to a node that does not have what the failed one had on disk still takes changes back.
+    pub persisted_only: bool,
     /// Bytes that the producer may send before they are acknowledged. A connection holds no more than these and one
     /// frame in memory, beside what its byte budget grants.
     pub window_bytes: u32,
@@ -58,6 +62,7 @@ impl DcpConfig {
             collection: CollectionId::default(),
             label: bucket.to_owned(),
             out_of_order: false,
+            persisted_only: false,
             window_bytes: 10 * 1024 * 1024,
             noop_interval: Duration::from_secs(20),
             step_timeout: Duration::from_secs(10),
@@ -118,6 +123,18 @@ impl Tls {
             let authority = authority.map_err(|e| wrong(format!("no certificate authority: {e}")))?;
             roots.add(authority).map_err(|e| wrong(format!("no certificate authority: {e}")))?;
         }
+        Self::with_roots(host, roots)
+    }
+
+    /// The same for authorities of which each is one certificate in DER, as a machine keeps them. Those that cannot be
+    /// read are passed over, as a machine may have very old ones.
+    pub fn from_der<'a>(host: &str, authorities: impl IntoIterator<Item = &'a [u8]>) -> io::Result<Self> {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(authorities.into_iter().map(CertificateDer::from));
+        Self::with_roots(host, roots)
+    }
+
+    fn with_roots(host: &str, roots: RootCertStore) -> io::Result<Self> {
         if roots.is_empty() {
             return Err(wrong("there is no certificate authority in it"));
         }

@@ -3,7 +3,7 @@
 //! | thread | name | waits for | ends when |
 //! |---|---|---|---|
 //! | reader | `dcp-read-N` | its socket | the connection fails or is stopped |
-//! | sender | `dcp-send-N` | batches, the byte budget, room in the channel | all was handed on, or it is stopped |
+//! | sender | `dcp-send-N` | batches, the node's disk, the byte budget, room in the channel | all was handed on, or it is stopped |
 //!
 //! `N` is the number that the opener gives. Bytes are acknowledged when the batch that they came in was handed on,
 //! each once, as soon as a fifth of the window is owed: what nobody takes is never acknowledged, so the window fills
@@ -23,11 +23,12 @@ use slog::{Logger, info, o, warn};
 use super::answer::{FailoverLog, vb_seqnos};
 use super::assembler::Assembler;
 use super::config::DcpConfig;
-use super::error::{DcpEnd, DcpRequestError, OpenError};
+use super::error::{ConnectionError, DcpEnd, DcpRequestError, OpenError};
 use super::frame::FRAME_BYTES_MAX;
 use super::handshake::{self, Opened};
 use super::leb128::CollectionId;
 use super::opcode::Opcode;
+use super::persisted::Hold;
 use super::queue::{Next, Queue, Ready};
 use super::reader::{Reader, Streams};
 use super::request::{Request, StreamRequest};
@@ -58,10 +59,33 @@ pub(super) struct Shared {
     pub(super) stats: Arc<DcpStats>,
     /// Given when nothing more is to be done, also not what has been read.
     pub(super) stop: Cancel,
-    /// Why a write failed that was not the reader's.
-    pub(super) write_failure: Mutex<Option<std::io::Error>>,
+    /// What failed first that was not the reader's.
+    pub(super) failure: Mutex<Option<ConnectionError>>,
     /// How long nothing may be heard.
     pub(super) silence: Duration,
+}
+
+impl Shared {
+    /// A write ends at the socket's deadline. One that fails ends the connection, which ends what was asked for.
+    fn send(&self, opcode: Opcode, request: &Request<'_>, opaque: u32) -> Result<(), DcpRequestError> {
+        let mut bytes = Vec::new();
+        request.encode(opaque, &mut bytes)?;
+        self.socket.send(&bytes).map_err(|source| {
+            self.socket.shut_down();
+            DcpRequestError::Write { opcode, source }
+        })
+    }
+
+    pub(super) fn close_stream(&self, vb: VbId) -> Result<(), DcpRequestError> {
+        let opaque = self.book.close_stream(vb)?;
+        self.send(Opcode::DCP_CLOSE_STREAM, &Request::CloseStream(vb), opaque)
+    }
+
+    /// Ends the connection. What was read before is handed on all the same: the reader sees the end, and tells why.
+    pub(super) fn fail(&self, error: ConnectionError) {
+        self.failure.lock().get_or_insert(error);
+        self.socket.shut_down();
+    }
 }
 
 /// An open connection. Dropping it stops it; its threads then end by themselves.
@@ -119,7 +143,7 @@ impl Connection {
             queue: Queue::new(batch_bytes, limit_bytes),
             stats: Arc::default(),
             stop: Cancel::new(),
-            write_failure: Mutex::default(),
+            failure: Mutex::default(),
             silence: config.noop_interval.saturating_mul(2),
         });
         let assembler = Assembler::new(output.generation, batch_bytes, &rest);
@@ -127,7 +151,9 @@ impl Connection {
         let reader = Reader { half, assembler, streams };
         let (ended_holder, ended) = fin();
         let window_bytes = u64::from(config.window_bytes);
-        let sender = BatchSender { shared: Arc::clone(&shared), output, window_bytes, owed_bytes: 0, logger };
+        let hold = config.persisted_only.then(|| Hold::new(config.step_timeout, &logger));
+        let sender =
+            BatchSender { shared: Arc::clone(&shared), output, hold, window_bytes, owed_bytes: 0, logger };
         let roster = Roster::default();
         let spawned = |cause: std::io::Error| {
             shared.stop.cancel();
@@ -186,13 +212,12 @@ impl Connection {
             return Err(DcpRequestError::NoVbucket { vb, vbuckets: self.vbuckets });
         }
         let opaque = self.shared.book.stream(vb, request.from.seqno)?;
-        self.send(Opcode::DCP_STREAM_REQ, &Request::Stream(request, Some(self.collection)), opaque)
+        self.shared.send(Opcode::DCP_STREAM_REQ, &Request::Stream(request, Some(self.collection)), opaque)
     }
 
     /// Asks for the end of a stream, which comes with the batches. Where there is no stream nothing happens.
     pub fn close_stream(&self, vb: VbId) -> Result<(), DcpRequestError> {
-        let opaque = self.shared.book.close_stream(vb)?;
-        self.send(Opcode::DCP_CLOSE_STREAM, &Request::CloseStream(vb), opaque)
+        self.shared.close_stream(vb)
     }
 
     /// The branches of a vbucket's history. It does not matter what streams there are.
@@ -214,7 +239,7 @@ impl Connection {
     pub fn ask_vb_seqnos(&self) -> Result<SeqnosAnswer, DcpRequestError> {
         let opcode = Opcode::GET_ALL_VB_SEQNOS;
         let (opaque, answer) = self.shared.book.call(opcode)?;
-        self.send(opcode, &Request::VbSeqnos(Some(self.collection)), opaque)?;
+        self.shared.send(opcode, &Request::VbSeqnos(Some(self.collection)), opaque)?;
         Ok(SeqnosAnswer(answer))
     }
 
@@ -226,7 +251,7 @@ impl Connection {
 
     fn call(&self, opcode: Opcode, request: &Request<'_>, until: &Until) -> Result<Vec<u8>, DcpRequestError> {
         let (opaque, answer) = self.shared.book.call(opcode)?;
-        self.send(opcode, request, opaque)?;
+        self.shared.send(opcode, request, opaque)?;
         let answer = thread::recv(&answer, until).map_err(|error| match error {
             RecvError::Closed => DcpRequestError::Closed(opcode),
             RecvError::Stopped(why) => {
@@ -236,16 +261,6 @@ impl Connection {
             }
         })?;
         answer.value(opcode)
-    }
-
-    /// A write ends at the socket's deadline. One that fails ends the connection, which ends what was asked for.
-    fn send(&self, opcode: Opcode, request: &Request<'_>, opaque: u32) -> Result<(), DcpRequestError> {
-        let mut bytes = Vec::new();
-        request.encode(opaque, &mut bytes)?;
-        self.shared.socket.send(&bytes).map_err(|source| {
-            self.shared.socket.shut_down();
-            DcpRequestError::Write { opcode, source }
-        })
     }
 
     /// Ends it at once, without waiting: nothing more is read, handed on or acknowledged, and streams get no end.
@@ -311,6 +326,7 @@ impl Drop for Connection {
 struct BatchSender {
     shared: Arc<Shared>,
     output: DcpOutput,
+    hold: Option<Hold>,
     window_bytes: u64,
     /// Bytes that were handed on and not acknowledged.
     owed_bytes: u64,
@@ -339,6 +355,11 @@ impl BatchSender {
                 Some(Next::End(end)) => return end,
                 Some(Next::Batch(ready)) => ready,
             };
+            if let Some(hold) = &mut self.hold
+                && hold.settle(&mut batch, &self.shared).is_err()
+            {
+                return DcpEnd::Stopped;
+            }
             if !batch.events.is_empty() {
                 let charge = self.output.budget.charge(batch.weight_bytes(), &stop);
                 let Some(charge) = charge else { return DcpEnd::Stopped };
@@ -367,11 +388,7 @@ impl BatchSender {
                 self.owed_bytes -= u64::from(owed);
                 add(&self.shared.stats.acked_bytes, u64::from(owed));
             }
-            // What was read before is handed on all the same: the reader sees the end, and tells why.
-            Err(error) => {
-                self.shared.write_failure.lock().get_or_insert(error);
-                self.shared.socket.shut_down();
-            }
+            Err(error) => self.shared.fail(ConnectionError::Write(error)),
         }
     }
 }

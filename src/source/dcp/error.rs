@@ -108,6 +108,9 @@ pub enum ConnectionError {
     /// The system or TLS refused a write.
     #[error("cannot write to the server: {0}")]
     Write(io::Error),
+    /// The server does not say how far its vbuckets are on disk.
+    #[error("cannot wait for changes to be on disk: {0}")]
+    Persisted(DcpRequestError),
     /// What came is no frame.
     #[error(transparent)]
     Frame(#[from] FrameError),

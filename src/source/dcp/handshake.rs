@@ -14,6 +14,7 @@ use super::opcode::{Feature, Opcode, Status};
 use super::request::Request;
 use super::sasl::{Mechanism, plain};
 use super::socket::{ReadHalf, Socket};
+use crate::event::{VbId, VbUuid};
 use crate::thread::Until;
 
 /// What this consumer calls itself.
@@ -61,6 +62,9 @@ pub(super) fn open(config: &DcpConfig, name: &str, until: &Until) -> Result<Open
     for (name, value) in talk.controls() {
         let control = Request::Control { name, value: &value };
         talk.ask(&control).map_err(at(&format!("setting {name} to {value}")))?;
+    }
+    if config.persisted_only {
+        talk.probe_disk().map_err(at("asking how far a vbucket is on disk"))?;
     }
     let quiet = config.noop_interval.saturating_mul(2);
     talk.socket.set_read_timeout(quiet).map_err(|e| at("connecting")(e.into()))?;
@@ -142,6 +146,14 @@ impl Talk<'_> {
             controls.push(("enable_out_of_order_snapshots", "true_with_seqno_advanced".to_owned()));
         }
         controls
+    }
+
+    /// Whether the server says how far vbuckets are on disk. It cannot know the branch that it is asked for.
+    fn probe_disk(&mut self) -> Result<(), OpenCause> {
+        match self.call(&Request::ObserveSeqno(VbId(0), VbUuid(0)))? {
+            (Status::SUCCESS | Status::KEY_ENOENT | Status::NOT_MY_VBUCKET, _) => Ok(()),
+            (status, value) => Err(refused(status, &value)),
+        }
     }
 
     /// Asks and takes the value of an answer that is a success.

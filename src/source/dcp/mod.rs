@@ -21,6 +21,7 @@ mod leb128;
 mod map;
 mod message;
 mod opcode;
+mod persisted;
 mod queue;
 mod reader;
 mod request;
@@ -30,7 +31,7 @@ mod stats;
 mod streams;
 mod url;
 
-pub use answer::{AnswerError, FailoverLog, features, stream_status, vb_seqnos};
+pub use answer::{AnswerError, FailoverLog, Observed, features, stream_status, vb_seqnos};
 pub use body::{Body, BodyError, Xattrs};
 pub use cluster::{Cluster, ClusterCause, ClusterError};
 pub use config::{DcpConfig, Login, NAME_BYTES_MAX, Tls};
@@ -38,7 +39,7 @@ pub use connection::{Connection, DcpOutput, DcpStillRunning, SeqnosAnswer};
 pub use error::{ConnectionError, DcpEnd, DcpRequestError, OpenCause, OpenError};
 pub use frame::{Decoded, FRAME_BYTES_MAX, Frame, FrameError, HEADER_BYTES, Magic};
 pub use leb128::CollectionId;
-pub use map::{ClusterMap, MapError};
+pub use map::{ClusterMap, MapError, Network};
 pub use message::{
     DocumentKey, Message, MessageError, Mutation, Removal, SnapshotMarker, SystemMessage, SystemSubject,
 };

@@ -77,6 +77,8 @@ numbers! {
     DCP_OSO_SNAPSHOT = 0x65,
     /// The bucket that the connection is about.
     SELECT_BUCKET = 0x89,
+    /// How far a vbucket is on disk.
+    OBSERVE_SEQNO = 0x91,
     /// A vbucket's failover log, outside of DCP.
     GET_FAILOVER_LOG = 0x96,
     /// The cluster's nodes and where each vbucket is.

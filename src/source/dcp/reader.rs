@@ -85,8 +85,7 @@ impl Reader {
         self.flush();
         let end = match halt {
             Halt::Failed(error) if !shared.stop.is_cancelled() => {
-                let first = shared.write_failure.lock().take();
-                DcpEnd::Failed(first.map_or(error, ConnectionError::Write))
+                DcpEnd::Failed(shared.failure.lock().take().unwrap_or(error))
             }
             _ => DcpEnd::Stopped,
         };

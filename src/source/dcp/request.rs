@@ -5,7 +5,7 @@
 use super::frame::{Frame, FrameError, Magic};
 use super::leb128::CollectionId;
 use super::opcode::{Feature, Opcode};
-use crate::event::{Seqno, VbId};
+use crate::event::{Seqno, VbId, VbUuid};
 use crate::timestamp::Position;
 
 /// The vbuckets whose last seqnos are asked for: those that are active on the node.
@@ -83,6 +83,8 @@ pub enum Request<'a> {
     FailoverLog(VbId),
     /// The last seqno of each active vbucket, of one collection or of the whole bucket.
     VbSeqnos(Option<CollectionId>),
+    /// How far a vbucket is on disk, for somebody who knows it by this branch.
+    ObserveSeqno(VbId, VbUuid),
     /// So many bytes were taken.
     BufferAck(u32),
     /// The answer to a noop.
@@ -132,6 +134,9 @@ impl Request<'_> {
                 let mut extras = STATE_ACTIVE.to_be_bytes().to_vec();
                 extras.extend(collection.iter().flat_map(|id| id.0.to_be_bytes()));
                 put(Opcode::GET_ALL_VB_SEQNOS, 0, &extras, &[], &[], out)
+            }
+            Self::ObserveSeqno(vb, branch) => {
+                put(Opcode::OBSERVE_SEQNO, vb.0, &[], &[], &branch.0.to_be_bytes(), out)
             }
             Self::BufferAck(bytes) => put(Opcode::DCP_BUFFER_ACK, 0, &bytes.to_be_bytes(), &[], &[], out),
             Self::NoopAnswer => put(Opcode::DCP_NOOP, 0, &[], &[], &[], out),

@@ -14,6 +14,8 @@ pub struct DcpStats {
     pub(super) stray_answers: AtomicU64,
     pub(super) bad_values: AtomicU64,
     pub(super) held_bytes: AtomicU64,
+    pub(super) observed: AtomicU64,
+    pub(super) lost: AtomicU64,
 }
 
 pub(super) fn add(counter: &AtomicU64, by: u64) {
@@ -59,6 +61,16 @@ impl DcpStats {
     /// Values that could not be inflated, or whose attributes could not be stripped: they were sent on as empty.
     pub fn bad_values(&self) -> u64 {
         self.bad_values.load(Ordering::Relaxed)
+    }
+
+    /// Times that a node was asked how far a vbucket is on disk.
+    pub fn observed(&self) -> u64 {
+        self.observed.load(Ordering::Relaxed)
+    }
+
+    /// Changes that were lost before they were on disk, and dropped.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// The most memory that batches held while they waited to be handed on, in bytes.

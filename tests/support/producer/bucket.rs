@@ -1,6 +1,6 @@
 //! The vbuckets of a test's bucket: histories, branches, and what a stream gets of them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::Raw;
 
@@ -17,6 +17,8 @@ pub(crate) enum What {
         event: u32,
         value: Vec<u8>,
     },
+    /// The first half of a durable write, which nobody is told of.
+    Prepare,
 }
 
 #[derive(Debug, Clone)]
@@ -32,6 +34,8 @@ pub(crate) struct Vb {
     pub(crate) log: Vec<(u64, u64)>,
     pub(crate) history: Vec<Change>,
     pub(crate) high: u64,
+    pub(crate) persisted: u64,
+    pub(crate) purged: u64,
     pub(crate) is_active: bool,
 }
 
@@ -43,7 +47,8 @@ pub(crate) enum Verdict {
 
 impl Vb {
     pub(super) fn new(vbuuid: u64) -> Self {
-        Self { log: vec![(vbuuid, 0)], history: Vec::new(), high: 0, is_active: true }
+        let (high, persisted, purged) = (0, 0, 0);
+        Self { log: vec![(vbuuid, 0)], history: Vec::new(), high, persisted, purged, is_active: true }
     }
 
     pub(super) fn push(&mut self, collection: u32, key: &str, what: What) -> u64 {
@@ -56,8 +61,18 @@ impl Vb {
     pub(crate) fn fail_over(&mut self, vbuuid: u64, seqno: u64) {
         self.history.retain(|change| change.seqno <= seqno);
         self.high = seqno;
+        self.persisted = self.persisted.min(seqno);
         self.log.retain(|(_, at)| *at <= seqno);
         self.log.insert(0, (vbuuid, seqno));
+    }
+
+    /// The members `n` of everything that was ever written.
+    pub(crate) fn numbers(&self) -> BTreeSet<i64> {
+        let number = |change: &Change| match &change.what {
+            What::Put { value, .. } => serde_json::from_slice::<serde_json::Value>(value).ok()?["n"].as_i64(),
+            _ => None,
+        };
+        self.history.iter().filter_map(number).collect()
     }
 
     /// Forgets changes that later ones of the same document replace, but for the newest `kept`. A fail-over must not go
@@ -83,7 +98,7 @@ impl Vb {
             match &change.what {
                 What::Put { value, .. } => drop(contents.insert(change.key.clone(), value.clone())),
                 What::Delete | What::Expire => drop(contents.remove(&change.key)),
-                What::System { .. } => {}
+                What::System { .. } | What::Prepare => {}
             }
         }
         contents
@@ -97,8 +112,9 @@ impl Vb {
     }
 
     /// The last change of a collection.
-    pub(super) fn high_of(&self, collection: u32) -> u64 {
-        let of_collection = |change: &&Change| change.collection == collection;
+    pub(crate) fn high_of(&self, collection: u32) -> u64 {
+        let of_collection =
+            |change: &&Change| change.collection == collection && !matches!(change.what, What::Prepare);
         self.history.iter().rev().find(of_collection).map_or(0, |change| change.seqno)
     }
 
@@ -110,6 +126,9 @@ impl Vb {
         }
         if start == 0 {
             return Verdict::Begin;
+        }
+        if start < self.purged {
+            return rollback(0);
         }
         let Some(place) = self.log.iter().position(|(branch, _)| *branch == vbuuid) else {
             return rollback(0);
@@ -130,6 +149,22 @@ impl Vb {
     }
 }
 
+/// What a connection agreed on, and how its node behaves.
+#[derive(Debug, Clone, Copy, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fault or a habit by itself, and any may go with any"
+)]
+pub(super) struct Manner {
+    pub(super) oso: bool,
+    pub(super) compresses: bool,
+    pub(super) expirations: bool,
+    pub(super) xattrs: bool,
+    pub(super) delete_times: bool,
+    pub(super) markers_v2: bool,
+    pub(super) lag: u64,
+}
+
 /// One stream of one connection.
 pub(super) struct Stream {
     pub(super) vb: u16,
@@ -138,6 +173,7 @@ pub(super) struct Stream {
     pub(super) collection: Option<u32>,
     /// The branch that it follows.
     branch: u64,
+    pub(super) start: u64,
     /// Everything up to here was queued.
     at: u64,
     is_first: bool,
@@ -159,6 +195,7 @@ impl Stream {
             end,
             collection,
             branch,
+            start,
             at: start,
             is_first: true,
             queued: VecDeque::new(),
@@ -180,7 +217,7 @@ impl Stream {
         self.is_ended = true;
     }
 
-    fn document(&self, change: &Change, compresses: bool) -> Vec<u8> {
+    fn document(&self, change: &Change, manner: Manner) -> Vec<u8> {
         let mut key = Vec::new();
         let mut left = change.collection;
         while left >= 0x80 {
@@ -193,16 +230,23 @@ impl Stream {
         match &change.what {
             What::Put { value, datatype } => {
                 let extras = [&numbers[..], &[0; 14], &[2]].concat();
-                let squeezed = compresses.then(|| snap::raw::Encoder::new().compress_vec(value).unwrap());
-                let datatype = datatype | if compresses { 2 } else { 0 };
-                let value = squeezed.as_ref().unwrap_or(value);
+                let (mut value, mut datatype) = (&value[..], *datatype);
+                if datatype & 4 != 0 && !manner.xattrs {
+                    let attributes = u32::from_be_bytes(value[..4].try_into().unwrap()) as usize;
+                    (value, datatype) = (&value[4 + attributes..], datatype & !4);
+                }
+                let squeezed =
+                    manner.compresses.then(|| snap::raw::Encoder::new().compress_vec(value).unwrap());
+                let datatype = datatype | if manner.compresses { 2 } else { 0 };
+                let value = squeezed.as_deref().unwrap_or(value);
                 Raw { key: &key, value, datatype, ..self.raw(0x57, &extras) }.bytes()
             }
-            What::Delete => {
-                let extras = [&numbers[..], &[0; 5]].concat();
+            What::Delete | What::Expire if matches!(change.what, What::Delete) || !manner.expirations => {
+                let rest = if manner.delete_times { 5 } else { 2 };
+                let extras = [&numbers[..], &[0; 5][..rest]].concat();
                 Raw { key: &key, ..self.raw(0x58, &extras) }.bytes()
             }
-            What::Expire => {
+            What::Delete | What::Expire => {
                 let extras = [&numbers[..], &[0; 4]].concat();
                 Raw { key: &key, ..self.raw(0x59, &extras) }.bytes()
             }
@@ -210,17 +254,23 @@ impl Stream {
                 let extras = [&change.seqno.to_be_bytes()[..], &event.to_be_bytes(), &[0]].concat();
                 Raw { key: change.key.as_bytes(), value, ..self.raw(0x5f, &extras) }.bytes()
             }
+            What::Prepare => panic!("nobody is told of a prepare"),
         }
     }
 
-    fn marker(&mut self, start: u64, end: u64, kind: u32) {
-        let extras = [&start.to_be_bytes()[..], &end.to_be_bytes(), &kind.to_be_bytes()].concat();
-        let bytes = self.raw(0x56, &extras).bytes();
+    fn marker(&mut self, start: u64, end: u64, kind: u32, manner: Manner) {
+        let window = [&start.to_be_bytes()[..], &end.to_be_bytes(), &kind.to_be_bytes()].concat();
+        let bytes = if manner.markers_v2 {
+            let value = [&window[..], &end.to_be_bytes(), &0_u64.to_be_bytes()].concat();
+            Raw { value: &value, ..self.raw(0x56, &[0]) }.bytes()
+        } else {
+            self.raw(0x56, &window).bytes()
+        };
         self.queue(bytes);
     }
 
     /// Queues the next snapshot, if there is something.
-    pub(super) fn advance(&mut self, vb: &Vb, is_here: bool, oso: bool, compresses: bool) {
+    pub(super) fn advance(&mut self, vb: &Vb, is_here: bool, manner: Manner) {
         if self.is_ended {
             return;
         }
@@ -235,15 +285,23 @@ impl Stream {
         if !is_here {
             return self.end(2);
         }
-        let high = vb.high.min(self.end);
+        let lag = if self.start == 0 { manner.lag } else { 0 };
+        let mut high = vb.high.saturating_sub(lag).min(self.end);
+        // What is not on disk comes from memory.
+        if self.is_first && vb.persisted > self.at {
+            high = high.min(vb.persisted);
+        }
         if high > self.at {
-            let (from, is_first) = (self.at, std::mem::take(&mut self.is_first));
+            let (from, is_first) = (self.at, std::mem::take(&mut self.is_first) && vb.persisted > self.at);
             let new = vb.history[vb.history.partition_point(|change| change.seqno <= from)..].iter();
             let mut changes: Vec<&Change> = new.take_while(|change| change.seqno <= high).collect();
             let last = changes.last().map_or(from, |change| change.seqno);
+            let told = changes.iter().rev().find(|change| !matches!(change.what, What::Prepare));
+            let told = told.map_or(from, |change| change.seqno);
             let wanted = self.collection;
             changes.retain(|change| wanted.is_none_or(|wanted| change.collection == wanted));
-            let out_of_order = is_first && from == 0 && oso && wanted.is_some();
+            changes.retain(|change| !matches!(change.what, What::Prepare));
+            let out_of_order = is_first && from == 0 && manner.oso && wanted.is_some();
             if is_first {
                 // What is read from disk has each document once.
                 let mut latest = BTreeMap::new();
@@ -258,15 +316,16 @@ impl Stream {
                 self.queue(bytes);
             } else {
                 let (start, kind) = if is_first { (from, 0x06) } else { (from + 1, 0x05) };
-                self.marker(start, last, kind);
+                self.marker(start, last, kind, manner);
             }
             let delivered = changes.iter().map(|change| change.seqno).max().unwrap_or(0);
             for change in changes {
-                let bytes = self.document(change, compresses);
+                let bytes = self.document(change, manner);
                 self.queue(bytes);
             }
-            if delivered < last {
-                let bytes = self.raw(0x64, &last.to_be_bytes()).bytes();
+            // A snapshot may end with a prepare, which nobody hears of.
+            if delivered < told {
+                let bytes = self.raw(0x64, &told.to_be_bytes()).bytes();
                 self.queue(bytes);
             }
             if out_of_order {

@@ -112,7 +112,7 @@ impl Client {
             }
             0x89 if asked.key == BUCKET_NAME.as_bytes() => asked.answer(0, b""),
             0xb5 => asked.answer(0, self.map().as_bytes()),
-            0xbb if asked.value == COLLECTION.0.as_bytes() => self.collection(asked),
+            0xbb if asked.value == COLLECTION.0.as_bytes() => collection(asked),
             0x01 => self.write(asked, put(asked)),
             0x04 => self.write(asked, What::Delete),
             _ => self.refuse(asked),
@@ -141,12 +141,6 @@ impl Client {
         .to_string()
     }
 
-    fn collection(&self, asked: &Asked<'_>) -> Vec<u8> {
-        let (opcode, opaque) = (asked.opcode, asked.opaque);
-        let extras = [&1_u64.to_be_bytes()[..], &COLLECTION.1.to_be_bytes()].concat();
-        Raw { magic: 0x81, opcode, opaque, extras: &extras, ..Raw::default() }.bytes()
-    }
-
     /// Writes a document, and tells the branch and the seqno of that.
     fn write(&self, asked: &Asked<'_>, what: What) -> Vec<u8> {
         let (collection, key) = CollectionId::split(asked.key).unwrap();
@@ -154,6 +148,7 @@ impl Client {
         let mut state = self.state.lock();
         let vb = &mut state.vbs[usize::from(asked.vb)];
         let seqno = vb.push(collection.0, key, what);
+        vb.persisted = seqno;
         let extras = [vb.log[0].0.to_be_bytes(), seqno.to_be_bytes()].concat();
         let (opcode, opaque) = (asked.opcode, asked.opaque);
         let mut answer = Raw { magic: 0x81, opcode, opaque, extras: &extras, ..Raw::default() }.bytes();
@@ -161,4 +156,10 @@ impl Client {
         answer[16..24].copy_from_slice(&seqno.to_be_bytes());
         answer
     }
+}
+
+fn collection(asked: &Asked<'_>) -> Vec<u8> {
+    let (opcode, opaque) = (asked.opcode, asked.opaque);
+    let extras = [&1_u64.to_be_bytes()[..], &COLLECTION.1.to_be_bytes()].concat();
+    Raw { magic: 0x81, opcode, opaque, extras: &extras, ..Raw::default() }.bytes()
 }

@@ -10,7 +10,7 @@ use dormouse::event::VbId;
 use dormouse::thread::{self, Cancel, Thread, Until};
 use parking_lot::Mutex;
 
-use super::bucket::{Stream, Vb, Verdict};
+use super::bucket::{Manner, Stream, Vb, Verdict};
 use super::scram::Exchange;
 use super::{BUCKET_NAME, PASSWORD, Raw, Seen, State, USER};
 
@@ -64,6 +64,7 @@ pub(super) fn accept(
             step: Step::Greeted(0),
             exchange: None,
             collections: false,
+            manner: Manner::default(),
             written: 0,
             noops: 0,
             cut_from: None,
@@ -95,6 +96,7 @@ struct Serve {
     step: Step,
     exchange: Option<Exchange>,
     collections: bool,
+    manner: Manner,
     written: usize,
     noops: u64,
     /// What was written when the cut was asked for.
@@ -244,8 +246,8 @@ impl Serve {
             let mut state = self.state.lock();
             let state = &mut *state;
             let is_newest = self.number + 1 == state.connections.len();
-            if is_newest {
-                out.append(&mut state.injected);
+            if let Some(mut injected) = state.injected.remove(&self.number) {
+                out.append(&mut injected);
             }
             let behaviour = &state.behaviour;
             let seen = &mut state.connections[self.number];
@@ -259,13 +261,31 @@ impl Serve {
             }
             let window = seen.controls.get("connection_buffer_size").and_then(|text| text.parse().ok());
             let window: u64 = window.unwrap_or(u64::MAX);
-            let oso = seen.controls.contains_key("enable_out_of_order_snapshots");
+            let manner = Manner {
+                oso: seen.controls.contains_key("enable_out_of_order_snapshots"),
+                expirations: seen.controls.contains_key("enable_expiry_opcode"),
+                compresses: behaviour.compresses,
+                markers_v2: behaviour.markers_v2,
+                lag: behaviour.lags_from_zero,
+                ..self.manner
+            };
             let mut more = false;
             seen.is_full = false;
-            for stream in self.streams.values_mut().filter(|_| !behaviour.stalled) {
+            let is_stalled = |stream: &Stream| {
+                let from_zero = stream.start == 0 && behaviour.stalled_from_zero.contains(&stream.vb);
+                from_zero || behaviour.stalled || behaviour.stalled_nodes.contains(&self.node)
+            };
+            for stream in self.streams.values_mut().filter(|stream| !is_stalled(stream) || stream.is_ended) {
                 let vb = usize::from(stream.vb);
                 let is_here = state.vbs[vb].is_active && state.owners[vb] == Some(self.node);
-                stream.advance(&state.vbs[vb], is_here, oso, behaviour.compresses);
+                stream.advance(&state.vbs[vb], is_here, manner);
+                if let Some(place) = state.ends.iter().position(|(vb, _)| *vb == stream.vb) {
+                    stream.end(state.ends.remove(place).1);
+                }
+                if stream.collection.is_some_and(|wanted| state.dropped.contains(&wanted)) && !stream.is_ended
+                {
+                    stream.end(7);
+                }
                 while let Some(frame) = stream.queued.front() {
                     // Real ones overshoot by a message too.
                     seen.is_full = seen.sent - seen.acked >= window && !behaviour.floods;
@@ -393,6 +413,7 @@ impl Serve {
                 let here = (0_u16..).zip(&state.vbs).filter(|(vb, _)| state.is_at(*vb, self.node));
                 (0, here.map(|(vb, of_vb)| (vb, high(of_vb))).flat_map(entry).collect())
             }
+            (0x91, Step::Open) => self.observe(asked),
             (0x54, Step::Open) => match self.state.lock().vbs.get(usize::from(asked.vb)) {
                 Some(vb) => (0, vb.log_bytes()),
                 None => (0x07, self.state.lock().map().into_bytes()),
@@ -401,6 +422,7 @@ impl Serve {
             (0x52, Step::Open) => match self.streams.get_mut(&asked.vb) {
                 Some(stream) => {
                     stream.end(1);
+                    self.state.lock().closes.push(asked.vb);
                     (0, Vec::new())
                 }
                 None => (0x01, Vec::new()),
@@ -423,7 +445,34 @@ impl Serve {
         }
         state.connections[self.number].name = name;
         self.step = Step::Open;
+        let flags = asked.u32(4);
+        (self.manner.xattrs, self.manner.delete_times) = (flags & 0x4 != 0, flags & 0x20 != 0);
         (0, Vec::new())
+    }
+
+    fn observe(&mut self, asked: &Asked<'_>) -> (u16, Vec<u8>) {
+        if asked.value.len() != 8 || !asked.extras.is_empty() || !asked.key.is_empty() {
+            self.fault("how far a vbucket is on disk is asked for with other parts than it has".to_owned());
+            return (0x04, Vec::new());
+        }
+        let branch = u64::from_be_bytes(asked.value.try_into().unwrap());
+        let mut state = self.state.lock();
+        state.observes += 1;
+        if !state.is_at(asked.vb, self.node) {
+            return (0x07, state.map().into_bytes());
+        }
+        let vb = &state.vbs[usize::from(asked.vb)];
+        let place = vb.log.iter().position(|(known, _)| *known == branch);
+        let mut told = vec![u8::from(place != Some(0))];
+        told.extend(asked.vb.to_be_bytes());
+        let mut numbers = vec![vb.log[0].0, vb.persisted, vb.high];
+        match place {
+            None => return (0x01, Vec::new()),
+            Some(0) => {}
+            Some(place) => numbers.extend([branch, vb.log[place - 1].1]),
+        }
+        told.extend(numbers.into_iter().flat_map(u64::to_be_bytes));
+        (0, told)
     }
 
     fn control(&mut self, name: &str, value: &str) -> (u16, Vec<u8>) {
@@ -438,7 +487,9 @@ impl Serve {
         };
         if !is_right {
             self.fault(format!("{name} is set to {value}"));
-            return (0x04, Vec::new());
+            // Real ones put up with these two.
+            let passes = matches!((name, value), ("enable_noop", _) | ("set_noop_interval", "0"));
+            return (if passes { 0 } else { 0x04 }, Vec::new());
         }
         self.state.lock().connections[self.number].controls.insert(name.to_owned(), value.to_owned());
         (0, Vec::new())
@@ -447,7 +498,7 @@ impl Serve {
     fn stream(&mut self, asked: &Asked<'_>) -> (u16, Vec<u8>) {
         if asked.extras.len() != 48 || !asked.key.is_empty() {
             self.fault("a stream is asked for with other parts than it has".to_owned());
-            return (0x04, Vec::new());
+            return (0x04, br#"{"error":{"context":"Request must have extras of 48 bytes"}}"#.to_vec());
         }
         let numbers = [8, 16, 24, 32, 40].map(|at| asked.number(at));
         let [start, end, ..] = numbers;
@@ -466,6 +517,9 @@ impl Serve {
         let filter: Option<serde_json::Value> = serde_json::from_slice(asked.value).ok();
         let collection = filter.as_ref().and_then(|filter| filter["collections"][0].as_str());
         let collection = collection.map(|text| u32::from_str_radix(text, 16).unwrap());
+        if collection.is_some_and(|wanted| state.dropped.contains(&wanted)) {
+            return (0x88, br#"{"manifest_uid":"3"}"#.to_vec());
+        }
         let is_here = state.is_at(asked.vb, self.node);
         let vb = state.vbs.get(usize::from(asked.vb));
         let Some(vb) = vb.filter(|_| is_here || asked.u32(0) & 0x10 == 0) else {
@@ -473,6 +527,7 @@ impl Serve {
         };
         match vb.judge(numbers) {
             Verdict::Refuse(status, value) => {
+                state.rollbacks += u64::from(status == 0x23);
                 if status == 0x22 {
                     state.faults.push(format!("vbucket {} is asked for from {numbers:?}", asked.vb));
                 }

@@ -1,0 +1,173 @@
+//! New indexes over a bucket that has data: they are built while the others go on, are handed over vbucket by vbucket,
+//! and hold what the producer has, whatever happens meanwhile.
+
+use std::collections::BTreeSet;
+
+use dormouse::bucket::{FollowError, IndexError, IndexState};
+use dormouse::index::{IndexDefinition, KeyRange};
+use dormouse::shard::StoreKind;
+use tempfile::TempDir;
+
+use crate::support::consumer::{Consumer, by_n, expected, follow, write};
+use crate::support::path::Dice;
+use crate::support::producer::Producer;
+use crate::support::shards::for_each_store;
+use crate::support::{eventually, watchdog};
+
+for_each_store! {
+    each_vbucket_is_handed_over_at_its_own_time_while_documents_change,
+    a_roll_back_to_before_an_index_was_made_brings_it_up_again,
+}
+
+const VBUCKETS: u16 = 8;
+
+fn second() -> IndexDefinition {
+    IndexDefinition::parse("second=n").unwrap()
+}
+
+/// A bucket that has what a producer had, and the dice that wrote it.
+fn full(folder: &TempDir, store: StoreKind, seed: u64) -> (Producer, Consumer, Dice) {
+    let (producer, mut dice) = (Producer::start(VBUCKETS), Dice::new(seed));
+    write(&producer, &mut dice, 2000);
+    let consumer = Consumer::open(folder.path(), store, VBUCKETS);
+    consumer.once(&producer);
+    (producer, consumer, dice)
+}
+
+fn state(consumer: &Consumer, index: &IndexDefinition) -> IndexState {
+    let indexes = consumer.bucket.describe().indexes;
+    indexes.iter().find(|entry| entry.definition.name() == index.name()).unwrap().state
+}
+
+/// Waits until an index is ready, while documents change.
+fn wait_until_ready(consumer: &Consumer, producer: &Producer, dice: &mut Dice, index: &IndexDefinition) {
+    eventually("it is built", || {
+        write(producer, dice, 2);
+        state(consumer, index) == IndexState::Ready
+    });
+}
+
+/// Ends what follows, and checks what the indexes hold.
+fn finish(mut consumer: Consumer, producer: Producer, indexes: &[IndexDefinition]) {
+    eventually("the first index is there", || consumer.reached() == producer.highs());
+    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    consumer.once(&producer);
+    for index in indexes {
+        assert_eq!(consumer.indexed_by(index), expected(&producer), "{index}");
+    }
+    consumer.close();
+    producer.check();
+}
+
+fn each_vbucket_is_handed_over_at_its_own_time_while_documents_change(store: StoreKind) {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut consumer, mut dice) = full(&folder, store, 1);
+    consumer.bucket.ensure_index(&second(), false).unwrap();
+    let asked = producer.state.lock().requests.len();
+    producer.behave(|behaviour| behaviour.stalled_from_zero = (0..VBUCKETS).collect());
+    consumer.begin(follow(&producer, false));
+    let closed = || producer.state.lock().closes.iter().copied().collect::<BTreeSet<u16>>();
+    let hand_over = |vb: u16, dice: &mut Dice| {
+        producer.behave(|behaviour| behaviour.stalled_from_zero.retain(|stalled| *stalled != vb));
+        eventually("the second stream of the vbucket is closed", || {
+            write(&producer, dice, 2);
+            closed().contains(&vb)
+        });
+    };
+    for vb in 0..3 {
+        hand_over(vb, &mut dice);
+        assert_eq!(closed(), (0..=vb).collect(), "others were handed over too");
+        let refused = consumer.bucket.scan(second().name(), &KeyRange::default(), false, &watchdog());
+        assert!(matches!(refused, Err(IndexError::Building { .. })));
+    }
+    let requests = producer.state.lock().requests[asked..].to_vec();
+    for vb in 0..VBUCKETS {
+        let of_vb = requests.iter().filter(|(asked, _)| asked.0 == vb).count();
+        assert_eq!(of_vb, 2, "a stream of vbucket {vb} was interrupted: {requests:?}");
+    }
+    // A connection is lost, and then a shard goes back while some of its vbuckets are handed over.
+    producer.behave(|behaviour| behaviour.cut_after = Some(2000));
+    eventually("it is cut", || {
+        write(&producer, &mut dice, 2);
+        producer.state.lock().behaviour.cut_after.is_none()
+    });
+    hand_over(3, &mut dice);
+    producer.fail_over(1, producer.high(1) - 5);
+    for vb in 4..VBUCKETS {
+        hand_over(vb, &mut dice);
+    }
+    wait_until_ready(&consumer, &producer, &mut dice, &second());
+    assert!(producer.state.lock().rollbacks > 0);
+    finish(consumer, producer, &[by_n(), second()]);
+}
+
+fn a_roll_back_to_before_an_index_was_made_brings_it_up_again(store: StoreKind) {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut consumer, mut dice) = full(&folder, store, 2);
+    assert!(consumer.bucket.shards()[0].keep_point(&watchdog()).unwrap().is_some());
+    let at_point = producer.highs();
+    consumer.bucket.ensure_index(&second(), false).unwrap();
+    consumer.begin(follow(&producer, false));
+    wait_until_ready(&consumer, &producer, &mut dice, &second());
+    write(&producer, &mut dice, 200);
+    consumer.catch_up(&producer);
+    producer.fail_over(2, at_point[2] + 3);
+    write(&producer, &mut dice, 100);
+    eventually("both hold what the producer has", || {
+        consumer.indexed() == expected(&producer) && consumer.indexed_by(&second()) == expected(&producer)
+    });
+    finish(consumer, producer, &[by_n(), second()]);
+}
+
+#[test]
+fn a_second_stream_that_stays_behind_is_let_past_the_first() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut consumer, mut dice) = full(&folder, StoreKind::Memdb, 3);
+    consumer.bucket.ensure_index(&second(), false).unwrap();
+    producer.behave(|behaviour| behaviour.lags_from_zero = 40);
+    consumer.begin(follow(&producer, false));
+    wait_until_ready(&consumer, &producer, &mut dice, &second());
+    // The second stream of each vbucket was closed, and first ones were held.
+    assert!(producer.state.lock().closes.len() > usize::from(VBUCKETS));
+    finish(consumer, producer, &[by_n(), second()]);
+}
+
+#[test]
+fn an_index_of_a_bucket_without_another_is_unfinished_until_it_is_there() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut consumer, mut dice) = full(&folder, StoreKind::Lsm, 4);
+    consumer.bucket.ensure_index(&second(), false).unwrap();
+    consumer.bucket.drop_index(by_n().name(), &watchdog()).unwrap();
+    producer.behave(|behaviour| behaviour.stalled_from_zero = BTreeSet::from([5]));
+    consumer.begin(follow(&producer, false));
+    eventually("the others are there", || {
+        let (reached, highs) = (consumer.reached(), producer.highs());
+        (0..8).all(|vb| vb == 5 || reached[vb] == highs[vb])
+    });
+    assert_eq!(state(&consumer, &second()), IndexState::Building);
+    producer.behave(|behaviour| behaviour.stalled_from_zero.clear());
+    wait_until_ready(&consumer, &producer, &mut dice, &second());
+    finish(consumer, producer, &[second()]);
+}
+
+#[test]
+fn indexes_that_stand_at_different_places_are_built_one_after_the_other() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut consumer, mut dice) = full(&folder, StoreKind::Lsm, 5);
+    let third = IndexDefinition::parse("third=n").unwrap();
+    consumer.bucket.ensure_index(&second(), false).unwrap();
+    producer.behave(|behaviour| behaviour.stalled_from_zero = (0..4).collect());
+    consumer.begin(follow(&producer, false));
+    eventually("a half is handed over", || producer.state.lock().closes.len() >= 4);
+    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    consumer.bucket.ensure_index(&third, false).unwrap();
+    // What the second index has of this vbucket is lost in part, and the third one has nothing.
+    producer.fail_over(5, producer.high(5) - 20);
+    write(&producer, &mut dice, 400);
+    producer.behave(|behaviour| behaviour.stalled_from_zero.clear());
+    consumer.begin(follow(&producer, false));
+    for index in [&second(), &third] {
+        wait_until_ready(&consumer, &producer, &mut dice, index);
+    }
+    finish(consumer, producer, &[by_n(), second(), third]);
+}
