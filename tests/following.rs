@@ -3,14 +3,17 @@
 use std::time::Duration;
 
 use dormouse::bucket::{
-    FollowEnd, FollowError, FollowOptions, FollowProgress, IndexError, IndexState, IngestError, IngestOptions,
+    DataDir, FollowEnd, FollowError, FollowOptions, FollowProgress, IndexError, IndexState, IngestError,
+    IngestOptions,
 };
 use dormouse::event::VbId;
 use dormouse::index::{IndexDefinition, KeyRange};
+use dormouse::objstore::FileStore;
 use dormouse::shard::StoreKind;
 use dormouse::source::ReplayFormat;
 use tempfile::TempDir;
 
+use crate::support::buckets::{once_free, pause};
 use crate::support::consumer::{Consumer, config, expected, follow, write};
 use crate::support::path::Dice;
 use crate::support::producer::Producer;
@@ -22,6 +25,7 @@ for_each_store! {
     a_bucket_that_is_opened_again_goes_on_where_it_was,
     a_vbucket_that_fails_over_takes_its_shard_back_while_the_other_goes_on,
     a_new_index_is_built_by_a_second_stream_while_the_first_goes_on,
+    a_bucket_that_was_rolled_back_sleeps_and_wakes_up_where_it_is,
 }
 
 fn it_stops_at_the_seqnos_of_when_it_began(store: StoreKind) {
@@ -109,6 +113,30 @@ fn a_new_index_is_built_by_a_second_stream_while_the_first_goes_on(store: StoreK
     consumer.once(&producer);
     assert_eq!(consumer.indexed(), expected(&producer));
     assert_eq!(consumer.indexed_by(&second), expected(&producer));
+    consumer.close();
+    producer.check();
+}
+
+fn a_bucket_that_was_rolled_back_sleeps_and_wakes_up_where_it_is(store: StoreKind) {
+    let (folder, archive) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let archive = FileStore::open(archive.path()).unwrap();
+    let (producer, mut dice) = (Producer::start(8), Dice::new(9));
+    write(&producer, &mut dice, 500);
+    let consumer = Consumer::open(folder.path(), store, 8);
+    consumer.once(&producer);
+    (0..8).for_each(|vb| producer.fail_over(vb, 20));
+    assert_eq!(consumer.once(&producer).roll_backs, 2);
+    pause(&consumer.bucket, &archive, false).unwrap();
+    consumer.close();
+    let data = DataDir::open(folder.path()).unwrap();
+    let resume =
+        || data.resume(&"travel".parse().unwrap(), &archive, None, &config(), &watchdog(), &mut |_| {});
+    assert_eq!(once_free(resume).unwrap().downloaded_files, 0);
+    drop(data);
+    write(&producer, &mut dice, 300);
+    let consumer = Consumer::open(folder.path(), store, 8);
+    consumer.once(&producer);
+    assert_eq!(consumer.indexed(), expected(&producer));
     consumer.close();
     producer.check();
 }

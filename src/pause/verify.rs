@@ -16,6 +16,7 @@ use crate::durable::{AtPath, PathError};
 use crate::objstore::{
     Content, ContentHash, ObjectKey, ObjectStore, ReadError, StoreCause, StoreError, TransferError, hash_file,
 };
+use crate::shard::store::{StoreFault, local_file};
 use crate::thread::{Stopped, Until};
 
 /// How something differs from what the manifest says.
@@ -95,6 +96,9 @@ pub enum CheckError {
     /// A file cannot be read.
     #[error(transparent)]
     Local(#[from] PathError),
+    /// A shard does not tell where its files are.
+    #[error("cannot compare the local files: {0}; resume into another data folder")]
+    Shard(#[from] StoreFault),
     /// The caller's limit ended first.
     #[error("cannot compare all local files: {0}")]
     Stopped(#[from] Stopped),
@@ -137,7 +141,8 @@ pub fn verify(
 /// be there with equal length and hash. Other files do not matter. The first difference ends the comparison.
 pub fn check_local(manifest: &Manifest, folder: &Path, until: &Until) -> Result<(), CheckError> {
     for file in &manifest.files {
-        if let Some(difference) = local_difference(file, &folder.join(file.path()), until)? {
+        let path = local_file(&folder.join(file.shard.folder()), file.name.as_str())?;
+        if let Some(difference) = local_difference(file, &path, until)? {
             return Err(CheckError::Differs { file: file.path(), pause: manifest.pause, difference });
         }
     }

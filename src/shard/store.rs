@@ -31,7 +31,7 @@ use crate::timestamp::Position;
 
 use super::batch::Change;
 use super::cow::CowStore;
-use super::lsm::{LsmShared, LsmStore};
+use super::lsm::{self, LsmShared, LsmStore};
 use super::memdb::MemdbStore;
 use super::{InstId, StoreKind};
 
@@ -258,6 +258,12 @@ pub(super) fn create(kind: StoreKind, folder: &Path, shared: &StoreShared) -> Re
         StoreKind::Memdb => MemdbStore::create(folder),
         StoreKind::Cow => CowStore::create(folder),
     }
+}
+
+/// Where a file of a shard's newest recovery point lies that is called `name` there, in the folder of a shard that is
+/// closed: after a roll-back that may be another place than its name says.
+pub(crate) fn local_file(shard_folder: &Path, name: &str) -> Result<PathBuf, StoreFault> {
+    lsm::local_file(shard_folder, name)
 }
 
 /// Opens the store in a shard's folder. One that is damaged or not there is a fault, never an empty store.

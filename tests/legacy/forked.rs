@@ -16,7 +16,7 @@ use fork::{Fork, fork, waitpid_nohang};
 use signal_hook::low_level::exit;
 use tempfile::TempDir;
 
-use crate::process::{Facts, threads_of};
+use crate::process::{threads, threads_of};
 use crate::service::{
     EVICT, Journal, STORES, by_n, config, fed, ingest, make, minutes, named, numbers, scan, write_documents,
 };
@@ -94,7 +94,7 @@ fn child_of(store: StoreKind) {
         ingest(&bucket, Input::Path(documents.clone())).unwrap();
     }
     std::fs::write(folder.join("staging/marker"), "mine").unwrap();
-    let facts = Facts::now();
+    let before = threads();
 
     match fork().unwrap() {
         Fork::Child => end_child(move || {
@@ -104,7 +104,7 @@ fn child_of(store: StoreKind) {
         }),
         Fork::Parent(child) => wait_for(child),
     }
-    facts.assert_again("after the fork");
+    assert_eq!(threads(), before, "after the fork");
     assert!(matches!(DataDir::open(&folder), Err(DataDirError::Held { .. })), "the lock is gone");
     assert!(folder.join("staging/marker").exists());
     assert_eq!(half.flatten().count(), 1000, "{store}: what the scan held is gone");

@@ -300,6 +300,7 @@ impl Night {
         let service = self.service();
         service.order(order);
         let answer = service.answer(&Until::within(PATIENCE));
+        println!("{order:?}: {answer:?}");
         match &answer {
             None => {
                 let status = self.service.take().unwrap().wait();
@@ -403,6 +404,7 @@ impl Night {
         let (_holder, never) = thread::fin();
         let _ = never.wait(&Until::within(wait));
         self.service.take().unwrap().kill();
+        println!("it is killed after {wait:?} of {order:?}");
         self.tally.count(if order.is_some() { "kills in a pause" } else { "kills" });
         self.wake();
     }

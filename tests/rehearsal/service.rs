@@ -14,7 +14,7 @@ use dormouse::durable::hex;
 use dormouse::index::IndexDefinition;
 use dormouse::objstore::{FileStore, ObjectStore, S3Store};
 use dormouse::shard::{ShardSetConfig, StoreKind};
-use dormouse::thread::Until;
+use dormouse::thread::{Until, fin};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -22,7 +22,7 @@ use crate::support::consumer::{Consumer, by_n};
 use crate::support::path::tasks;
 use crate::support::producer::cluster_at;
 use crate::support::stores::gateway;
-use crate::support::{FailingStore, Fails, eventually, watchdog};
+use crate::support::{FailingStore, Fails, watchdog};
 
 /// Holds the [`Place`] of the service, for its process.
 const PLACE: &str = "DORMOUSE_TEST_REHEARSAL";
@@ -148,18 +148,18 @@ pub(super) fn obey_if_ordered() {
     let before = left();
     let data = DataDir::open_or_create(&place.folder).unwrap();
     let mut service = Service { place, data, consumer: None, is_following: false };
-    service.answer(Ok(()), Vec::new());
-    for line in io::stdin().lock().lines() {
-        let order: Order = serde_json::from_str(&line.unwrap()).unwrap();
+    service.answer(Ok(()));
+    let orders = io::stdin().lock().lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+    for order in orders {
         if matches!(order, Order::Close) {
             service.end_following();
             service.close();
-            eventually("nothing is left", || left() == before);
-            service.answer(Ok(()), left_since(&before));
+            drop(service);
+            answer(Ok(()), None, left_since(&before));
             break;
         }
         let outcome = service.obey(order);
-        service.answer(outcome.map_err(|error| format!("{error:#}")), Vec::new());
+        service.answer(outcome.map_err(|error| format!("{error:#}")));
     }
     // The harness would go on to tell of a test that passed, which nobody asks for.
     let _ = io::stdout().flush();
@@ -194,8 +194,20 @@ fn left() -> BTreeMap<String, usize> {
     left
 }
 
+/// What is there now and was not before. The system takes a thread off its list a moment after it was joined.
 fn left_since(before: &BTreeMap<String, usize>) -> Vec<String> {
+    let (limit, (_holder, never)) = (Until::within(Duration::from_secs(20)), fin());
+    while left() != *before && limit.check().is_ok() {
+        let _ = never.wait(&Until::within(Duration::from_millis(1)));
+    }
     left().into_iter().filter(|(what, count)| before.get(what) != Some(count)).map(|(what, _)| what).collect()
+}
+
+fn answer(outcome: Result<(), String>, state: Option<String>, left: Vec<String>) {
+    let answer = Answer { error: outcome.err(), state, memory_mib: memory_mib(), left };
+    let mut out = io::stdout().lock();
+    writeln!(out, "{MARK}{}", serde_json::to_string(&answer).unwrap()).unwrap();
+    out.flush().unwrap();
 }
 
 fn memory_mib() -> u64 {
@@ -218,17 +230,9 @@ fn config() -> BucketConfig {
 }
 
 impl Service {
-    fn answer(&self, outcome: Result<(), String>, left: Vec<String>) {
+    fn answer(&self, outcome: Result<(), String>) {
         let meta = self.data.bucket_meta(&NAME.parse().unwrap()).ok();
-        let answer = Answer {
-            error: outcome.err(),
-            state: meta.map(|meta| meta.state.to_string()),
-            memory_mib: memory_mib(),
-            left,
-        };
-        let mut out = io::stdout().lock();
-        writeln!(out, "{MARK}{}", serde_json::to_string(&answer).unwrap()).unwrap();
-        out.flush().unwrap();
+        answer(outcome, meta.map(|meta| meta.state.to_string()), Vec::new());
     }
 
     fn obey(&mut self, order: Order) -> anyhow::Result<()> {
@@ -360,7 +364,7 @@ impl Service {
                     "the bucket is at {reached:?} of {highs:?}, its indexes are {states:?}; following: {ended:?}"
                 );
             }
-            let (_holder, never) = dormouse::thread::fin();
+            let (_holder, never) = fin();
             let _ = never.wait(&Until::within(Duration::from_millis(10)));
         }
         Ok(())

@@ -54,6 +54,14 @@ impl Life {
     }
 }
 
+/// Where a file lies that a recovery point names: `lsm/…` is in whichever folder holds the tree.
+pub(in crate::shard) fn local_file(shard_folder: &Path, name: &str) -> Result<PathBuf, StoreFault> {
+    match name.strip_prefix(FOLDER).and_then(|rest| rest.strip_prefix('/')) {
+        Some(rest) => Ok(Life::read(shard_folder)?.folder(shard_folder).join(rest)),
+        None => Ok(shard_folder.join(name)),
+    }
+}
+
 /// Removes the folders of trees that were rolled back, of unfinished recovery points and of pinned files.
 pub(super) fn remove_leftovers(shard_folder: &Path, live: Life) -> Result<(), StoreFault> {
     let doing = "clear the shard's folder";

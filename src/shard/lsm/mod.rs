@@ -56,6 +56,7 @@ use keys::{
 };
 use known::Known;
 use life::Life;
+pub(super) use life::local_file;
 
 mod files;
 mod keys;
