@@ -134,8 +134,9 @@ fn recorded_sessions_replay_to_what_the_session_tells() {
             format!("-> {}", told(&frame, line["c"] != "A3"))
         };
         // What came under flow control is not told, nor are some answers.
-        let is_next =
-            |told: &&str| if text.contains(" val=") { text.starts_with(told) } else { text == *told };
+        let is_next = |told: &&str| {
+            if text.contains(" val=") { text.starts_with(told.trim_end_matches('\'')) } else { text == *told }
+        };
         if lines.peek().is_some_and(is_next) {
             lines.next();
         }

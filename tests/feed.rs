@@ -266,7 +266,7 @@ fn a_start_that_fails_half_way_has_joined_its_threads() {
         drop(holder);
     });
     let failed = start(&mut feed, "k", 1, &ts(&[])).unwrap_err();
-    assert!(matches!(failed, FeedError::Request { error: RequestError::Closed, .. }), "{failed}");
+    assert!(matches!(failed, FeedError::Ended { reason: EndReason::Panicked(_), .. }), "{failed}");
     assert!(has_ended.load(Ordering::SeqCst), "its threads were left to themselves");
     assert!(feed.kvdata(&keyspace("k")).is_err());
     released.unwrap().join(&watchdog()).unwrap();

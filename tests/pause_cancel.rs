@@ -308,7 +308,10 @@ fn pause_until_no_call_stalls(
             }
             Err(error) => assert_eq!(state, BucketState::Online, "{what}: {error}"),
         }
-        ingest(&bucket, lines(0..1)).unwrap();
+        // Each change may be another file, and another call, of the next pause: a few of them do.
+        if number <= 3 {
+            ingest(&bucket, lines(0..1)).unwrap();
+        }
         assert_eq!(scan(&bucket), ids(0..DOCUMENTS));
     }
     unreachable!()
