@@ -25,7 +25,7 @@ struct Server {
 static SERVER: LazyLock<Server> = LazyLock::new(|| {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     let address = listener.local_addr().expect("an address");
-    let (bytes, told) = bounded(1);
+    let (bytes, told) = bounded::<Vec<u8>>(1);
     drop(
         thread::spawn("fuzz-server", move || {
             while let Ok(bytes) = thread::recv(&told, &Until::default()) {
