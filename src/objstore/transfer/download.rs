@@ -14,6 +14,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::{TransferError, run_jobs};
@@ -42,10 +44,35 @@ struct Fetching<'a> {
 }
 
 struct State {
-    file: Option<Arc<File>>,
+    file: Option<Arc<Target>>,
     chunks: Vec<Option<ChunkHash>>,
     /// Nothing more of it is wanted, for it was told to be bad.
     is_over: bool,
+}
+
+/// A file that several jobs write at the same time.
+struct Target {
+    file: File,
+    /// Held over each write: the kernel lets one write of a file go on at a time, and those that wait for it spin.
+    turn: Mutex<()>,
+}
+
+impl Target {
+    /// Has the disk set a chunk's place aside in one piece, which is cheaper than finding it a write at a time, and
+    /// tells of a full disk before anything is written. The file's length stays as it is. File systems that cannot
+    /// do this find the place when they write.
+    fn reserve(&self, place: Range<u64>) -> io::Result<()> {
+        let length_bytes = place.end.saturating_sub(place.start);
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, place.start, length_bytes) {
+            Err(full @ (Errno::NOSPC | Errno::DQUOT)) => Err(full.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn write(&self, bytes: &[u8], offset_bytes: u64) -> io::Result<()> {
+        let _turn = self.turn.lock();
+        self.file.write_all_at(bytes, offset_bytes)
+    }
 }
 
 /// What a job found: the content of an object that is there to its end, or why it is not to be had.
@@ -145,15 +172,23 @@ impl<'a> Fetching<'a> {
         if self.state.lock().is_over {
             return Ok(None);
         }
-        let file = self.file()?;
-        let mut receiver =
-            Receiver { file: file.as_deref(), position: range.start, end: range.end, hash: Sha256::new() };
+        let target = self.target()?;
+        target
+            .as_deref()
+            .map_or(Ok(()), |target| target.reserve(range.clone()))
+            .map_err(|source| self.local("make room in", source))?;
+        let mut receiver = Receiver {
+            target: target.as_deref(),
+            position: range.start,
+            end: range.end,
+            hash: Sha256::new(),
+        };
         let object = (self.wanted.key, self.wanted.length_bytes);
         let failed = |source| self.local("write", source);
         match get_piece(store, object, range, &mut receiver, until, failed)? {
             Piece::Whole => {
                 let chunk = ChunkHash(receiver.hash.finalize().into());
-                self.keep(piece, chunk, file.as_deref())
+                self.keep(piece, chunk, target.as_deref())
             }
             Piece::OtherLength(length_bytes) => Ok(self.is_other(length_bytes)),
             Piece::Failed(error) => Ok(self.over(Err(error))),
@@ -161,16 +196,16 @@ impl<'a> Fetching<'a> {
     }
 
     /// The file to write to, if one is wanted.
-    fn file(&self) -> Result<Option<Arc<File>>, TransferError> {
+    fn target(&self) -> Result<Option<Arc<Target>>, TransferError> {
         let mut state = self.state.lock();
         if let (None, Some(path)) = (&state.file, self.wanted.path) {
-            state.file = Some(Arc::new(create_new(path)?));
+            state.file = Some(Arc::new(Target { file: create_new(path)?, turn: Mutex::new(()) }));
         }
         Ok(state.file.clone())
     }
 
     /// Takes note of a chunk that is whole. With the last one the object is.
-    fn keep(&self, piece: usize, chunk: ChunkHash, file: Option<&File>) -> Result<Found, TransferError> {
+    fn keep(&self, piece: usize, chunk: ChunkHash, target: Option<&Target>) -> Result<Found, TransferError> {
         let mut state = self.state.lock();
         let pieces = usize::try_from(count_pieces(self.wanted.length_bytes)).unwrap_or(usize::MAX);
         state.chunks.resize(pieces, None);
@@ -182,8 +217,9 @@ impl<'a> Fetching<'a> {
             drop(state);
             // Nothing can interrupt the last flush, so it has to have little left to do.
             let is_due = kept_bytes.is_multiple_of(FLUSH_BYTES);
-            file.filter(|_| is_due)
-                .map_or(Ok(()), File::sync_data)
+            target
+                .filter(|_| is_due)
+                .map_or(Ok(()), |target| target.file.sync_data())
                 .map_err(|source| self.local("sync", source))?;
             return Ok(None);
         };
@@ -195,7 +231,9 @@ impl<'a> Fetching<'a> {
         if self.wanted.length_bytes == 0 {
             chunks.clear();
         }
-        file.map_or(Ok(()), File::sync_all).map_err(|source| self.local("sync", source))?;
+        target
+            .map_or(Ok(()), |target| target.file.sync_all())
+            .map_err(|source| self.local("sync", source))?;
         let content =
             Content { length_bytes: self.wanted.length_bytes, hash: ContentHash::of_chunks(&chunks) };
         Ok(Some((self.number, Ok(content))))
@@ -221,7 +259,7 @@ impl<'a> Fetching<'a> {
 /// Writes a chunk to its place, and swallows what is beyond its end, so that an object that is too long fills no
 /// disk and its length is still known.
 struct Receiver<'a> {
-    file: Option<&'a File>,
+    target: Option<&'a Target>,
     position: u64,
     end: u64,
     hash: Sha256,
@@ -231,8 +269,8 @@ impl Write for Receiver<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let room = usize::try_from(self.end.saturating_sub(self.position)).unwrap_or(usize::MAX);
         let expected = bytes.get(..room).unwrap_or(bytes);
-        if let Some(file) = self.file {
-            file.write_all_at(expected, self.position)?;
+        if let Some(target) = self.target {
+            target.write(expected, self.position)?;
         }
         self.hash.update(expected);
         self.position += expected.len() as u64;
