@@ -10,6 +10,7 @@ mod cli_follow;
 mod cli_pause;
 mod cli_process;
 mod cli_refusals;
+mod closing;
 mod collate;
 mod compression;
 mod cow;
