@@ -2,6 +2,7 @@
 //! once.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "in a test's helpers a panic is the failure")]
 
+mod alone;
 mod archive;
 mod bucket;
 mod building;
