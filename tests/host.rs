@@ -7,6 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::panic::AssertUnwindSafe;
+use std::path::Path;
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use dormouse::objstore::{
     Body, CredentialSource, Credentials, FileStore, ObjectKey, ObjectStore, Page, PageMark, S3Config,
     S3Store, StoreError,
 };
-use dormouse::shard::{ShardSetConfig, StoreKind, lock_all};
+use dormouse::shard::{ReadError, Shard, ShardSetConfig, StoreKind, lock_all};
 use dormouse::source::Input;
 use dormouse::thread::{Cancel, Thread, Until, spawn};
 use slog::{Drain, Logger, Never, OwnedKVList, Record, o};
@@ -311,11 +312,19 @@ fn hangs_at(text: &'static str, gate: &Cancel) -> Logger {
     Logger::root(HangsAt { text, gate: AssertUnwindSafe(gate.clone()) }, o!())
 }
 
-/// Spoils what the bucket's tables hold, which are open.
-fn spoil_tables(world: &World) {
+/// What a shard says with its turn still taken, once a write has failed at what it read.
+const FAILED_WRITE: &str = "a write failed half-way; nothing is committed any more";
+
+/// Reads each table anew.
+fn without_cache(config: &BucketConfig, logger: Logger) -> BucketConfig {
+    let shards = ShardSetConfig { cache_bytes: 0, ..config.shards.clone() };
+    BucketConfig { logger, shards, ..config.clone() }
+}
+
+/// Spoils what a bucket's tables hold, which are open.
+fn spoil_tables(bucket: &Path) {
     for shard in ["shard-0000", "shard-0001"] {
-        let tables = world.dir.path().join("data/buckets/b").join(shard).join("lsm/tables");
-        for table in std::fs::read_dir(tables).unwrap() {
+        for table in std::fs::read_dir(bucket.join(shard).join("lsm/tables")).unwrap() {
             let path = table.unwrap().path();
             let length = std::fs::metadata(&path).unwrap().len();
             let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
@@ -330,12 +339,9 @@ fn an_ingest_and_every_look_end_in_time_while_a_shard_hangs_in_a_write() {
     let bucket = world.bucket("b");
     ingest(&bucket, lines(0..50)).unwrap();
     close(bucket);
-    // The write fails at what it reads, and hangs where it tells of that: whoever writes has the shard's turn.
-    let logger = hangs_at("a write failed half-way; nothing is committed any more", &gate);
-    let shards = ShardSetConfig { cache_bytes: 0, ..world.config.shards.clone() };
-    let config = BucketConfig { logger, shards, ..world.config.clone() };
+    let config = without_cache(&world.config, hangs_at(FAILED_WRITE, &gate));
     let bucket = world.data.open_bucket(&"b".parse().unwrap(), &config).unwrap();
-    spoil_tables(&world);
+    spoil_tables(&world.dir.path().join("data/buckets/b"));
     let began = Instant::now();
     let soon = Until::within(Duration::from_millis(200));
     let ended = bucket.ingest(vec![input(lines(0..50))], &options(), &soon, &mut |_| {});
@@ -353,6 +359,36 @@ fn an_ingest_and_every_look_end_in_time_while_a_shard_hangs_in_a_write() {
     gate.cancel();
     let closed = bucket.close(&watchdog());
     assert!(!matches!(closed, Err(CloseError::StillRunning { .. })), "{closed:?}");
+}
+
+#[test]
+fn following_ends_in_time_while_a_shard_hangs_in_a_write() {
+    let (folder, gate) = (TempDir::new().unwrap(), Cancel::new());
+    let (producer, mut dice) = (Producer::start(8), Dice::new(1));
+    write(&producer, &mut dice, 300);
+    let consumer = Consumer::open(folder.path(), StoreKind::Lsm, 8);
+    consumer.once(&producer);
+    consumer.close();
+    let config = without_cache(&crate::support::consumer::config(), hangs_at(FAILED_WRITE, &gate));
+    let mut consumer = Consumer::open_with(folder.path(), Consumer::spec(), &config);
+    spoil_tables(&folder.path().join("buckets/travel"));
+    consumer.begin(follow(&producer, false));
+    write(&producer, &mut dice, 300);
+    eventually("a write hangs", || {
+        // Whoever writes has the turn that a snapshot waits for.
+        let soon = Until::within(Duration::from_millis(50));
+        let hangs = |shard: &Shard| matches!(shard.snapshot(&soon), Err(ReadError::Stopped { .. }));
+        consumer.bucket.shards().iter().any(hangs)
+    });
+    let began = Instant::now();
+    consumer.end().unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(30) + SLACK, "it took {:?}", began.elapsed());
+    let closed = in_time("a close", |until| consumer.bucket.close(until)).unwrap_err();
+    assert!(matches!(closed, CloseError::StillRunning { .. }), "{closed}");
+    gate.cancel();
+    let closed = consumer.bucket.close(&watchdog());
+    assert!(!matches!(closed, Err(CloseError::StillRunning { .. })), "{closed:?}");
+    producer.check();
 }
 
 #[test]
