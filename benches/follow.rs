@@ -91,7 +91,7 @@ fn child(store: StoreKind, documents: u64) {
     let data = DataDir::open_or_create(folder.path()).unwrap();
     let spec =
         BucketSpec { store, vbuckets: VBUCKETS, source: SourceKind::Couchbase, ..BucketSpec::default() };
-    let mut bucket = data.create_bucket(&"b".parse().unwrap(), spec, &BucketConfig::default()).unwrap();
+    let bucket = data.create_bucket(&"b".parse().unwrap(), spec, &BucketConfig::default()).unwrap();
     bucket.ensure_index(&IndexDefinition::parse("by_n=n").unwrap(), false).unwrap();
     let connection = node.config();
     let seed = NodeAddress { host: "127.0.0.1".to_owned(), port: connection.address.port() };

@@ -130,7 +130,7 @@ fn scan(c: &mut Criterion) {
     let dir = tempfile::tempdir().unwrap();
     let data = DataDir::open_or_create(&dir.path().join("data")).unwrap();
     let config = BucketConfig::default();
-    let mut bucket = data.create_bucket(&"travel".parse().unwrap(), BucketSpec::default(), &config).unwrap();
+    let bucket = data.create_bucket(&"travel".parse().unwrap(), BucketSpec::default(), &config).unwrap();
     let index = IndexDefinition::parse("by_country=country,city").unwrap();
     bucket.ensure_index(&index, false).unwrap();
     let format = ReplayFormat::Documents { id_field: "id".to_owned() };

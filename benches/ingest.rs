@@ -163,7 +163,7 @@ fn dormouse(work: &str, input: &Path, dir: &Path) -> (u64, usize) {
     let data = DataDir::open_or_create(&dir.join("data")).unwrap();
     let (name, config) = ("bench".parse().unwrap(), BucketConfig::default());
     let index = IndexDefinition::parse("by_name=name").unwrap();
-    let mut bucket = if work == WORKS[0] {
+    let bucket = if work == WORKS[0] {
         let bucket = data.create_bucket(&name, BucketSpec::default(), &config).unwrap();
         bucket.ensure_index(&index, false).unwrap();
         bucket

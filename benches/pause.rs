@@ -175,8 +175,9 @@ fn ingest(bucket: &Bucket, lines: Lines) -> Result<(), dormouse::bucket::IngestE
     bucket.ingest(vec![input], &options, &Until::default(), &mut |_| {}).map(drop)
 }
 
-fn close(mut bucket: Bucket) {
+fn close(bucket: Bucket) {
     bucket.close(&Until::default()).unwrap();
+    drop(bucket);
 }
 
 /// Copies a folder with what is in it, durably. Gives the bytes.

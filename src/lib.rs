@@ -103,23 +103,24 @@
 //!
 //! * **Instances share nothing.** What one [`bucket::DataDir`] or [`bucket::Bucket`] does, or fails at, is no matter of
 //!   another one in the process. There are no globals.
-//! * **An end in time.** [`bucket::Bucket::close`] returns at its deadline whatever hangs, names the threads that still
-//!   run, and may be called again. An ingest, or following, that was stopped takes up to half a minute more for what it
+//! * **An end in time.** [`bucket::Bucket::close`] ends what other threads of the host do with the bucket, returns at its
+//!   deadline whatever hangs, names what still runs, and may be called again. Calls after it are refused with
+//!   [`bucket::Closed`]. An ingest, or following, that was stopped takes up to half a minute more for what it
 //!   started; what does not end in that time either is the bucket's, and `close` waits for it. Dropping a bucket
 //!   without closing it waits for nothing: what was not durable comes again from its source.
 //! * **Panics.** One on a thread of ours ends what that thread worked for, with an error that says so. No panic hook is
 //!   set. A panic in code of the host that runs on the host's own thread, such as a callback of progress, unwinds
-//!   through the call, which gives its locks back.
+//!   through the call, which ends the threads that it started, within half a minute, and gives its locks back.
 //! * **Signals.** No handler is set and no disposition changed, that of `SIGPIPE` included: sockets are written to
 //!   without it. A thread of ours has the signal mask of the thread that made the call which starts it. So a host that
 //!   wants its handlers on its own threads alone, or waits for signals in a call, blocks them before it opens a bucket
 //!   and on every thread that ingests, follows, pauses or resumes; otherwise a handler may run on a thread of ours,
 //!   where calls that it interrupts are made again.
 //! * **Forks.** A data folder belongs to the process that opened it. In a fork of that process every call that gives a
-//!   result is refused with [`bucket::Forked`], and dropping what the fork has copies of leaves threads, locks, files and
-//!   sockets alone. So fork first and open afterwards; starting another program is no such fork. Looks without a result
-//!   ([`bucket::Bucket::status`], [`bucket::DataDir::tasks`] and the like) and scans that are open are not for a fork; nor
-//!   may a callback that forks return there.
+//!   result is refused with [`bucket::Forked`], or of a shard with [`shard::Forked`], and dropping what the fork has copies
+//!   of leaves threads, locks, files and sockets alone. So fork first and open afterwards; starting another program is no
+//!   such fork. Looks without a result ([`bucket::Bucket::status`], [`bucket::DataDir::tasks`] and the like), holds of
+//!   merges, and locks and scans that are open are not for a fork; nor may a callback that forks return there.
 //! * **Async hosts.** Every call blocks its thread, for seconds at least in a pause: on a runtime's worker thread that
 //!   stalls the runtime's other tasks. Such a host calls from a thread that may block (`spawn_blocking` in tokio,
 //!   `unblock` in smol) and cancels by the [`Until`](thread::Until) that it handed in, as dropping a future that waits for

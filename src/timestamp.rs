@@ -81,6 +81,11 @@ impl TsVbuuid {
         self.0.iter().map(|(vb, position)| (*vb, *position))
     }
 
+    /// Changes that are covered: the sum of the seqnos of all vbuckets.
+    pub fn changes(&self) -> u64 {
+        self.0.values().fold(0, |sum: u64, position| sum.saturating_add(position.seqno.0))
+    }
+
     /// Number of vbuckets that have a position.
     pub fn len(&self) -> usize {
         self.0.len()

@@ -134,7 +134,7 @@ fn held_by_a_scan(store: StoreKind, documents: u32) -> usize {
     let shards = ShardSetConfig { cache_bytes: 1 << 20, ..ShardSetConfig::default() };
     let config = BucketConfig { shards, ..BucketConfig::default() };
     let spec = BucketSpec { vbuckets: 16, store, ..BucketSpec::default() };
-    let mut bucket = data.create_bucket(&"b".parse().unwrap(), spec, &config).unwrap();
+    let bucket = data.create_bucket(&"b".parse().unwrap(), spec, &config).unwrap();
     let index = IndexDefinition::parse("by_name=name").unwrap();
     bucket.ensure_index(&index, false).unwrap();
     let line = |n: u32| format!("{{\"id\":\"d{n}\",\"name\":\"{:>0100}\"}}\n", n.wrapping_mul(0x9e37_79b9));
@@ -145,7 +145,7 @@ fn held_by_a_scan(store: StoreKind, documents: u32) -> usize {
     bucket.ingest(vec![input], &options, &Until::default(), &mut |_| {}).unwrap();
     bucket.close(&Until::default()).unwrap();
     drop(bucket);
-    let mut bucket = data.open_bucket(&"b".parse().unwrap(), &config).unwrap();
+    let bucket = data.open_bucket(&"b".parse().unwrap(), &config).unwrap();
     let region = Region::new(COUNTED);
     let mut most = 0;
     let scan = bucket.query(index.name(), &ScanQuery::default(), &Until::default()).unwrap();
@@ -170,4 +170,27 @@ fn a_scan_of_everything_holds_no_more_of_a_large_index_than_of_a_small_one() {
         let bound = 4 << 20;
         assert!(small < bound && large < bound, "{store}: {small} and {large} bytes");
     }
+}
+
+#[test]
+fn scans_that_waited_in_vain_on_an_idle_bucket_leave_nothing() {
+    let _turn = TURN.lock();
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataDir::open_or_create(&dir.path().join("data")).unwrap();
+    let spec = BucketSpec { vbuckets: 16, ..BucketSpec::default() };
+    let bucket = data.create_bucket(&"b".parse().unwrap(), spec, &BucketConfig::default()).unwrap();
+    let index = IndexDefinition::parse("by_name=name").unwrap();
+    bucket.ensure_index(&index, false).unwrap();
+    let query = ScanQuery { at_least: vec![(VbId(0), Seqno(1))], ..ScanQuery::default() };
+    let wait = |_| {
+        let soon = Until::within(std::time::Duration::ZERO);
+        assert!(bucket.query(index.name(), &query, &soon).is_err());
+    };
+    (0..100).for_each(wait);
+    let region = Region::new(COUNTED);
+    (0..1000).for_each(wait);
+    let change = region.change();
+    let left = change.bytes_allocated.saturating_sub(change.bytes_deallocated);
+    assert!(left < 32 << 10, "{left} bytes were left");
+    bucket.close(&Until::default()).unwrap();
 }

@@ -6,7 +6,8 @@ use dormouse::bucket::{
     Bucket, BucketConfig, BucketError, BucketSpec, DataDir, IndexError, IngestError, IngestOptions,
     PauseError, PauseOptions, ResumeError,
 };
-use dormouse::index::{IndexDefinition, KeyRange};
+use dormouse::event::{Seqno, VbId};
+use dormouse::index::{IndexDefinition, KeyRange, ScanQuery};
 use dormouse::shard::{InstId, OpenError, ShardSet, ShardSetConfig, ShardSpec, StoreKind};
 use dormouse::source::Input;
 use dormouse::thread::{Cancel, Until};
@@ -319,7 +320,7 @@ fn shards_are_brought_in_line_with_the_metadata_when_a_crash_came_between() {
     let world = World::new();
     close(world.bucket("b"));
     // As a crash leaves it between the metadata and the second shard: one instance missing, one too many.
-    let mut set = shards_of(&world, "b");
+    let set = shards_of(&world, "b");
     let shard = &set.shards()[1];
     shard.drop_instance(InstId(1)).unwrap();
     shard.create_instance(InstId(9), dormouse::shard::InstanceStart::Zero).unwrap();
@@ -398,4 +399,53 @@ fn a_dropped_index_is_gone_after_a_reopening_and_its_name_is_free() {
     assert_eq!(scan(&bucket), ids(0..30));
     assert!(matches!(bucket.ensure_index(&second, false), Err(IndexError::NeedsRebuild { .. })));
     close(bucket);
+}
+
+#[test]
+fn a_scan_that_waits_to_begin_keeps_the_local_data() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    ingest(&bucket, lines(0..10)).unwrap();
+    let never = ScanQuery { at_least: vec![(VbId(0), Seqno(1000))], ..ScanQuery::default() };
+    let until = Until::default();
+    std::thread::scope(|scope| {
+        let query = scope.spawn(|| bucket.query(by_n().name(), &never, &until).err().unwrap());
+        eventually("the scan waits", || bucket.open_scans() == 1);
+        let kept = pause(&bucket, &world.store, true).unwrap_err();
+        assert!(kept.to_string().contains("1 scans are open, which read it"), "{kept}");
+        assert_eq!(scan(&bucket), ids(0..10));
+        until.cancel().cancel();
+        query.join().unwrap();
+    });
+    pause(&bucket, &world.store, true).unwrap();
+}
+
+#[test]
+fn a_scan_that_begins_while_the_local_data_goes_reads_all_of_it_or_is_refused() {
+    for _ in 0..20 {
+        let world = World::new();
+        let bucket = world.bucket("b");
+        ingest(&bucket, lines(0..20)).unwrap();
+        let read = || {
+            let begun = bucket.scan(by_n().name(), &KeyRange::default(), false, &forever());
+            begun.map(|scan| scan.map(|entry| entry.unwrap().id).collect::<Vec<_>>())
+        };
+        std::thread::scope(|scope| {
+            let scans = scope.spawn(|| {
+                loop {
+                    match read() {
+                        Ok(found) => assert_eq!(found, ids(0..20)),
+                        Err(refused) => break refused,
+                    }
+                }
+            });
+            let gone = |paused: Result<(), PauseError>| match paused {
+                Err(PauseError::Evict { .. }) => false,
+                paused => paused.map(|()| true).unwrap(),
+            };
+            eventually("no scan is open for a moment", || gone(pause(&bucket, &world.store, true)));
+            let refused = scans.join().unwrap();
+            assert!(matches!(refused, IndexError::Paused { .. }), "{refused}");
+        });
+    }
 }

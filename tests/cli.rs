@@ -61,6 +61,44 @@ fn scans_of_ranges_give_every_key_that_begins_within_their_ends() {
 }
 
 #[test]
+fn a_scan_of_several_ranges_gives_what_lies_in_any_of_them_once_and_in_order() {
+    let world = World::with_airports();
+    let by_alt = expected(&documents(AIRPORTS), INDEXES[2].1);
+    let ranges = ["--range", r#"{"from":[5000]}"#, "--range", r#"{"to":[0],"exclusive_to":true}"#];
+    let overlapping = [&ranges[..], &["--range", r#"{"from":[6000],"to":[7000]}"#]].concat();
+    let mut low = kept(&by_alt, &json!([0]), Ordering::is_lt);
+    low.extend(kept(&by_alt, &json!([5000]), Ordering::is_ge));
+    assert!(world.scan("by_alt", &overlapping) == low);
+    low.reverse();
+    assert!(world.scan("by_alt", &[&overlapping[..], &["--reverse"]].concat()) == low);
+    let scan = [&["scan"], &BUCKET[..], &["--index", "by_alt"]].concat();
+    world.refused(2, &[&scan[..], &["--range", "[1]"]].concat(), &["as a range", "\"from\":[\"DE\"]"]);
+    world.refused(2, &[&scan[..], &ranges[..2], &["--from", "[1]"]].concat(), &["--range", "--from"]);
+    world.refused(1, &[&scan[..], &["--range", r#"{"from":[1,2]}"#]].concat(), &["a bound of 2 parts"]);
+}
+
+#[test]
+fn a_scan_that_is_to_cover_what_did_not_come_is_refused_at_once() {
+    let world = World::new();
+    world.write("one.jsonl", "{\"id\":\"a\",\"n\":1}\n");
+    world.ok(&[
+        &["ingest"],
+        &BUCKET[..],
+        &["--vbuckets", "1", "--shards", "1", "--index", "by_n=n", "one.jsonl"],
+    ]
+    .concat());
+    assert_eq!(world.scan("by_n", &["--at-least", "0:1"]).len(), 1);
+    let scan = [&["scan"], &BUCKET[..], &["--index", "by_n", "--at-least"]].concat();
+    let behind =
+        ["index `by_n` at seqno 2 of vbucket 0: it has come to 1", "ingest into bucket travel first"];
+    world.refused(1, &[&scan[..], &["0:1", "--at-least", "0:2"]].concat(), &behind);
+    world.refused(1, &[&scan[..], &["1:1"]].concat(), &["there is no vbucket 1 to wait for"]);
+    for wrong in ["7", "7:", "a:1", "70000:1", "1:-1"] {
+        world.refused(2, &[&scan[..], &[wrong]].concat(), &["--at-least", "such as 7:1200"]);
+    }
+}
+
+#[test]
 fn a_document_that_stops_matching_its_filter_loses_its_entry() {
     let world = World::new();
     world.write(

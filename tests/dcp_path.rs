@@ -53,7 +53,7 @@ impl Path {
         let link = feed.begin_generation(generation, &requested).unwrap();
         for shard in set.shards() {
             let vbs = (0..VBUCKETS).map(VbId).filter(|vb| ShardId::of_vb(*vb, SHARDS) == shard.id());
-            shard.install_generation(vbs, generation);
+            shard.install_generation(vbs, generation, &watchdog()).unwrap();
         }
         let endpoint: Arc<dyn Endpoint> = Arc::new(ShardEndpoint::new(set.shards()));
         let shape =

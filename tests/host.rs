@@ -2,14 +2,25 @@
 //! `tests/legacy`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::panic::AssertUnwindSafe;
+use std::path::Path;
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
-use dormouse::bucket::{BucketConfig, CloseError, FollowError, FollowOptions, PauseError, PauseOptions};
-use dormouse::objstore::{CredentialSource, Credentials, S3Config, S3Store};
-use dormouse::shard::{ShardSetConfig, StoreKind, lock_all};
+use dormouse::bucket::{
+    BucketConfig, BucketState, CloseError, FollowError, FollowOptions, PauseError, PauseOptions,
+};
+use dormouse::index::KeyRange;
+use dormouse::objstore::{
+    Body, CredentialSource, Credentials, FileStore, ObjectKey, ObjectStore, Page, PageMark, S3Config,
+    S3Store, StoreError,
+};
+use dormouse::shard::{ReadError, Shard, ShardSetConfig, StoreKind, lock_all};
+use dormouse::source::Input;
 use dormouse::thread::{Cancel, Thread, Until, spawn};
 use slog::{Drain, Logger, Never, OwnedKVList, Record, o};
 use tempfile::TempDir;
@@ -118,7 +129,7 @@ fn whatever_thread_panics_closes_its_instance_with_an_error_and_nothing_else() {
             let world = World::of(kind);
             close(world.bucket("b"));
             let config = BucketConfig { logger: panics_on(prefix), ..world.config.clone() };
-            let mut bucket = world.data.open_bucket(&"b".parse().unwrap(), &config).unwrap();
+            let bucket = world.data.open_bucket(&"b".parse().unwrap(), &config).unwrap();
             let ingested = ingest(&bucket, lines(0..50));
             let closed = bucket.close(&watchdog());
             assert!(!matches!(closed, Err(CloseError::StillRunning { .. })), "{prefix}: {closed:?}");
@@ -145,7 +156,7 @@ fn whatever_thread_of_a_follower_panics_it_ends_with_an_error_and_can_be_followe
         let mut consumer = Consumer::open_with(folder.path(), Consumer::spec(), &config);
         consumer.begin(follow(&producer, true));
         let followed = consumer.join();
-        let mut bucket = Arc::into_inner(consumer.bucket).unwrap();
+        let bucket = Arc::into_inner(consumer.bucket).unwrap();
         let closed = bucket.close(&watchdog());
         assert!(!matches!(closed, Err(CloseError::StillRunning { .. })), "{prefix}: {closed:?}");
         if let Err(error) = followed
@@ -160,6 +171,98 @@ fn whatever_thread_of_a_follower_panics_it_ends_with_an_error_and_can_be_followe
         consumer.close();
         producer.check();
     }
+}
+
+/// A reader of the host's that fails in its own way.
+struct PanickingReader;
+
+impl std::io::Read for PanickingReader {
+    fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+        std::panic::resume_unwind(Box::new("the host's reader fails"));
+    }
+}
+
+#[test]
+fn a_reader_that_panics_ends_its_ingest_and_nothing_else() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    let reader = Input::Reader { name: "panics".to_owned(), reader: Box::new(PanickingReader) };
+    let inputs = vec![input(lines(0..10)), reader];
+    let ended = bucket.ingest(inputs, &options(), &watchdog(), &mut |_| {}).unwrap_err();
+    assert!(ended.to_string().ends_with("thread dm-source panicked: the host's reader fails"), "{ended}");
+    ingest(&bucket, lines(0..50)).unwrap();
+    assert_eq!(scan(&bucket), ids(0..50));
+    close(bucket);
+}
+
+/// Panics in each put on a thread that carries files.
+struct PanickingStore<'a>(&'a FileStore);
+
+impl ObjectStore for PanickingStore<'_> {
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
+
+    fn parallel(&self) -> usize {
+        2
+    }
+
+    fn put(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
+        if std::thread::current().name().is_some_and(|name| name.starts_with("dm-store-")) {
+            std::panic::resume_unwind(Box::new("the host's store fails"));
+        }
+        self.0.put(key, body, until)
+    }
+
+    fn put_if_absent(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
+        self.0.put_if_absent(key, body, until)
+    }
+
+    fn get(&self, key: &ObjectKey, to: &mut dyn Write, until: &Until) -> Result<u64, StoreError> {
+        self.0.get(key, to, until)
+    }
+
+    fn get_range(
+        &self,
+        key: &ObjectKey,
+        range: Range<u64>,
+        to: &mut dyn Write,
+        until: &Until,
+    ) -> Result<u64, StoreError> {
+        self.0.get_range(key, range, to, until)
+    }
+
+    fn head(&self, key: &ObjectKey, until: &Until) -> Result<Option<u64>, StoreError> {
+        self.0.head(key, until)
+    }
+
+    fn list_page(
+        &self,
+        folder: Option<&ObjectKey>,
+        after: Option<&PageMark>,
+        until: &Until,
+    ) -> Result<Page, StoreError> {
+        self.0.list_page(folder, after, until)
+    }
+
+    fn delete(&self, keys: &[ObjectKey], until: &Until) -> Result<(), StoreError> {
+        self.0.delete(keys, until)
+    }
+}
+
+#[test]
+fn a_store_that_panics_while_it_carries_files_ends_its_pause_and_nothing_else() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    ingest(&bucket, lines(0..50)).unwrap();
+    let failed = pause(&bucket, &PanickingStore(&world.store), true).unwrap_err();
+    assert!(failed.to_string().contains("panicked: the host's store fails"), "{failed}");
+    assert!(!is_locked(&bucket) && bucket.describe().state == BucketState::Online);
+    ingest(&bucket, lines(50..60)).unwrap();
+    pause(&bucket, &world.store, true).unwrap();
+    close(bucket);
+    world.resume("b", &watchdog()).unwrap();
+    assert_eq!(scan(&world.open("b")), ids(0..60));
 }
 
 /// Hangs at records that say this, until the gate is given: what calls it hangs as it does in a disk.
@@ -190,10 +293,8 @@ fn in_time<T>(what: &str, call: impl FnOnce(&Until) -> T) -> T {
 
 fn close_ends_at_its_deadline_while_a_recovery_point_hangs_and_may_be_called_again(kind: StoreKind) {
     let (world, gate) = (World::of(kind), Cancel::new());
-    let logger =
-        Logger::root(HangsAt { text: "recovery point made", gate: AssertUnwindSafe(gate.clone()) }, o!());
-    let config = BucketConfig { logger, ..world.config.clone() };
-    let mut bucket = world.data.create_bucket(&"b".parse().unwrap(), world.spec, &config).unwrap();
+    let config = BucketConfig { logger: hangs_at("recovery point made", &gate), ..world.config.clone() };
+    let bucket = world.data.create_bucket(&"b".parse().unwrap(), world.spec, &config).unwrap();
     bucket.ensure_index(&crate::support::buckets::by_n(), false).unwrap();
     // The other thread is told to end only when there is no time left to see it.
     let closed = in_time("a close", |until| bucket.close(until)).unwrap_err();
@@ -204,6 +305,114 @@ fn close_ends_at_its_deadline_while_a_recovery_point_hangs_and_may_be_called_aga
     gate.cancel();
     bucket.close(&watchdog()).unwrap();
     bucket.close(&watchdog()).unwrap();
+}
+
+/// A logger that hangs at records that say `text`, until the gate is given.
+fn hangs_at(text: &'static str, gate: &Cancel) -> Logger {
+    Logger::root(HangsAt { text, gate: AssertUnwindSafe(gate.clone()) }, o!())
+}
+
+/// What a shard says with its turn still taken, once a write has failed at what it read.
+const FAILED_WRITE: &str = "a write failed half-way; nothing is committed any more";
+
+/// Reads each table anew.
+fn without_cache(config: &BucketConfig, logger: Logger) -> BucketConfig {
+    let shards = ShardSetConfig { cache_bytes: 0, ..config.shards.clone() };
+    BucketConfig { logger, shards, ..config.clone() }
+}
+
+/// Spoils what a bucket's tables hold, which are open.
+fn spoil_tables(bucket: &Path) {
+    for shard in ["shard-0000", "shard-0001"] {
+        for table in std::fs::read_dir(bucket.join(shard).join("lsm/tables")).unwrap() {
+            let path = table.unwrap().path();
+            let length = std::fs::metadata(&path).unwrap().len();
+            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.write_all_at(&vec![0xff; usize::try_from(length).unwrap()], 0).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_ingest_and_every_look_end_in_time_while_a_shard_hangs_in_a_write() {
+    let (world, gate) = (World::new(), Cancel::new());
+    let bucket = world.bucket("b");
+    ingest(&bucket, lines(0..50)).unwrap();
+    close(bucket);
+    let config = without_cache(&world.config, hangs_at(FAILED_WRITE, &gate));
+    let bucket = world.data.open_bucket(&"b".parse().unwrap(), &config).unwrap();
+    spoil_tables(&world.dir.path().join("data/buckets/b"));
+    let began = Instant::now();
+    let soon = Until::within(Duration::from_millis(200));
+    let ended = bucket.ingest(vec![input(lines(0..50))], &options(), &soon, &mut |_| {});
+    assert!(ended.is_err(), "{ended:?}");
+    // What it started has half a minute to end.
+    assert!(began.elapsed() < Duration::from_secs(30) + SLACK, "it took {:?}", began.elapsed());
+    let looks = in_time("looks", |_| (bucket.status().indexes[0].changes, bucket.open_scans()));
+    assert_eq!(looks, (50, 0));
+    let by_n = crate::support::buckets::by_n();
+    let scan = in_time("a scan", |until| bucket.scan(by_n.name(), &KeyRange::default(), false, until));
+    assert!(scan.is_err());
+    let closed = in_time("a close", |until| bucket.close(until)).unwrap_err();
+    let CloseError::StillRunning { threads } = &closed else { panic!("{closed}") };
+    assert!(threads.iter().any(|name| name.starts_with("kv-")), "{closed}");
+    gate.cancel();
+    let closed = bucket.close(&watchdog());
+    assert!(!matches!(closed, Err(CloseError::StillRunning { .. })), "{closed:?}");
+}
+
+#[test]
+fn following_ends_in_time_while_a_shard_hangs_in_a_write() {
+    let (folder, gate) = (TempDir::new().unwrap(), Cancel::new());
+    let (producer, mut dice) = (Producer::start(8), Dice::new(1));
+    write(&producer, &mut dice, 300);
+    let consumer = Consumer::open(folder.path(), StoreKind::Lsm, 8);
+    consumer.once(&producer);
+    consumer.close();
+    let config = without_cache(&crate::support::consumer::config(), hangs_at(FAILED_WRITE, &gate));
+    let mut consumer = Consumer::open_with(folder.path(), Consumer::spec(), &config);
+    spoil_tables(&folder.path().join("buckets/travel"));
+    consumer.begin(follow(&producer, false));
+    write(&producer, &mut dice, 300);
+    eventually("a write hangs", || {
+        // Whoever writes has the turn that a snapshot waits for.
+        let soon = Until::within(Duration::from_millis(50));
+        let hangs = |shard: &Shard| matches!(shard.snapshot(&soon), Err(ReadError::Stopped { .. }));
+        consumer.bucket.shards().iter().any(hangs)
+    });
+    let began = Instant::now();
+    consumer.end().unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(30) + SLACK, "it took {:?}", began.elapsed());
+    let closed = in_time("a close", |until| consumer.bucket.close(until)).unwrap_err();
+    assert!(matches!(closed, CloseError::StillRunning { .. }), "{closed}");
+    gate.cancel();
+    let closed = consumer.bucket.close(&watchdog());
+    assert!(!matches!(closed, Err(CloseError::StillRunning { .. })), "{closed:?}");
+    producer.check();
+}
+
+#[test]
+fn a_disk_that_hangs_under_the_metadata_holds_up_no_look_and_no_scan() {
+    let (world, gate) = (World::new(), Cancel::new());
+    let bucket = world.bucket("b");
+    ingest(&bucket, lines(0..10)).unwrap();
+    close(bucket);
+    let config = BucketConfig { logger: hangs_at("the metadata is on disk", &gate), ..world.config.clone() };
+    let bucket = world.data.open_bucket(&"b".parse().unwrap(), &config).unwrap();
+    std::thread::scope(|scope| {
+        let pausing = scope.spawn(|| pause(&bucket, &world.store, false));
+        eventually("the pause is recorded", || {
+            let meta = std::fs::read(world.dir.path().join("data/buckets/b/bucket.meta")).unwrap();
+            String::from_utf8_lossy(&meta).contains("preparing")
+        });
+        in_time("looks", |_| {
+            assert_eq!(bucket.status().bucket, bucket.name());
+            assert_eq!(scan(&bucket), ids(0..10));
+        });
+        gate.cancel();
+        pausing.join().unwrap().unwrap();
+    });
+    close(bucket);
 }
 
 /// Takes connections and says nothing, until it is dropped.
@@ -239,7 +448,7 @@ impl Drop for Silent {
 #[test]
 fn a_pause_into_a_silent_server_ends_at_its_deadline_and_the_bucket_is_closed() {
     let (world, server) = (World::new(), Silent::start());
-    let mut bucket = world.bucket("b");
+    let bucket = world.bucket("b");
     ingest(&bucket, lines(0..50)).unwrap();
     let credentials = Credentials {
         access_key_id: "key".to_owned(),
@@ -318,13 +527,13 @@ fn a_shard_that_is_broken_is_told_of_once() {
     let shards = ShardSetConfig { commit_interval: Duration::from_millis(1), ..world.config.shards.clone() };
     let logger = Logger::root(Arc::clone(&failures), o!());
     let config = BucketConfig { logger, shards, ..world.config.clone() };
-    let mut bucket = world.data.create_bucket(&"b".parse().unwrap(), world.spec, &config).unwrap();
+    let bucket = world.data.create_bucket(&"b".parse().unwrap(), world.spec, &config).unwrap();
     bucket.ensure_index(&crate::support::buckets::by_n(), false).unwrap();
     bucket.close(&watchdog()).unwrap();
     drop(bucket);
 
     // Where a table is to be written there is no folder any more.
-    let mut bucket = world.data.open_bucket(&"b".parse().unwrap(), &config).unwrap();
+    let bucket = world.data.open_bucket(&"b".parse().unwrap(), &config).unwrap();
     for shard in ["shard-0000", "shard-0001"] {
         std::fs::remove_dir_all(world.dir.path().join("data/buckets/b").join(shard).join("lsm/tables"))
             .unwrap();

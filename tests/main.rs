@@ -2,6 +2,7 @@
 //! once.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "in a test's helpers a panic is the failure")]
 
+mod alone;
 mod archive;
 mod bucket;
 mod building;
@@ -10,6 +11,7 @@ mod cli_follow;
 mod cli_pause;
 mod cli_process;
 mod cli_refusals;
+mod closing;
 mod collate;
 mod compression;
 mod cow;

@@ -70,6 +70,33 @@ fn ends_that_cross_give_an_empty_range() {
 }
 
 #[test]
+fn a_range_is_read_from_an_object_whose_members_may_be_left_out() {
+    let parsed = |text: &str| KeyRange::parse(text).unwrap();
+    assert_eq!(parsed("{}"), KeyRange::default());
+    assert_eq!(parsed(r#"{"from":["A"],"to":["B","x"]}"#), range(r#"["A"]"#, r#"["B","x"]"#));
+    let exclusive = KeyRange { from_exclusive: true, to_exclusive: true, ..range("[1]", "[2]") };
+    let text = r#"{"exclusive_to":true,"to":[2],"exclusive_from":true,"from":[1]}"#;
+    assert_eq!(parsed(text), exclusive);
+    // As exact as an end that stands alone.
+    assert_eq!(parsed(r#"{"from":[9007199254740993]}"#), range("[9007199254740993]", ""));
+}
+
+#[test]
+fn a_text_that_is_no_range_is_refused_with_an_example() {
+    for (text, why) in [
+        ("[1]", "cannot use `[1]` as a range"),
+        (r#"{"form":[1]}"#, "unknown field `form`"),
+        (r#"{"from":[1]"#, "EOF while parsing"),
+    ] {
+        let refusal = KeyRange::parse(text).unwrap_err().to_string();
+        assert!(refusal.contains(why), "{refusal}");
+        assert!(refusal.ends_with(r#"such as {"from":["DE"],"to":["FR"],"exclusive_to":true}"#), "{refusal}");
+    }
+    let refusal = KeyRange::parse(r#"{"from":1}"#).unwrap_err().to_string();
+    assert!(refusal.contains("cannot use `1` as a bound: it is a single value"), "{refusal}");
+}
+
+#[test]
 fn a_bound_that_is_no_array_is_refused_with_an_example() {
     let refusal = |text: &str| KeyRange::parse_bound(text).unwrap_err().to_string();
     let way_out = r#"expected a JSON array such as ["DE","Berlin"]"#;

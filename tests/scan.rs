@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::io;
 use std::time::Duration;
 
+use crossbeam::channel::bounded;
 use dormouse::bucket::{Bucket, BucketConfig, BucketSpec, DataDir, IndexError, IngestOptions};
 use dormouse::event::{Seqno, VbId};
 use dormouse::index::{Cursor, IndexDefinition, IndexName, KeyRange, ScanEntry, ScanError, ScanQuery};
@@ -15,7 +16,7 @@ use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 
 use crate::support::json::compare_parts;
-use crate::support::{cancelled, forever, watchdog};
+use crate::support::{cancelled, eventually, forever, watchdog};
 
 type Parts = Vec<Option<Value>>;
 
@@ -270,10 +271,23 @@ fn a_scan_waits_for_the_changes_that_it_is_to_cover() {
             let scan = world.bucket.query(&name(), &query, &watchdog()).unwrap();
             scan.map(|entry| entry.unwrap().id).collect::<Vec<_>>()
         });
+        eventually("the scan has begun", || world.bucket.open_scans() == 1);
         world.ingest(&numbered(1, 1));
         scan.join().unwrap()
     });
     assert_eq!(ids, ["d00000"]);
+}
+
+#[test]
+fn a_scan_that_has_nothing_to_wait_for_leaves_nothing_with_the_shards() {
+    let world = World::with(&numbered(1, 1), &BucketConfig::default());
+    let (wake, woken) = bounded(1);
+    world.bucket.shards().iter().for_each(|shard| shard.watch(wake.clone()));
+    while woken.try_recv().is_ok() {}
+    let query = ScanQuery { at_least: vec![first_change("d00000")], ..ScanQuery::default() };
+    assert_eq!(world.all(&query).len(), 1);
+    // Another watcher would have sent to this one, to see whether it is still there.
+    assert!(woken.try_recv().is_err());
 }
 
 #[test]

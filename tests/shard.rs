@@ -36,7 +36,7 @@ fn a_batch_of_another_generation_is_refused_as_stale(kind: StoreKind) {
     let dir = tempfile::tempdir().unwrap();
     let set = create(kind, dir.path(), 1, &manual());
     let shard = &set.shards()[0];
-    shard.install_generation([VbId(3)], Generation(2));
+    shard.install_generation([VbId(3)], Generation(2), &watchdog()).unwrap();
     let error = refusal(shard, batch(3, 0, &[("d", &["k"])]));
     assert!(matches!(error, ApplyError::Stale { vb: VbId(3), current: Generation(2), .. }), "{error}");
     apply(shard, batch(2, 0, &[("d", &["k"])]));

@@ -210,7 +210,9 @@ impl Subject {
         self.set = Some(open(self.kind, self.folder.path(), 1, &config()));
         let history = std::mem::take(&mut self.model.history);
         self.model = Model { history, ..self.committed.clone() };
-        self.shard().install_generation([VbId(0), VbId(1)], Generation(self.generation));
+        self.shard()
+            .install_generation([VbId(0), VbId(1)], Generation(self.generation), &watchdog())
+            .unwrap();
     }
 
     fn check(&self) {

@@ -26,6 +26,7 @@ for_each_store! {
     what_is_still_on_its_way_after_a_roll_back_is_stale,
     a_locked_or_sealed_shard_is_not_rolled_back,
     a_point_that_is_not_kept_is_not_gone_back_to,
+    a_roll_back_that_breaks_off_leaves_no_point_of_a_time_that_was_given_up,
     the_oldest_points_go_where_there_are_too_many,
     points_are_kept_by_themselves_at_intervals,
     no_point_is_kept_while_changes_stand_behind_their_position,
@@ -190,6 +191,44 @@ fn a_locked_or_sealed_shard_is_not_rolled_back(kind: StoreKind) {
     assert!(tree(dir.path()) == before);
 }
 
+/// The recovery points of a time that is given up cannot be forgotten: with the roll-back, they would stay behind it.
+fn a_roll_back_that_breaks_off_leaves_no_point_of_a_time_that_was_given_up(kind: StoreKind) {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(kind, dir.path(), 1, &manual());
+    apply(only(&set), batch(0, 0, &[("d", &["k"])]));
+    let first = keep(only(&set));
+    apply(only(&set), batch(0, 1, &[("e", &["k"])]));
+    let second = keep(only(&set));
+    let in_the_way = dir.path().join(match kind {
+        StoreKind::Memdb => format!("shard-0000/memdb/point-{second}"),
+        StoreKind::Lsm | StoreKind::Cow => format!("shard-0000/points/{second}.tmp"),
+    });
+    let aside = dir.path().join("aside");
+    if kind == StoreKind::Memdb {
+        std::fs::rename(&in_the_way, &aside).unwrap();
+        std::fs::create_dir(&in_the_way).unwrap();
+        std::fs::write(in_the_way.join("file"), b"").unwrap();
+    } else {
+        std::fs::write(&in_the_way, b"").unwrap();
+    }
+    let rolled = only(&set).roll_back(Some(first), Generation(1), &watchdog());
+    assert!(matches!(rolled, Err(RollBackError::Store { .. })), "{rolled:?}");
+    close(set);
+    if kind == StoreKind::Memdb {
+        std::fs::remove_dir_all(&in_the_way).unwrap();
+        std::fs::rename(&aside, &in_the_way).unwrap();
+    } else {
+        std::fs::remove_file(&in_the_way).unwrap();
+    }
+    let set = open(kind, dir.path(), 1, &manual());
+    let points: Vec<PointId> =
+        only(&set).points(&watchdog()).unwrap().into_iter().map(|point| point.id).collect();
+    let found = (reached(only(&set), 1), points.as_slice());
+    assert!([(1, &[first][..]), (2, &[first]), (2, &[first, second])].contains(&found), "{found:?}");
+    roll_back(only(&set), Some(first), 2);
+    assert_eq!(entries(only(&set), 1), ["kd"]);
+}
+
 fn a_point_that_is_not_kept_is_not_gone_back_to(kind: StoreKind) {
     let dir = tempfile::tempdir().unwrap();
     let set = create(kind, dir.path(), 1, &manual());
@@ -334,7 +373,7 @@ fn a_first_snapshot_that_begins_again_replaces_what_it_brought_before(kind: Stor
     let set = create(kind, dir.path(), 1, &manual());
     apply(only(&set), first(0, 0, &[("a", &["old"]), ("b", &["old"])]));
     // The stream begins again from zero; the document was changed meanwhile, so it comes with a later seqno.
-    only(&set).install_generation([VbId(0)], Generation(1));
+    only(&set).install_generation([VbId(0)], Generation(1), &watchdog()).unwrap();
     apply(only(&set), first(1, 0, &[("x", &[]), ("b", &["old"]), ("a", &["new"])]));
     assert_eq!(entries(only(&set), 1), ["newa", "oldb"]);
     only(&set).commit(&watchdog()).unwrap();

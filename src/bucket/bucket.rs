@@ -6,18 +6,19 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
-use slog::{Discard, Logger, debug, info, o};
+use slog::{Discard, Logger, debug, info, o, trace};
 
 use crate::event::{Generation, VbId};
 use crate::index::{IndexDefinition, IndexName, OpenScans};
 use crate::pause::{BucketState, Event, Refusal};
 use crate::shard::{
-    InstId, InstanceError, InstanceStart, Shard, ShardSet, ShardSetConfig, ShardSpec, ShardStatus,
+    InstId, InstanceError, InstanceStart, Shard, ShardSet, ShardSetConfig, ShardSpec, ShardStatus, take_turn,
 };
 use crate::thread::Until;
 use crate::timestamp::{Position, TsVbuuid};
 
-use super::error::{BucketError, CloseError, IndexError, StepError};
+use super::calls::{Call, Calls};
+use super::error::{BucketError, CloseError, Closed, Forked, IndexError, StepError};
 use super::folder::DataDir;
 use super::leftovers::Leftovers;
 use super::meta::{BucketMeta, BucketName, IndexEntry, IndexState, MetaError, SourceKind};
@@ -92,7 +93,8 @@ pub struct BucketStatus {
     pub shards: Vec<ShardStatus>,
 }
 
-/// An open bucket. It may be used from several threads at a time.
+/// An open bucket. It may be used from several threads at a time, in an [`Arc`](std::sync::Arc) too: whoever closes it
+/// ends what the others do with it.
 pub struct Bucket {
     pub(super) data_dir: DataDir,
     pub(super) folder: PathBuf,
@@ -104,7 +106,12 @@ pub struct Bucket {
     pub(super) ingesting: Mutex<()>,
     pub(super) scans: OpenScans,
     pub(super) leftovers: Leftovers,
-    /// Never held over a file access but that of the metadata itself.
+    calls: Calls,
+    /// Held by whoever closes the bucket.
+    closing: Mutex<()>,
+    /// Held by whoever changes the metadata, over its file; taken before `meta`.
+    meta_turn: Mutex<()>,
+    /// Held for a moment, and over no file access.
     meta: Mutex<BucketMeta>,
 }
 
@@ -153,6 +160,9 @@ impl Bucket {
             ingesting: Mutex::new(()),
             scans: OpenScans::new(config.scan_max_age),
             leftovers: Leftovers::default(),
+            calls: Calls::default(),
+            closing: Mutex::new(()),
+            meta_turn: Mutex::new(()),
             meta: Mutex::new(meta),
         };
         if sealed_by.is_none() {
@@ -185,12 +195,23 @@ impl Bucket {
 
     /// Changes the metadata durably: in memory only once it is on disk.
     pub(super) fn change_meta(&self, change: impl FnOnce(&mut BucketMeta)) -> Result<(), MetaError> {
-        let mut meta = self.meta.lock();
-        let mut changed = meta.clone();
+        let _turn = self.meta_turn.lock();
+        let mut changed = self.describe();
         change(&mut changed);
         changed.write(&self.folder)?;
-        *meta = changed;
+        trace!(self.logger, "the metadata is on disk");
+        *self.meta.lock() = changed;
         Ok(())
+    }
+
+    /// Begins a call that a close ends. Refused in a forked process, and on a bucket that is closed.
+    pub(super) fn begin_call<E: From<Forked> + From<Closed>>(
+        &self,
+        doing: &'static str,
+        until: &Until,
+    ) -> Result<Call, E> {
+        self.data_dir.refuse_fork()?;
+        Ok(self.calls.begin(doing, until).ok_or_else(|| Closed { bucket: self.name() })?)
     }
 
     /// Changes the state durably, as `event` has it, before the step that it speaks of. Whoever calls has the
@@ -272,7 +293,7 @@ impl Bucket {
 
     /// Changes that came so far: the sum of the furthest seqnos of all vbuckets.
     pub(super) fn changes(&self) -> u64 {
-        self.start_positions().iter().map(|(_, position)| position.seqno.0).sum()
+        self.start_positions().changes()
     }
 
     /// The next generation of streams.
@@ -282,8 +303,10 @@ impl Bucket {
 
     /// Makes sure that there is such an index. On a bucket that has data from files a new one needs `rebuild`, which
     /// says that all documents are going to be ingested again; it can be scanned after that. On one that follows a
-    /// cluster it is built by a stream of its own the next time that it is followed. Indexes do not change
-    /// while something is ingested: a new one would miss what is under way.
+    /// cluster it is built by a stream of its own the next time that it is followed. On a bucket without data it can be
+    /// scanned at once, and while the first changes come a scan gives what came so far, as it does after a shard was
+    /// rolled back to zero: who needs more says so by [`ScanQuery::at_least`](crate::index::ScanQuery::at_least). Indexes
+    /// do not change while something is ingested: a new one would miss what is under way.
     pub fn ensure_index(&self, wanted: &IndexDefinition, rebuild: bool) -> Result<(), IndexError> {
         self.ensure_indexes(std::slice::from_ref(wanted), rebuild)
     }
@@ -291,11 +314,11 @@ impl Bucket {
     /// Makes sure that there are all these indexes, as [`Bucket::ensure_index`] does; where one of them cannot be
     /// made, none is.
     pub fn ensure_indexes(&self, wanted: &[IndexDefinition], rebuild: bool) -> Result<(), IndexError> {
-        self.data_dir.refuse_fork()?;
+        let call = self.begin_call::<IndexError>("a change of its indexes", &Until::default())?;
         if self.new_indexes(wanted)?.is_empty() && !self.lacks_instances() {
             return Ok(());
         }
-        let task = self.begin_change("create an index", &Until::default())?;
+        let task = self.begin_change("create an index", call.until())?;
         task.end(self.make_indexes(wanted, rebuild))
     }
 
@@ -369,9 +392,9 @@ impl Bucket {
 
     /// Removes an index, durably; its entries go bit by bit afterwards.
     pub fn drop_index(&self, name: &IndexName, until: &Until) -> Result<(), IndexError> {
-        self.data_dir.refuse_fork()?;
+        let call = self.begin_call::<IndexError>("a change of its indexes", until)?;
         self.find_index(name)?;
-        let task = self.begin_change("drop an index", until)?;
+        let task = self.begin_change("drop an index", call.until())?;
         let dropped = self.drop_index_now(name, task.until());
         task.end(dropped)
     }
@@ -412,11 +435,22 @@ impl Bucket {
         }
     }
 
-    /// Makes everything that was applied durable and ends the threads, those among them that an ingest or following
-    /// left behind because they did not end. Gives back the names of threads that still run when the limit ends,
-    /// whatever they hang in; the call may then be repeated.
-    pub fn close(&mut self, until: &Until) -> Result<(), CloseError> {
+    /// Ends the calls that are under way, as if their limits had been cancelled, makes everything that was applied
+    /// durable and ends the threads, those among them that an ingest or following left behind because they did not
+    /// end. Gives back what still runs when the limit ends, whatever it hangs in; the call may then be repeated.
+    ///
+    /// From its beginning on no other call is taken but looks, such as [`Bucket::status`]. Scans that are open go on,
+    /// and hold the shards: the bucket is free for another opening once they and the bucket are dropped.
+    pub fn close(&self, until: &Until) -> Result<(), CloseError> {
         self.data_dir.refuse_fork()?;
+        let mut calls = self.calls.close(until);
+        let turn = take_turn(&self.closing, until);
+        if turn.is_err() {
+            calls.push("another close");
+        }
+        if !calls.is_empty() {
+            return Err(CloseError::Busy { calls });
+        }
         let committed = if self.closed_for_writes().is_some() { Ok(()) } else { self.set.commit(until) };
         // Before the wait for what hangs, so that what does not has ended after it.
         self.set.stop();

@@ -26,6 +26,14 @@ pub struct Forked {
     pub here: u32,
 }
 
+/// The call was made on a bucket that was closed, or is being closed. It did nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot use bucket {bucket}: it was closed; open it again")]
+pub struct Closed {
+    /// The bucket.
+    pub bucket: BucketName,
+}
+
 /// Why a bucket was not opened, made or dropped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -139,7 +147,7 @@ pub enum IndexError {
     /// The bucket has data already.
     #[error(
         "cannot create index `{wanted}`: bucket {bucket} has data already; ingest all its documents again with \
-         --rebuild"
+         `rebuild` (--rebuild)"
     )]
     NeedsRebuild {
         /// The bucket.
@@ -150,7 +158,7 @@ pub enum IndexError {
     /// It does not hold everything yet.
     #[error(
         "cannot scan index `{index}`: it is unfinished, {documents} changes came since it was created over {before} \
-         earlier ones; ingest all documents of bucket {bucket} with --rebuild"
+         earlier ones; ingest all documents of bucket {bucket} with `rebuild` (--rebuild)"
     )]
     Unfinished {
         /// The bucket.
@@ -226,6 +234,9 @@ pub enum IndexError {
     /// The call was made in a forked process.
     #[error(transparent)]
     Forked(#[from] Forked),
+    /// The bucket was closed.
+    #[error(transparent)]
+    Closed(#[from] Closed),
     /// The bucket's metadata.
     #[error(transparent)]
     Meta(#[from] MetaError),
@@ -242,7 +253,7 @@ pub enum IndexError {
 
 fn indexes_are(indexes: &[IndexName]) -> String {
     if indexes.is_empty() {
-        return "it has none; `ingest --index` makes one".to_owned();
+        return "it has none; create one (`ingest --index`)".to_owned();
     }
     let names: Vec<&str> = indexes.iter().map(IndexName::as_str).collect();
     format!("it has {}", names.join(", "))
@@ -269,6 +280,12 @@ pub enum CloseError {
     StillRunning {
         /// Their names.
         threads: Vec<String>,
+    },
+    /// Calls of the host did not end in time.
+    #[error("cannot close the bucket: these calls are still under way: {}; close again to wait longer", calls.join(", "))]
+    Busy {
+        /// What they do.
+        calls: Vec<&'static str>,
     },
     /// The call was made in a forked process.
     #[error(transparent)]

@@ -1,9 +1,12 @@
-//! Following a source until it ends: the data path is built, run, and taken down again in order.
+//! Ingesting files: the data path is built, what replays the files runs, and both are taken down again in order.
 //!
 //! Everything happens on the caller's thread but the reading and the data path, whose threads are joined before
-//! the call returns. However it ends, what was applied is committed: a bad line, an interrupt and a failed disk
-//! keep every change before them.
+//! the call returns. However it ends, what was applied is committed: a bad line, an interrupt, a failed disk and a
+//! panic in the host's callback keep every change before them.
+//!
+//! Invariant: nothing here waits for a disk beyond its limit. Threads that do are named, and are the bucket's.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,7 +27,7 @@ use crate::thread::{self, Fin, FinHolder, JoinError, Panicked, Stopped, Thread, 
 use crate::timestamp::TsVbuuid;
 
 use super::bucket::Bucket;
-use super::error::Forked;
+use super::error::{Closed, Forked};
 use super::meta::{BucketName, IndexEntry, IndexState, MetaError, SourceKind};
 
 /// How often the caller is told of progress.
@@ -80,6 +83,9 @@ pub enum IngestError {
     /// The call was made in a forked process.
     #[error(transparent)]
     Forked(#[from] Forked),
+    /// The bucket was closed.
+    #[error(transparent)]
+    Closed(#[from] Closed),
     /// The bucket sleeps.
     #[error("cannot ingest into bucket {bucket}: it is paused in {archive}; resume it first")]
     Paused {
@@ -123,7 +129,8 @@ pub enum IngestError {
     },
     /// An index waits for its documents.
     #[error(
-        "cannot ingest into bucket {bucket}: index `{index}` is unfinished; pass --rebuild with all documents"
+        "cannot ingest into bucket {bucket}: index `{index}` is unfinished; ingest all documents with `rebuild` \
+         (--rebuild)"
     )]
     Unfinished {
         /// The bucket.
@@ -176,7 +183,9 @@ pub enum IngestError {
         kept: u64,
     },
     /// Threads could not be started.
-    #[error("cannot ingest into bucket {bucket}: no thread could be started: {source}")]
+    #[error(
+        "cannot ingest into bucket {bucket}: no thread could be started: {source}; raise the limit of threads"
+    )]
     Spawn {
         /// The bucket.
         bucket: BucketName,
@@ -184,7 +193,10 @@ pub enum IngestError {
         source: std::io::Error,
     },
     /// Threads hang, in a disk or in the host's code.
-    #[error("the ingest into bucket {bucket} ended, but these threads are still running: {}", threads.join(", "))]
+    #[error(
+        "the ingest into bucket {bucket} ended, but these threads are still running: {}; close the bucket to wait for \
+         them", threads.join(", ")
+    )]
     StillRunning {
         /// The bucket.
         bucket: BucketName,
@@ -199,8 +211,8 @@ pub enum IngestError {
     Meta(#[from] MetaError),
 }
 
-/// A running data path with its source.
-struct Following {
+/// A running data path with what replays files into it.
+struct Replaying {
     keyspace: Keyspace,
     feed: Feed,
     /// Kept so that the source's end does not end the data path before everything was applied.
@@ -233,40 +245,37 @@ impl Bucket {
         on_progress: &mut dyn FnMut(IngestProgress),
     ) -> Result<IngestReport, IngestError> {
         let began = Instant::now();
-        self.data_dir.refuse_fork()?;
+        let call = self.begin_call::<IngestError>("an ingest", until)?;
+        let until = call.until();
         let bucket = self.name();
         let busy = || IngestError::Busy { bucket: bucket.clone() };
         let _only_one = self.ingesting.try_lock().ok_or_else(busy)?;
         self.admit(options)?;
         let start = self.start_positions();
-        let mut following = self.begin(inputs, options, &start, until)?;
+        let mut replaying = self.begin(inputs, options, &start, until)?;
         let mut on_progress = |at: IngestProgress| {
             // What is written meanwhile must not pile up behind a scan that somebody forgot.
             self.scans.end_old();
             on_progress(at);
         };
-        let followed = following.run(self.set.shards(), until, &mut on_progress);
-        let taken_down = following.take_down(&Until::within(GRACE));
+        let run = || replaying.run(self.set.shards(), until, &mut on_progress);
+        // A panic of the callback goes on to the host once the threads that would go on without it are taken down.
+        let ran = catch_unwind(AssertUnwindSafe(run));
+        let taken_down = replaying.take_down(&Until::within(GRACE));
         // Also after a failure: what was applied is kept.
         let committed = self.set.commit(&Until::within(GRACE));
-        let kept = count_changes(&self.start_positions()).saturating_sub(count_changes(&start));
-        let (progress, stats) = (Arc::clone(&following.progress), Arc::clone(&following.stats));
+        let kept = self.changes().saturating_sub(start.changes());
+        let (progress, stats) = (Arc::clone(&replaying.progress), Arc::clone(&replaying.stats));
         let (fin, still_running) = match taken_down {
             Ok(fin) => (fin, None),
-            Err(threads) => {
-                let names = threads.join(", ");
-                warn!(self.logger, "threads of an ingest are still running"; "threads" => names);
-                self.leftovers
-                    .keep(Box::new(move |until| following.take_down(until).err().unwrap_or_default()));
-                (None, Some(IngestError::StillRunning { bucket: bucket.clone(), threads }))
-            }
+            Err(threads) => (None, Some(self.leave(replaying, threads))),
         };
         // The other errors say what is kept, which is not true where the commit failed.
-        let outcome = match followed {
+        let outcome = match ran.unwrap_or_else(|panic| resume_unwind(panic)) {
             Err(broken @ Broken::Ended) => return Err(self.explain(broken, fin, kept)),
-            followed => {
+            ran => {
                 committed?;
-                followed.map_err(|broken| self.explain(broken, None, kept))?
+                ran.map_err(|broken| self.explain(broken, None, kept))?
             }
         };
         still_running.map_or(Ok(()), Err)?;
@@ -276,9 +285,8 @@ impl Bucket {
             ReplayEnd::Finished => {}
         }
         if options.rebuild {
-            self.change_meta(|meta| {
-                meta.indexes.iter_mut().for_each(|entry| entry.state = IndexState::Ready);
-            })?;
+            let note = |entry: &mut IndexEntry| entry.state = IndexState::Ready;
+            self.change_meta(|meta| meta.indexes.iter_mut().for_each(note))?;
         }
         let report = IngestReport {
             bucket,
@@ -291,6 +299,13 @@ impl Bucket {
         };
         info!(self.logger, "ingested"; "documents" => report.documents, "ms" => report.total_ms);
         Ok(report)
+    }
+
+    /// Keeps what did not end in time, for the bucket's close.
+    fn leave(&self, mut replaying: Replaying, threads: Vec<String>) -> IngestError {
+        warn!(self.logger, "threads of an ingest are still running"; "threads" => threads.join(", "));
+        self.leftovers.keep(Box::new(move |until| replaying.take_down(until).err().unwrap_or_default()));
+        IngestError::StillRunning { bucket: self.name(), threads }
     }
 
     fn admit(&self, options: &IngestOptions) -> Result<(), IngestError> {
@@ -341,13 +356,15 @@ impl Bucket {
         options: &IngestOptions,
         start: &TsVbuuid,
         until: &Until,
-    ) -> Result<Following, IngestError> {
+    ) -> Result<Replaying, IngestError> {
         let bucket = self.name();
         let (spec, generation) = (self.meta().spec, self.next_generation());
         let shards = self.set.shards();
         let (wake, applied) = bounded(1);
         for shard in shards {
-            shard.install_generation(start.iter().map(|(vb, _)| vb), generation);
+            shard
+                .install_generation(start.iter().map(|(vb, _)| vb), generation, until)
+                .map_err(|why| IngestError::Stopped { bucket: bucket.clone(), why, kept: 0 })?;
             shard.watch(wake.clone());
         }
         let keyspace = Keyspace(bucket.to_string());
@@ -399,7 +416,7 @@ impl Bucket {
                 return Err(IngestError::Spawn { bucket, source });
             }
         };
-        Ok(Following {
+        Ok(Replaying {
             keyspace,
             feed,
             _upstream: upstream,
@@ -426,11 +443,7 @@ impl Bucket {
     }
 }
 
-fn count_changes(ts: &TsVbuuid) -> u64 {
-    ts.iter().map(|(_, position)| position.seqno.0).sum()
-}
-
-impl Following {
+impl Replaying {
     /// Waits for the end of the source, and then until everything that it sent is applied.
     fn run(
         &mut self,

@@ -20,11 +20,14 @@
 //!   ([`BucketState::after`]). What a crash interrupted is led to a state that lasts when the bucket is opened.
 //! * A pause, a resume and a change of indexes have the bucket's only entry in the list of tasks while they work.
 //! * Threads that do not end in time stay the bucket's: it knows them until they were joined.
+//! * A close ends the calls that are under way, and lets no other begin.
+//! * Local data is removed only once no scan is open and none can begin.
 //! * A data folder belongs to the process that opened it. In a fork of that process every call that has a result is
-//!   refused, and what is dropped there leaves locks, files and threads alone.
+//!   refused, those on its shards too, and what is dropped there leaves locks, files and threads alone.
 
 #[expect(clippy::module_inception, reason = "the room's main type lives in the file of its name")]
 mod bucket;
+mod calls;
 mod carriage;
 mod error;
 mod folder;
@@ -42,11 +45,14 @@ mod tasks;
 
 pub use crate::pause::BucketState;
 pub use bucket::{Bucket, BucketConfig, BucketStatus, IndexStatus};
-pub use error::{BucketError, CloseError, Forked, IndexError, StepError};
+pub use error::{BucketError, CloseError, Closed, Forked, IndexError, StepError};
 pub use folder::{DataDir, DataDirError};
 pub use following::{FollowEnd, FollowError, FollowOptions, FollowProgress, FollowReport};
 pub use ingest::{IngestError, IngestOptions, IngestProgress, IngestReport};
-pub use meta::{BucketMeta, BucketName, BucketNameError, BucketSpec, IndexEntry, IndexState, SourceKind};
+pub use meta::{
+    BucketMeta, BucketName, BucketNameError, BucketSpec, IndexEntry, IndexState, MetaError, PauseAttempt,
+    SourceKind,
+};
 pub use pause_error::PauseError;
 pub use pausing::{PauseOptions, PauseReport};
 pub use resuming::{ResumeError, ResumeReport};

@@ -8,7 +8,7 @@ use crate::pause::{IdError, ManifestError, PauseId, UploadError};
 use crate::shard::{CommitError, LockError};
 use crate::thread::Stopped;
 
-use super::error::{Forked, StepError};
+use super::error::{Closed, Forked, StepError};
 use super::meta::BucketName;
 use super::pausing::ATTEMPT_AGE_MAX;
 use super::tasks::TaskBusy;
@@ -21,8 +21,11 @@ pub enum PauseError {
     /// The call was made in a forked process.
     #[error(transparent)]
     Forked(#[from] Forked),
+    /// The bucket was closed.
+    #[error(transparent)]
+    Closed(#[from] Closed),
     /// It sleeps already.
-    #[error("cannot pause bucket {bucket}: it is paused in {archive} already")]
+    #[error("cannot pause bucket {bucket}: it is paused in {archive} already; resume it first")]
     Paused {
         /// The bucket.
         bucket: BucketName,
@@ -177,7 +180,8 @@ pub enum PauseError {
     },
     /// It is paused, and its local data was kept.
     #[error(
-        "bucket {bucket} is paused as {pause}, and its local data is kept: {cause}; pause it with --evict again"
+        "bucket {bucket} is paused as {pause}, and its local data is kept: {cause}; pause it with `evict` (--evict) \
+         again"
     )]
     Evict {
         /// The bucket.

@@ -113,7 +113,8 @@ impl Bucket {
         until: &Until,
     ) -> Result<PauseReport, PauseError> {
         let began = Instant::now();
-        self.data_dir.refuse_fork()?;
+        let call = self.begin_call::<PauseError>("the plan of a pause", until)?;
+        let until = call.until();
         self.check_pausable()?;
         self.check_room(true)?;
         let parent = self.newest_pause(store, until)?;
@@ -134,10 +135,10 @@ impl Bucket {
         until: &Until,
         on_progress: &mut dyn FnMut(Progress),
     ) -> Result<PauseReport, PauseError> {
-        self.data_dir.refuse_fork()?;
+        let call = self.begin_call::<PauseError>("a pause", until)?;
         let task = self
             .data_dir
-            .begin_task(&self.name(), TaskKind::Pause, until)
+            .begin_task(&self.name(), TaskKind::Pause, call.until())
             .map_err(|busy| PauseError::Busy { bucket: self.name(), busy })?;
         let mut on_progress = |at: Progress| {
             task.report(at);

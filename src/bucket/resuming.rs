@@ -410,7 +410,7 @@ impl DataDir {
         let stopped = |why| ResumeError::Stopped { bucket: name.clone(), why };
         let owner = format!("resume {pause}");
         let set = ShardSet::open(staging, meta.shard_specs(), &config.shards, Some(&owner), &config.logger);
-        let mut set = set.map_err(|error| cannot_open(name, BucketError::Shard(error)))?;
+        let set = set.map_err(|error| cannot_open(name, BucketError::Shard(error)))?;
         let guards = lock_sealed(set.shards(), &owner)
             .map_err(|error| ResumeError::Lock { bucket: name.clone(), error })?;
         set.close(until).map_err(|_| stopped(until.check().err().unwrap_or(Stopped::DeadlinePassed)))?;

@@ -6,7 +6,7 @@ use crate::shard::InstId;
 use crate::thread::Until;
 
 use super::bucket::Bucket;
-use super::error::IndexError;
+use super::error::{Closed, IndexError};
 use super::meta::{IndexState, SourceKind};
 
 impl Bucket {
@@ -26,12 +26,20 @@ impl Bucket {
     /// unfinished is refused with its progress. The scan ends when it is older than
     /// [`BucketConfig::scan_max_age`](super::BucketConfig::scan_max_age).
     pub fn query(&self, name: &IndexName, query: &ScanQuery, until: &Until) -> Result<Scan, IndexError> {
-        self.data_dir.refuse_fork()?;
+        let call = self.begin_call::<IndexError>("a scan", until)?;
         let entry = self.find_index(name)?;
+        // Before the look at the state: whoever removes the local data counts this scan, or the state tells of it.
+        let place = self.scans.enter();
         let meta = self.describe();
-        if let BucketState::Paused { archive, evicted: true, .. } = meta.state {
-            return Err(IndexError::Paused { doing: "scan", bucket: meta.name, archive });
-        }
+        let Some(place) = place.filter(|_| !meta.state.is_evicted()) else {
+            return Err(match meta.state {
+                BucketState::Paused { archive, .. } => {
+                    IndexError::Paused { doing: "scan", bucket: meta.name, archive }
+                }
+                // Only an eviction keeps scans from beginning, and that is of a bucket that is paused.
+                _ => Closed { bucket: meta.name }.into(),
+            });
+        };
         if entry.state == IndexState::Building && meta.spec.source == SourceKind::Couchbase {
             let (covered, changes) = (self.changes_of(entry.inst), self.changes());
             return Err(IndexError::Building { bucket: meta.name, index: name.clone(), covered, changes });
@@ -47,13 +55,13 @@ impl Bucket {
             return Err(wrong(QueryError::Vbucket { vb: *vb, vbuckets }));
         }
         let target = (entry.inst, entry.definition.components());
-        match Scan::begin(self.set.shards(), target, query, &self.scans, until) {
+        match Scan::begin(self.set.shards(), target, query, place, call.until()) {
             Err(ScanError::Query(error)) => Err(wrong(error)),
             begun => Ok(begun?),
         }
     }
 
-    /// Number of scans that hold files of the bucket.
+    /// Number of scans that hold files of the bucket, or are about to.
     pub fn open_scans(&self) -> usize {
         self.scans.count()
     }
@@ -61,6 +69,6 @@ impl Bucket {
     /// Changes that an instance covers: the sum of its seqnos over all vbuckets.
     pub(super) fn changes_of(&self, inst: InstId) -> u64 {
         let positions = self.set.shards().iter().filter_map(|shard| shard.positions(inst));
-        positions.map(|ts| ts.iter().map(|(_, position)| position.seqno.0).sum::<u64>()).sum()
+        positions.map(|ts| ts.changes()).sum()
     }
 }

@@ -163,12 +163,13 @@ impl Bucket {
         if let Some(first) = bad.first() {
             return Err(kept(format!("{} objects are bad, such as {first}", bad.len())));
         }
-        let scans = self.open_scans();
-        if scans > 0 {
-            return Err(kept(format!("{scans} scans are open, which read it")));
+        // From here on no scan begins.
+        self.scans.close_if_none().map_err(|scans| kept(format!("{scans} scans are open, which read it")))?;
+        // What is not removed by this call is when the bucket is opened again.
+        if let Err(error) = self.step(Event::Evicting) {
+            self.scans.reopen();
+            return Err(kept(error.to_string()));
         }
-        // From here on no scan begins, and what is not removed by this call is when the bucket is opened again.
-        self.step(Event::Evicting).map_err(|e| kept(e.to_string()))?;
         for shard in self.set.shards() {
             let folder = self.folder.join(shard.id().folder());
             self.data_dir.discard(&folder).map_err(|error| PauseError::EvictLater {

@@ -40,8 +40,9 @@ impl Session {
 }
 
 /// Closes a bucket after its work was done, or failed. The failure of the work is the one that is told.
-pub(super) fn close_after<T>(mut bucket: Bucket, worked: anyhow::Result<T>) -> anyhow::Result<T> {
+pub(super) fn close_after<T>(bucket: Bucket, worked: anyhow::Result<T>) -> anyhow::Result<T> {
     let closed = bucket.close(&Until::within(CLOSE_GRACE));
+    drop(bucket);
     let done = worked?;
     closed?;
     Ok(done)

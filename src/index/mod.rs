@@ -29,7 +29,7 @@ pub use path::{KeyPath, KeyPathError, STEPS_MAX};
 pub use plan::{Extract, KeyPlan};
 pub use query::{Cursor, CursorError, QueryError, ScanQuery};
 pub use range::{KeyBounds, KeyRange, RangeError};
-pub use scan::{OpenScans, Scan, ScanEntry, ScanError};
+pub use scan::{OpenScans, Scan, ScanEntry, ScanError, ScanPlace};
 
 /// The most characters of somebody's input that an error message repeats.
 const SHOWN_CHARS_MAX: usize = 200;

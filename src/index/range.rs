@@ -7,9 +7,12 @@
 //! Invariant: a low bound is never beyond its high bound, also where the range that was asked for is empty,
 //! because ordered maps refuse such a pair.
 
+use std::fmt;
 use std::ops::Bound;
 
+use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::collate::{EncodeError, encode_value};
 use super::document::{Place, ValueSeed, read};
@@ -46,6 +49,17 @@ pub enum RangeError {
         /// What it is instead.
         why: String,
     },
+    /// A text is not a range.
+    #[error(
+        "cannot use `{given}` as a range: {why}; expected a JSON object such as \
+         {{\"from\":[\"DE\"],\"to\":[\"FR\"],\"exclusive_to\":true}}"
+    )]
+    NotARange {
+        /// The text.
+        given: String,
+        /// What is wrong.
+        why: String,
+    },
     /// A bound has more parts than the keys.
     #[error("cannot use a bound of {given} parts: the index has keys of {components}, give at most as many")]
     TooManyParts {
@@ -64,7 +78,36 @@ pub enum RangeError {
     },
 }
 
+/// The members of a range as JSON. The ends are read as any other end is.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RangeText<'t> {
+    #[serde(borrow)]
+    from: Option<&'t RawValue>,
+    #[serde(borrow)]
+    to: Option<&'t RawValue>,
+    #[serde(default)]
+    exclusive_from: bool,
+    #[serde(default)]
+    exclusive_to: bool,
+}
+
 impl KeyRange {
+    /// Parses a range: a JSON object with the members `from` and `to`, which are ends as [`KeyRange::parse_bound`] takes
+    /// them, and `exclusive_from` and `exclusive_to`. All may be left out.
+    pub fn parse(text: &str) -> Result<Self, RangeError> {
+        let wrong =
+            |why: &dyn fmt::Display| RangeError::NotARange { given: shown(text), why: why.to_string() };
+        let range: RangeText<'_> = serde_json::from_str(text).map_err(|error| wrong(&error))?;
+        let end = |end: Option<&RawValue>| end.map(|end| Self::parse_bound(end.get())).transpose();
+        Ok(Self {
+            from: end(range.from)?,
+            to: end(range.to)?,
+            from_exclusive: range.exclusive_from,
+            to_exclusive: range.exclusive_to,
+        })
+    }
+
     /// Parses one end of a range, a JSON array.
     pub fn parse_bound(text: &str) -> Result<Vec<Value>, RangeError> {
         // As deep as a document, because that is how deep the key of one may be with the array around it.

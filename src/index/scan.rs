@@ -5,7 +5,8 @@
 //! Entries stream: memory does not grow with their number.
 //!
 //! An open scan keeps files and old versions of entries from being removed, so it ends when it is too old: its own
-//! calls look at its age, and [`OpenScans::end_old`] ends those that nobody calls.
+//! calls look at its age, and [`OpenScans::end_old`] ends those that nobody calls. A scan is counted from before it
+//! looks at anything: whoever removes files asks [`OpenScans::close_if_none`] first, after which no scan begins.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -92,46 +93,87 @@ const CHECK_EVERY: u32 = 1024;
 /// Entries of a group that are stepped over before the next group is sought: a seek costs as much as some steps.
 const STEPS_BEFORE_SEEK: usize = 16;
 
-/// What an open scan holds; nothing once it was ended for its age.
-type Held = Mutex<Option<Merge>>;
+/// What a scan holds.
+enum Held {
+    /// Nothing yet.
+    Beginning,
+    Open(Merge),
+    /// Nothing any more, as it was too old.
+    Ended,
+}
 
 /// The scans that are open, and the age that they may have.
 pub struct OpenScans {
     max_age: Duration,
-    merges: Mutex<Vec<(Instant, Weak<Held>)>>,
+    listed: Mutex<Listed>,
+}
+
+#[derive(Default)]
+struct Listed {
+    is_closed: bool,
+    scans: Vec<(Instant, Weak<Mutex<Held>>)>,
+}
+
+/// A scan that is about to begin, and counts as open.
+pub struct ScanPlace {
+    held: Arc<Mutex<Held>>,
+    max_age: Duration,
 }
 
 impl OpenScans {
     /// None yet. One that is older than `max_age` is ended.
     pub fn new(max_age: Duration) -> Self {
-        Self { max_age, merges: Mutex::default() }
+        Self { max_age, listed: Mutex::default() }
+    }
+
+    /// The place of a scan, to be taken before anything is looked at that the scan depends on. `None` where no scan
+    /// may begin any more.
+    pub fn enter(&self) -> Option<ScanPlace> {
+        self.end_old();
+        let mut listed = self.listed.lock();
+        if listed.is_closed {
+            return None;
+        }
+        let held = Arc::new(Mutex::new(Held::Beginning));
+        listed.scans.push((Instant::now(), Arc::downgrade(&held)));
+        Some(ScanPlace { held, max_age: self.max_age })
+    }
+
+    /// Lets no scan begin from now on, unless some are open, whose number is given back.
+    pub fn close_if_none(&self) -> Result<(), usize> {
+        let mut listed = self.listed.lock();
+        listed.scans.retain(|(_, held)| held.strong_count() > 0);
+        match listed.scans.len() {
+            0 => listed.is_closed = true,
+            open => return Err(open),
+        }
+        Ok(())
+    }
+
+    /// Lets scans begin again.
+    pub fn reopen(&self) {
+        self.listed.lock().is_closed = false;
     }
 
     /// Ends those that are too old, but none that is just being read: that one looks at its age itself.
     pub fn end_old(&self) {
         let max_age = self.max_age;
-        self.merges.lock().retain(|(began, merge)| {
-            let Some(merge) = merge.upgrade() else { return false };
+        self.listed.lock().scans.retain(|(began, held)| {
+            let Some(held) = held.upgrade() else { return false };
             if began.elapsed() > max_age {
-                let Some(mut merge) = merge.try_lock() else { return true };
-                *merge = None;
-                return false;
+                let Some(mut held) = held.try_lock() else { return true };
+                if let Held::Open(_) = *held {
+                    *held = Held::Ended;
+                }
+                return matches!(*held, Held::Beginning);
             }
             true
         });
     }
 
-    /// Number of scans that hold a snapshot.
+    /// Number of scans that hold a snapshot, or are about to.
     pub fn count(&self) -> usize {
-        self.merges.lock().iter().filter(|(_, merge)| merge.strong_count() > 0).count()
-    }
-
-    fn add(&self, merge: Merge) -> Arc<Held> {
-        let merge = Arc::new(Mutex::new(Some(merge)));
-        let mut merges = self.merges.lock();
-        merges.retain(|(_, merge)| merge.strong_count() > 0);
-        merges.push((Instant::now(), Arc::downgrade(&merge)));
-        merge
+        self.listed.lock().scans.iter().filter(|(_, held)| held.strong_count() > 0).count()
     }
 }
 
@@ -165,7 +207,7 @@ struct Merge {
 
 /// A running scan. It may be dropped at any time.
 pub struct Scan {
-    merge: Arc<Held>,
+    held: Arc<Mutex<Held>>,
     process: Process,
     began: Instant,
     max_age: Duration,
@@ -179,7 +221,7 @@ impl Drop for Scan {
     fn drop(&mut self) {
         // In a forked process the files that it holds are the other's, and may go with it.
         if !self.process.is_current() {
-            std::mem::forget(Arc::clone(&self.merge));
+            std::mem::forget(Arc::clone(&self.held));
         }
     }
 }
@@ -191,12 +233,11 @@ impl Scan {
         shards: &[Shard],
         (inst, components): (InstId, usize),
         query: &ScanQuery,
-        open: &OpenScans,
+        place: ScanPlace,
         until: &Until,
     ) -> Result<Self, ScanError> {
         let stretches = query.stretches(components)?;
         wait_for(shards, inst, &query.at_least, until)?;
-        open.end_old();
         let snapshots: Vec<(ShardId, ShardSnapshot)> = shards
             .iter()
             .map(|shard| Ok((shard.id(), shard.snapshot(until)?)))
@@ -208,11 +249,13 @@ impl Scan {
             lane.step(&plan, None)?;
             lanes.push(lane);
         }
+        let ScanPlace { held, max_age } = place;
+        *held.lock() = Held::Open(Merge { plan, lanes, last: Vec::new() });
         Ok(Self {
-            merge: open.add(Merge { plan, lanes, last: Vec::new() }),
+            held,
             process: Process::current(),
             began: Instant::now(),
-            max_age: open.max_age,
+            max_age,
             until: until.clone(),
             since_check: 0,
             ended: false,
@@ -222,8 +265,10 @@ impl Scan {
 
     /// The place behind the last entry that was given, for another scan to go on from; `None` before the first.
     pub fn cursor(&self) -> Option<Cursor> {
-        let merge = self.merge.lock();
-        merge.as_ref().filter(|_| self.has_last).map(|merge| Cursor::behind(&merge.last))
+        match &*self.held.lock() {
+            Held::Open(merge) if self.has_last => Some(Cursor::behind(&merge.last)),
+            _ => None,
+        }
     }
 
     /// Counts the entries that are left, without decoding them.
@@ -241,11 +286,11 @@ impl Scan {
 
     /// Does a step, unless the scan is too old.
     fn advance<T>(&self, step: impl FnOnce(&mut Merge) -> Result<T, ScanError>) -> Result<T, ScanError> {
-        let mut merge = self.merge.lock();
+        let mut held = self.held.lock();
         if self.began.elapsed() > self.max_age {
-            *merge = None;
+            *held = Held::Ended;
         }
-        let Some(merge) = merge.as_mut() else { return Err(ScanError::TooOld { max_age: self.max_age }) };
+        let Held::Open(merge) = &mut *held else { return Err(ScanError::TooOld { max_age: self.max_age }) };
         step(merge)
     }
 
@@ -384,25 +429,26 @@ fn wait_for(
     wanted: &[(VbId, Seqno)],
     until: &Until,
 ) -> Result<(), ScanError> {
-    if wanted.is_empty() {
+    let count = u16::try_from(shards.len()).unwrap_or(u16::MAX);
+    let reached = |vb: VbId| {
+        let shard = shards.get(usize::from(ShardId::of_vb(vb, count).0));
+        let positions = shard.and_then(|shard| shard.positions(inst));
+        positions.and_then(|positions| positions.get(vb)).map_or(Seqno(0), |position| position.seqno)
+    };
+    let behind = || {
+        let mut now = wanted.iter().map(|(vb, wanted)| (*vb, *wanted, reached(*vb)));
+        now.find(|(_, wanted, reached)| reached < wanted)
+    };
+    if behind().is_none() {
         return Ok(());
     }
-    let count = u16::try_from(shards.len()).unwrap_or(u16::MAX);
-    // Watched before the first look: what is applied in between leaves a message.
+    // Watched before the next look: what is applied in between leaves a message.
     let (wake, applied) = bounded(1);
     for shard in shards {
         shard.watch(wake.clone());
     }
     loop {
-        let reached = |vb: VbId| {
-            let shard = shards.get(usize::from(ShardId::of_vb(vb, count).0));
-            let positions = shard.and_then(|shard| shard.positions(inst));
-            positions.and_then(|positions| positions.get(vb)).map_or(Seqno(0), |position| position.seqno)
-        };
-        let mut now = wanted.iter().map(|(vb, wanted)| (*vb, *wanted, reached(*vb)));
-        let Some((vb, wanted, reached)) = now.find(|(_, wanted, reached)| reached < wanted) else {
-            return Ok(());
-        };
+        let Some((vb, wanted, reached)) = behind() else { return Ok(()) };
         match recv(&applied, until) {
             Ok(()) => {}
             Err(RecvError::Stopped(why)) => return Err(ScanError::Behind { vb, wanted, reached, why }),

@@ -16,7 +16,8 @@ use crate::durable::{AtPath, PathError};
 use crate::objstore::{
     Content, ContentHash, ObjectKey, ObjectStore, ReadError, StoreCause, StoreError, TransferError, hash_file,
 };
-use crate::shard::store::{StoreFault, local_file};
+use crate::shard::local_file;
+use crate::shard::store::StoreFault;
 use crate::thread::{Stopped, Until};
 
 /// How something differs from what the manifest says.

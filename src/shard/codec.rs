@@ -4,6 +4,7 @@
 //! (`u16`, big-endian). A position is four `u64`, big-endian: vbuuid, seqno, snapshot start and end.
 
 use std::cmp::Ordering;
+use std::ops::Range;
 
 use crate::event::{Seqno, VbUuid};
 use crate::timestamp::Position;
@@ -90,4 +91,35 @@ pub(super) fn edits_between<'a>(
             }
         }
     })
+}
+
+/// What becomes of the entries of a batch: noted first and written in the order of their keys, so that those which lie
+/// side by side in the store are written one after another.
+#[derive(Default)]
+pub(super) struct EntryEdits {
+    keys: Vec<u8>,
+    /// Where each key lies, and whether it is to be there.
+    edits: Vec<(Range<usize>, bool)>,
+}
+
+impl EntryEdits {
+    /// Notes an edit. `append` adds the entry's key in the store, behind what is there.
+    pub(super) fn note<'e>(&mut self, edit: Edit<'e>, append: impl FnOnce(&mut Vec<u8>, &'e [u8])) {
+        let (entry, is_there) = match edit {
+            Edit::Remove(entry) => (entry, false),
+            Edit::Insert(entry) => (entry, true),
+        };
+        let start = self.keys.len();
+        append(&mut self.keys, entry);
+        self.edits.push((start..self.keys.len(), is_there));
+    }
+
+    /// The keys in their order, each with whether it is to be there.
+    pub(super) fn in_order(&mut self) -> impl Iterator<Item = (&[u8], bool)> {
+        let Self { keys, edits } = self;
+        let keys: &[u8] = keys;
+        let key = move |at: &Range<usize>| keys.get(at.clone()).unwrap_or_default();
+        edits.sort_unstable_by(|(a, _), (b, _)| key(a).cmp(key(b)));
+        edits.iter().map(move |(at, is_there)| (key(at), *is_there))
+    }
 }

@@ -10,6 +10,21 @@ use super::batch::WriteBatch;
 use super::store::{PointId, StoreFault};
 use super::{InstId, ShardId};
 
+/// The call was made in a fork of the process that opened the shard. It did nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "cannot use shard {shard} in process {here}: process {opened_by} opened it, and this one is a fork of it that has none \
+     of its threads; fork first, and open data folders afterwards"
+)]
+pub struct Forked {
+    /// The shard.
+    pub shard: ShardId,
+    /// The process that it belongs to.
+    pub opened_by: u32,
+    /// The process that called.
+    pub here: u32,
+}
+
 /// Why a shard was not made or opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -87,6 +102,9 @@ pub enum Later {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApplyError {
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// The batch is of an older life of its streams.
     #[error(
         "cannot write to shard {shard}: vbucket {vb} is at generation {current}, the batch is of {found}; \
@@ -166,6 +184,9 @@ pub enum ApplyError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommitError {
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// The caller's limit ended first. The recovery point may still be made.
     #[error("cannot commit shard {shard}: {why}; commit again")]
     Stopped {
@@ -199,6 +220,9 @@ pub enum CommitError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InstanceError {
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// The shard is locked.
     #[error("cannot {doing} in shard {shard}: it is locked by {owner}; wait until that ends")]
     Locked {
@@ -210,7 +234,7 @@ pub enum InstanceError {
         owner: String,
     },
     /// The engine failed.
-    #[error("cannot {doing} in shard {shard}: {fault}")]
+    #[error("cannot {doing} in shard {shard}: {fault}; mend the cause and open the bucket again")]
     Store {
         /// What was asked for.
         doing: &'static str,
@@ -225,6 +249,9 @@ pub enum InstanceError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// The caller's limit ended first.
     #[error("cannot read shard {shard}: {why}")]
     Stopped {
@@ -247,6 +274,9 @@ pub enum ReadError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RollBackError {
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// The shard is locked or sealed.
     #[error("cannot roll back shard {shard}: it is locked by {owner}; wait until that ends")]
     Locked {

@@ -8,7 +8,9 @@
 //! A recovery point's folder is filled under a temporary name, so it is there whole or not at all. Pinned files
 //! last no longer than the process. What neither names is removed when the store is opened.
 
+use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -85,6 +87,16 @@ pub(super) fn forget(shard_folder: &Path, point: PointId) -> Result<(), StoreFau
     }
 }
 
+/// Keeps none of the recovery points after `to` any longer, or with `None` none at all. Done before a roll-back is made:
+/// where that breaks off, there is none of a time that was given up.
+pub(super) fn forget_after(shard_folder: &Path, to: Option<PointId>) -> Result<(), StoreFault> {
+    let points = list(shard_folder)?;
+    points
+        .iter()
+        .filter(|point| to.is_none_or(|to| point.id > to))
+        .try_for_each(|point| forget(shard_folder, point.id))
+}
+
 /// The recovery points that are kept, ascending.
 pub(super) fn list(shard_folder: &Path) -> Result<Vec<RecoveryPoint>, StoreFault> {
     let doing = "list the recovery points";
@@ -107,6 +119,24 @@ pub(super) fn list(shard_folder: &Path) -> Result<Vec<RecoveryPoint>, StoreFault
     }
     points.sort_by_key(|point| point.id);
     Ok(points)
+}
+
+/// Bytes of all files below a folder; one that has several names there counts once.
+pub(super) fn folder_bytes(folder: &Path) -> u64 {
+    let mut seen = HashSet::new();
+    let mut folders = vec![folder.to_owned()];
+    let mut bytes = 0;
+    while let Some(folder) = folders.pop() {
+        // A file that goes while it is looked for takes no room.
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => folders.push(entry.path()),
+                Ok(meta) if seen.insert(meta.ino()) => bytes += meta.len(),
+                _ => {}
+            }
+        }
+    }
+    bytes
 }
 
 /// Folders of pinned files, each with what tells whether they still are.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::thread::{Stopped, Until, fin};
 
 use super::ShardId;
-use super::error::CommitError;
+use super::error::{CommitError, Forked};
 use super::shard::{Access, Grant, Shard};
 use super::store::{ShardFile, StoreFault};
 
@@ -19,6 +19,9 @@ use super::store::{ShardFile, StoreFault};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError {
+    /// The call was made in a forked process.
+    #[error(transparent)]
+    Forked(#[from] Forked),
     /// Somebody else holds the lock.
     #[error(
         "cannot lock shard {shard} for {wanted_by}: {owner} has held it for {}; wait for that to end, or cancel it",
@@ -90,6 +93,7 @@ impl Shard {
     /// until the guard is dropped, and batches come back with a signal for the unlock. Reads go on. A lock that
     /// somebody else holds is not waited for.
     pub fn lock(&self, owner: &str, until: &Until) -> Result<ShardLock, LockError> {
+        self.refuse_fork()?;
         let wanted_by = || owner.to_owned();
         let shard = self.id();
         let mut guard = self.grant(owner, false)?;
@@ -98,7 +102,7 @@ impl Shard {
             wanted_by: wanted_by(),
             why,
         })?;
-        // The commit takes the gate after the state says `Locked`: no write is in flight behind it.
+        // The commit takes the writer's turn after the state says `Locked`: no write is in flight behind it.
         self.commit(until).map_err(|cause| LockError::Commit { wanted_by: wanted_by(), cause })?;
         guard.files =
             self.files().map_err(|fault| LockError::Store { shard, wanted_by: wanted_by(), fault })?;

@@ -14,8 +14,9 @@ use crate::thread::{Stopped, Until};
 
 use super::error::{CommitError, ReadError, RollBackError};
 use super::gate::Gate;
-use super::shard::{Access, Shard, take_turn};
+use super::shard::{Access, Shard};
 use super::store::{CheckFault, PinnedFiles, PointId, RecoveryPoint};
+use super::turn::take_turn;
 
 /// While it lives no merge of the shard's files begins, so that recovery points share the files that they can.
 /// Recovery points are made as ever.
@@ -57,6 +58,7 @@ impl Shard {
     /// Makes a recovery point of everything that was applied before the call. Gives back whether there was
     /// anything to commit.
     pub fn commit(&self, until: &Until) -> Result<bool, CommitError> {
+        self.refuse_fork()?;
         let stopped = |why| CommitError::Stopped { shard: self.id(), why };
         let _turn = take_turn(&self.0.commit_turn, until).map_err(stopped)?;
         self.commit_in_turn(Keep::IfDue, until).map(|made| made.is_some())
@@ -80,12 +82,14 @@ impl Shard {
             return Err(fail(fault));
         }
         let kept = {
-            let mut gate = take_turn(&self.0.gate, until).map_err(stopped)?;
+            let _turn = take_turn(&self.0.write_turn, until).map_err(stopped)?;
+            let mut gate = self.0.gate.lock();
             if gate.first_uncommitted.is_none() && !gate.flush_is_due && keep == Keep::IfDue {
                 return Ok(None);
             }
             let moved = gate.cut();
             let point = self.point_to_keep(&gate, keep);
+            drop(gate);
             let kept = point.as_ref().map(|point| point.id);
             if let Err(fault) = self.0.store.cut(&moved, point) {
                 self.break_off(&fault);
@@ -130,6 +134,7 @@ impl Shard {
 
     /// The recovery points that can be rolled back to, ascending.
     pub fn points(&self, until: &Until) -> Result<Vec<RecoveryPoint>, ReadError> {
+        self.refuse_fork()?;
         let shard = self.id();
         let _turn = take_turn(&self.0.commit_turn, until).map_err(|why| ReadError::Stopped { shard, why })?;
         self.0.store.points().map_err(|fault| ReadError::Store { shard, fault })
@@ -138,6 +143,7 @@ impl Shard {
     /// Makes a recovery point now and keeps it; the oldest may go for it. `None` where the shard's state is none to
     /// go back to: within an out-of-order snapshot, or until a stream that broke off in one has caught up.
     pub fn keep_point(&self, until: &Until) -> Result<Option<PointId>, CommitError> {
+        self.refuse_fork()?;
         let shard = self.id();
         let _turn =
             take_turn(&self.0.commit_turn, until).map_err(|why| CommitError::Stopped { shard, why })?;
@@ -149,6 +155,7 @@ impl Shard {
     /// as the result lives, whatever is written, merged or rolled back meanwhile. For the stores `lsm` and `memdb`
     /// the time does not depend on their size; `cow` copies its file.
     pub fn pin(&self, until: &Until) -> Result<PinnedFiles, CommitError> {
+        self.refuse_fork()?;
         let shard = self.id();
         let failed = |fault| CommitError::Store { shard, fault };
         let _turn =
@@ -179,12 +186,13 @@ impl Shard {
         generation: Generation,
         until: &Until,
     ) -> Result<(), RollBackError> {
+        self.refuse_fork()?;
         let shard = self.id();
         let stopped = |why| RollBackError::Stopped { shard, why };
         let failed = |fault| RollBackError::Store { shard, fault };
         let _commit = take_turn(&self.0.commit_turn, until).map_err(stopped)?;
         let _compaction = take_turn(&self.0.compact_turn, until).map_err(stopped)?;
-        let mut gate = take_turn(&self.0.gate, until).map_err(stopped)?;
+        let _writes = take_turn(&self.0.write_turn, until).map_err(stopped)?;
         if let Some(owner) = self.holder() {
             return Err(RollBackError::Locked { shard, owner });
         }
@@ -196,13 +204,19 @@ impl Shard {
         {
             return Err(RollBackError::NoPoint { shard, point });
         }
-        let loaded = self.0.store.roll_back(to, &gate.instances()).map_err(|fault| {
+        let instances = self.instances();
+        let loaded = self.0.store.roll_back(to, &instances).map_err(|fault| {
             self.break_off(&fault);
             failed(fault)
         })?;
-        gate.roll_back(loaded, generation);
-        if to.is_none() {
-            gate.instances().into_iter().for_each(|inst| gate.note_empty(inst));
+        {
+            let mut gate = self.0.gate.lock();
+            gate.roll_back(loaded, generation);
+            if to.is_none() {
+                for inst in instances {
+                    gate.note_empty(inst);
+                }
+            }
         }
         let mut state = self.0.state.lock();
         state.flush_fault = None;
@@ -216,6 +230,7 @@ impl Shard {
     /// Reads every file of the newest recovery point and compares it with its checksums. The error names the first
     /// one that is damaged.
     pub fn check(&self, until: &Until) -> Result<(), ReadError> {
+        self.refuse_fork()?;
         let shard = self.id();
         let stopped = |why| ReadError::Stopped { shard, why };
         let _hold = self.hold_merges(until).map_err(stopped)?;

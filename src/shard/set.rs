@@ -13,15 +13,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, after, bounded, never, select_biased};
+use parking_lot::Mutex;
 use slog::{Logger, error, info};
 
 use crate::durable::{AtPath, Claim};
 use crate::thread::{self, Fin, FinHolder, Panicked, Process, RecvError, Stopped, Thread, Until, fin};
 
 use super::ShardId;
+use super::engines::StoreShared;
 use super::error::{CommitError, OpenError};
 use super::shard::{Shard, ShardConfig, ShardSpec, claim};
-use super::store::{StoreFault, StoreShared};
+use super::store::StoreFault;
 
 /// How long the flushing thread waits after a recovery point failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -63,8 +65,9 @@ pub struct ShardSet {
     shards: Vec<Shard>,
     orders: Sender<Order>,
     /// `None` once the threads were told to end.
-    stop: Option<FinHolder>,
-    threads: Vec<Thread<()>>,
+    stop: Mutex<Option<FinHolder>>,
+    /// Held for a moment: whoever joins them takes them out meanwhile.
+    threads: Mutex<Vec<Thread<()>>>,
     process: Process,
 }
 
@@ -80,9 +83,9 @@ impl Drop for ShardSet {
         // are dropped.
         if !self.process.is_current() {
             std::mem::forget(self.orders.clone());
-            std::mem::forget(self.stop.take());
+            std::mem::forget(self.stop.get_mut().take());
             std::mem::forget(std::mem::take(&mut self.shards));
-            std::mem::forget(std::mem::take(&mut self.threads));
+            std::mem::forget(std::mem::take(self.threads.get_mut()));
         }
     }
 }
@@ -149,8 +152,13 @@ impl ShardSet {
         }
         let (stop, stopped) = fin();
         let (orders, ordered) = bounded(1);
-        let mut set =
-            Self { shards, orders, stop: Some(stop), threads: Vec::new(), process: Process::current() };
+        let set = Self {
+            shards,
+            orders,
+            stop: Mutex::new(Some(stop)),
+            threads: Mutex::default(),
+            process: Process::current(),
+        };
         let flusher = Flusher {
             shards: set.shards.clone(),
             woken: flush_woken,
@@ -164,11 +172,11 @@ impl ShardSet {
         let flush = set.watched("dm-flush", logger, move || flusher.run(&flush_stop));
         let compact = set.watched("dm-compact", logger, move || compactor.run(&stopped));
         let started = thread::spawn("dm-flush", flush).and_then(|flushing| {
-            set.threads.push(flushing);
+            set.threads.lock().push(flushing);
             thread::spawn("dm-compact", compact)
         });
         match started {
-            Ok(compacting) => set.threads.push(compacting),
+            Ok(compacting) => set.threads.lock().push(compacting),
             Err(source) => {
                 // The one that was started only waits, so it ends at once.
                 let _ = set.close(&Until::within(START_FAILED_GRACE));
@@ -231,16 +239,19 @@ impl ShardSet {
     }
 
     /// Tells the threads to end, and waits for nothing.
-    pub fn stop(&mut self) {
-        self.stop = None;
+    pub fn stop(&self) {
+        *self.stop.lock() = None;
     }
 
     /// Ends the threads. What is uncommitted stays so. Gives back the names of the threads that still run when
-    /// the limit ends; the call may then be repeated.
-    pub fn close(&mut self, until: &Until) -> Result<(), Vec<String>> {
+    /// the limit ends; the call may then be repeated, by one caller at a time.
+    pub fn close(&self, until: &Until) -> Result<(), Vec<String>> {
         self.stop();
-        self.threads = thread::join_all(std::mem::take(&mut self.threads), until);
-        if self.threads.is_empty() { Ok(()) } else { Err(thread::names(&self.threads)) }
+        let threads = std::mem::take(&mut *self.threads.lock());
+        let running = thread::join_all(threads, until);
+        let names = thread::names(&running);
+        self.threads.lock().extend(running);
+        if names.is_empty() { Ok(()) } else { Err(names) }
     }
 }
 

@@ -11,28 +11,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Sender, TrySendError};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use slog::{Logger, error};
 
 use crate::durable::{self, AtPath, Claim};
 use crate::event::{Generation, Seqno, VbId};
-use crate::thread::{Fin, FinHolder, Stopped, Until, fin};
+use crate::thread::{Fin, FinHolder, Process, Stopped, Until, fin};
 use crate::timestamp::TsVbuuid;
 
 use super::batch::{Change, WriteBatch};
-use super::error::{ApplyError, InstanceError, Later, OpenError, ReadError, Refused};
+use super::engines::{self, StoreShared};
+use super::error::{ApplyError, Forked, InstanceError, Later, OpenError, ReadError, Refused};
 use super::gate::Gate;
 use super::snapshot::ShardSnapshot;
-use super::store::{self, Entries, ShardFile, ShardStore, StoreFault, StoreShared};
+use super::store::{Entries, ShardFile, ShardStore, StoreFault};
+use super::turn::take_turn;
 use super::{InstId, ShardId, StoreKind};
 
 /// Metadata file of a shard; written last when a shard is made.
 const SPEC_FILE: &str = "shard.meta";
 const SPEC_KIND: &str = "shard";
 const SPEC_VERSION: u32 = 1;
-/// How long a wait for a turn goes on before it looks at its limit again.
-const TURN_SLICE: Duration = Duration::from_millis(20);
+/// How long a batch in flight is waited for before instances join; whoever asks does so for one vbucket after another.
+const JOIN_PATIENCE: Duration = Duration::from_millis(2);
 
 /// What a shard is; fixed when it is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,12 +105,15 @@ pub(super) struct Inner {
     pub(super) commit_turn: Mutex<()>,
     /// Held by whoever compacts.
     pub(super) compact_turn: Mutex<()>,
+    /// Held by whoever writes, also over file access: a batch, a change of instances, a cut.
+    pub(super) write_turn: Mutex<()>,
+    /// Changed in the writer's turn alone, and held for a moment: who looks waits for no file.
     pub(super) gate: Mutex<Gate>,
     pub(super) state: Mutex<State>,
     applied_changes: AtomicU64,
     pub(super) commits: AtomicU64,
     /// Locked; the last field, so that it is given back when everything else is gone.
-    _claim: Claim,
+    claim: Claim,
 }
 
 /// What anyone may look at, for a moment.
@@ -170,7 +175,7 @@ impl Shard {
     pub(super) fn create(folder: &Path, spec: ShardSpec, shared: &StoreShared) -> Result<(), OpenError> {
         std::fs::create_dir(folder).at("create the folder", folder)?;
         let failed = |fault| OpenError::Store { shard: spec.id, fault };
-        store::create(spec.store, folder, shared).map_err(failed)?;
+        engines::create(spec.store, folder, shared).map_err(failed)?;
         let sealed = durable::seal(SPEC_KIND, SPEC_VERSION, &spec)
             .map_err(|e| failed(StoreFault::new("describe the shard", &e)))?;
         durable::replace(&folder.join(SPEC_FILE), &sealed)?;
@@ -194,7 +199,7 @@ impl Shard {
             return Err(OpenError::Foreign { shard: spec.id, path });
         }
         let fault = |fault| OpenError::Store { shard: spec.id, fault };
-        let store = store::open(spec.store, folder, &config.shared).map_err(fault)?;
+        let store = engines::open(spec.store, folder, &config.shared).map_err(fault)?;
         let gate = load_gate(spec, store.as_ref()).map_err(fault)?;
         Ok(Self(Arc::new(Inner {
             spec,
@@ -204,6 +209,7 @@ impl Shard {
             store,
             commit_turn: Mutex::new(()),
             compact_turn: Mutex::new(()),
+            write_turn: Mutex::new(()),
             gate: Mutex::new(gate),
             state: Mutex::new(State {
                 access: sealed_by.map_or(Access::Open, |by| Access::Sealed { by: by.to_owned() }),
@@ -218,8 +224,17 @@ impl Shard {
             }),
             applied_changes: AtomicU64::new(0),
             commits: AtomicU64::new(0),
-            _claim: claim,
+            claim,
         })))
+    }
+
+    /// Fails in a fork of the process that opened the shard.
+    pub(super) fn refuse_fork(&self) -> Result<(), Forked> {
+        let (owner, here) = (self.0.claim.process(), Process::current());
+        if owner == here {
+            return Ok(());
+        }
+        Err(Forked { shard: self.id(), opened_by: owner.id(), here: here.id() })
     }
 
     /// The shard's number.
@@ -231,6 +246,8 @@ impl Shard {
     /// batch comes back empty. This waits for other writers of the shard, and for nothing else: where it would
     /// have to, the batch comes back with a signal.
     pub fn try_apply(&self, mut batch: Box<WriteBatch>) -> Result<Box<WriteBatch>, Refused> {
+        self.refuse_fork().map_err(|forked| Refused::Never(forked.into()))?;
+        let turn = self.0.write_turn.lock();
         let mut gate = self.0.gate.lock();
         if let Err(refusal) = self.admit(&gate) {
             return Err(match refusal {
@@ -240,12 +257,13 @@ impl Shard {
         }
         gate.check(&batch).map_err(Refused::Never)?;
         gate.begin(&batch);
-        let (applied, outcome) = {
-            let new = latest(batch.changes().filter_map(|change| gate.admit(&batch, change)));
-            (new.len() as u64, self.0.store.apply(&new))
-        };
+        let new = latest(batch.changes().filter_map(|change| gate.admit(&batch, change)));
+        drop(gate);
+        let (applied, outcome) = (new.len() as u64, self.0.store.apply(&new));
+        drop(new);
         match outcome {
             Ok(bytes) => {
+                let mut gate = self.0.gate.lock();
                 gate.advance(&batch);
                 self.note_write(&mut gate, bytes);
             }
@@ -254,7 +272,7 @@ impl Shard {
                 return Err(Refused::Never(ApplyError::Store { shard: self.id(), fault }));
             }
         }
-        drop(gate);
+        drop(turn);
         self.0.applied_changes.fetch_add(applied, Ordering::Relaxed);
         self.notify_watchers();
         batch.clear();
@@ -318,8 +336,10 @@ impl Shard {
     }
 
     /// From now on a message is sent into `wake` after each batch, where there is room, for as long as somebody
-    /// holds its receiver.
+    /// holds its receiver. One may come without a batch, too.
     pub fn watch(&self, wake: Sender<()>) {
+        // Those that are gone are known by a message alone, and without batches none is sent.
+        self.notify_watchers();
         self.0.state.lock().watchers.push(wake);
     }
 
@@ -338,10 +358,18 @@ impl Shard {
         self.0.gate.lock().covers(ts)
     }
 
-    /// From now on only batches of `generation` are applied for those of `vbs` that are of this shard.
-    pub fn install_generation(&self, vbs: impl IntoIterator<Item = VbId>, generation: Generation) {
+    /// From now on only batches of `generation` are applied for those of `vbs` that are of this shard. Waits for the
+    /// batch in flight while the limit lasts; then nothing changes.
+    pub fn install_generation(
+        &self,
+        vbs: impl IntoIterator<Item = VbId>,
+        generation: Generation,
+        until: &Until,
+    ) -> Result<(), Stopped> {
+        let _turn = take_turn(&self.0.write_turn, until)?;
         let mut gate = self.0.gate.lock();
         vbs.into_iter().for_each(|vb| gate.install_generation(vb, generation));
+        Ok(())
     }
 
     /// Lets instances that another data path fills be moved in a vbucket, from now on, by the batches that name them
@@ -352,15 +380,21 @@ impl Shard {
     ///
     /// Instances at the same seqno on two branches may join: whoever calls knows that both are in one history.
     ///
+    /// A batch in flight is waited for a moment: where a disk hangs this is `false`, too.
+    ///
     /// It ends by [`Shard::part`], when the shard is rolled back, and where a stream that begins before the instances' position is on
     /// another branch than they: then nobody has said that what they have is on it.
     pub fn join(&self, vb: VbId, joining: &[InstId], members: &[InstId], from: Seqno) -> bool {
-        self.0.gate.lock().join(vb, joining, members, from)
+        let turn = self.0.write_turn.try_lock_for(JOIN_PATIENCE);
+        turn.is_some_and(|_turn| self.0.gate.lock().join(vb, joining, members, from))
     }
 
-    /// Ends what [`Shard::join`] began, in all vbuckets.
-    pub fn part(&self, instances: &[InstId]) {
+    /// Ends what [`Shard::join`] began, in all vbuckets. Waits for the batch in flight while the limit lasts; then
+    /// nothing changes.
+    pub fn part(&self, instances: &[InstId], until: &Until) -> Result<(), Stopped> {
+        let _turn = take_turn(&self.0.write_turn, until)?;
         self.0.gate.lock().part(instances);
+        Ok(())
     }
 
     /// Whether instances have joined others in a vbucket.
@@ -370,9 +404,10 @@ impl Shard {
 
     /// Adds an empty instance; one that is there stays as it is. It lasts from the next recovery point on.
     pub fn create_instance(&self, inst: InstId, start: InstanceStart) -> Result<(), InstanceError> {
+        self.refuse_fork()?;
         let doing = "create an index";
-        let mut gate = self.0.gate.lock();
-        if gate.has_instance(inst) {
+        let _turn = self.0.write_turn.lock();
+        if self.0.gate.lock().has_instance(inst) {
             return Ok(());
         }
         self.refuse_if_locked(doing)?;
@@ -381,6 +416,7 @@ impl Shard {
             shard: self.id(),
             fault,
         })?;
+        let mut gate = self.0.gate.lock();
         gate.add_instance(inst, start);
         self.note_write(&mut gate, 1);
         Ok(())
@@ -389,11 +425,14 @@ impl Shard {
     /// Removes an instance. It is gone for good from the next recovery point on; its entries are removed bit by
     /// bit afterwards, by the thread that compacts.
     pub fn drop_instance(&self, inst: InstId) -> Result<(), InstanceError> {
+        self.refuse_fork()?;
         let doing = "drop an index";
-        let mut gate = self.0.gate.lock();
+        let _turn = self.0.write_turn.lock();
         self.refuse_if_locked(doing)?;
+        let mut gate = self.0.gate.lock();
         if gate.remove_instance(inst) {
             self.note_write(&mut gate, 1);
+            drop(gate);
             self.0.store.remove_instance(inst).map_err(|fault| InstanceError::Store {
                 doing,
                 shard: self.id(),
@@ -438,14 +477,15 @@ impl Shard {
     /// Removes a part of what dropped instances left, where there is room for it; a recovery point makes room,
     /// and wakes the thread that goes on here.
     pub(super) fn sweep(&self) -> Result<bool, StoreFault> {
-        let mut gate = self.0.gate.lock();
+        let _turn = self.0.write_turn.lock();
+        let has_room = self.0.gate.lock().uncommitted_bytes < self.0.config.commit_bytes;
         let is_open = matches!(self.0.state.lock().access, Access::Open);
-        if !is_open || gate.uncommitted_bytes >= self.0.config.commit_bytes {
+        if !is_open || !has_room {
             return Ok(false);
         }
         let swept = self.0.store.sweep()?;
         if let Some(bytes) = swept {
-            self.note_write(&mut gate, bytes);
+            self.note_write(&mut self.0.gate.lock(), bytes);
         }
         Ok(swept.is_some())
     }
@@ -457,8 +497,9 @@ impl Shard {
 
     /// A snapshot at a batch boundary.
     pub fn snapshot(&self, until: &Until) -> Result<ShardSnapshot, ReadError> {
+        self.refuse_fork()?;
         let shard = self.id();
-        let _gate = take_turn(&self.0.gate, until).map_err(|why| ReadError::Stopped { shard, why })?;
+        let _turn = take_turn(&self.0.write_turn, until).map_err(|why| ReadError::Stopped { shard, why })?;
         let store = self.0.store.snapshot().map_err(|fault| ReadError::Store { shard, fault })?;
         Ok(ShardSnapshot { store, shard: self.clone() })
     }
@@ -545,17 +586,4 @@ pub(super) fn claim(folder: &Path) -> Result<Claim, OpenError> {
     let path = folder.join(SPEC_FILE);
     let file = File::open(&path).at("open", &path)?;
     Claim::take(file, &path)?.map_err(|_| OpenError::InUse { folder: folder.to_owned() })
-}
-
-/// Takes a mutex that may be held over file access, while the limit lasts.
-pub(super) fn take_turn<'m, T>(mutex: &'m Mutex<T>, until: &Until) -> Result<MutexGuard<'m, T>, Stopped> {
-    if let Some(guard) = mutex.try_lock() {
-        return Ok(guard);
-    }
-    loop {
-        until.check()?;
-        if let Some(guard) = mutex.try_lock_for(TURN_SLICE) {
-            return Ok(guard);
-        }
-    }
 }

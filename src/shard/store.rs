@@ -9,18 +9,16 @@
 //!
 //! Calls come in three groups.
 //!
-//! * Under the shard's gate, one at a time: `apply`, `add_instance`, `remove_instance`, `sweep`, `cut`, `snapshot`.
+//! * In the writer's turn, one at a time: `apply`, `add_instance`, `remove_instance`, `sweep`, `cut`, `snapshot`.
 //! * In the commit's turn, one at a time: `flush`, `points`, `forget`, `files`, `pin`, `check`. In the compaction's
-//!   turn: `compact`. The two turns may meet, but for `files` and `check`, and either may meet a call under the gate.
-//! * With both turns and the gate, so alone: `load`, `roll_back`.
+//!   turn: `compact`. The two turns may meet, but for `files` and `check`, and either may meet a call in the writer's.
+//! * In all three turns, so alone: `load`, `roll_back`.
 //!
 //! Snapshots and scans may be read at any time, also beyond a roll-back: they keep the state that they had.
 
 use std::any::Any;
 use std::fmt;
-use std::fs;
 use std::ops::Bound;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -29,11 +27,8 @@ use crate::event::VbId;
 use crate::thread::{Stopped, Until};
 use crate::timestamp::Position;
 
+use super::InstId;
 use super::batch::Change;
-use super::cow::CowStore;
-use super::lsm::{self, LsmShared, LsmStore};
-use super::memdb::MemdbStore;
-use super::{InstId, StoreKind};
 
 /// An error of a storage engine: what was being done, and what it said.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -204,7 +199,8 @@ pub trait ShardStore: Send + Sync {
     /// Makes a kept recovery point, or with `None` the empty store, the newest one, durably and in one step.
     /// Afterwards there are exactly the given instances: one that the point does not have is empty and without
     /// positions. Kept points after it are gone; what was applied since is too. Gives back what `load` would.
-    /// After an error nothing has changed for the store when it is reopened.
+    /// After an error the store must not be used again before it is reopened. It is then as it was, but that kept
+    /// points after `to` may be gone, or it was rolled back; no kept point is of a time that it does not have.
     fn roll_back(
         &self,
         to: Option<PointId>,
@@ -230,69 +226,4 @@ pub trait ShardStore: Send + Sync {
 
     /// What the store takes up now.
     fn size(&self) -> StoreSize;
-}
-
-/// What the stores of one bucket share, or take a part of.
-#[derive(Clone)]
-pub(super) struct StoreShared {
-    pub(super) lsm: LsmShared,
-    /// Part of the cache that is each shard's own, in a store that shares none.
-    pub(super) cache_bytes_per_shard: usize,
-}
-
-impl StoreShared {
-    /// Caches of `cache_bytes` and at most `open_files_max` open files, for all `shards` together.
-    pub(super) fn new(shards: usize, cache_bytes: u64, open_files_max: usize) -> Self {
-        let per_shard = cache_bytes / u64::try_from(shards.max(1)).unwrap_or(u64::MAX);
-        Self {
-            lsm: LsmShared::new(cache_bytes, open_files_max),
-            cache_bytes_per_shard: usize::try_from(per_shard).unwrap_or(usize::MAX),
-        }
-    }
-}
-
-/// Makes an empty store in a shard's folder.
-pub(super) fn create(kind: StoreKind, folder: &Path, shared: &StoreShared) -> Result<(), StoreFault> {
-    match kind {
-        StoreKind::Lsm => LsmStore::create(folder, &shared.lsm),
-        StoreKind::Memdb => MemdbStore::create(folder),
-        StoreKind::Cow => CowStore::create(folder),
-    }
-}
-
-/// Where a file of a shard's newest recovery point lies that is called `name` there, in the folder of a shard that is
-/// closed: after a roll-back that may be another place than its name says.
-pub(crate) fn local_file(shard_folder: &Path, name: &str) -> Result<PathBuf, StoreFault> {
-    lsm::local_file(shard_folder, name)
-}
-
-/// Opens the store in a shard's folder. One that is damaged or not there is a fault, never an empty store.
-pub(super) fn open(
-    kind: StoreKind,
-    folder: &Path,
-    shared: &StoreShared,
-) -> Result<Box<dyn ShardStore>, StoreFault> {
-    Ok(match kind {
-        StoreKind::Lsm => Box::new(LsmStore::open(folder, &shared.lsm)?),
-        StoreKind::Memdb => Box::new(MemdbStore::open(folder)?),
-        StoreKind::Cow => Box::new(CowStore::open(folder, shared.cache_bytes_per_shard)?),
-    })
-}
-
-/// Bytes of all files below a folder; one that has several names there counts once.
-pub(super) fn folder_bytes(folder: &Path) -> u64 {
-    let mut seen = std::collections::HashSet::new();
-    let mut folders = vec![folder.to_owned()];
-    let mut bytes = 0;
-    while let Some(folder) = folders.pop() {
-        // A file that goes while it is looked for takes no room.
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            match entry.metadata() {
-                Ok(meta) if meta.is_dir() => folders.push(entry.path()),
-                Ok(meta) if seen.insert(meta.ino()) => bytes += meta.len(),
-                _ => {}
-            }
-        }
-    }
-    bytes
 }

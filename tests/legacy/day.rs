@@ -63,7 +63,7 @@ fn check_threads(own: &[String], seen: &mut BTreeSet<String>) {
 
 fn live(data: &DataDir, root: &Path, store: StoreKind, journal: &Arc<Journal>) {
     let (name, config) = (store.to_string(), config(journal));
-    let mut bucket = make(data, &name, store, &config);
+    let bucket = make(data, &name, store, &config);
     ingest(&bucket, Input::Path(root.join("documents"))).unwrap();
     assert_eq!(scan(&bucket), numbers(0..DOCUMENTS));
     let archive = FileStore::open(&root.join("archive")).unwrap();
@@ -71,7 +71,7 @@ fn live(data: &DataDir, root: &Path, store: StoreKind, journal: &Arc<Journal>) {
     bucket.close(&minutes(1)).unwrap();
     drop(bucket);
     data.resume(&named(&name), &archive, None, &config, &minutes(1), &mut |_| {}).unwrap();
-    let mut bucket = data.open_bucket(&named(&name), &config).unwrap();
+    let bucket = data.open_bucket(&named(&name), &config).unwrap();
     ingest(&bucket, Input::Path(root.join("documents"))).unwrap();
     assert_eq!(scan(&bucket), numbers(0..DOCUMENTS));
     bucket.close(&minutes(1)).unwrap();
@@ -154,7 +154,7 @@ pub(crate) fn of_two_instances() {
         let data = DataDir::open_or_create(&root.path().join(folder)).unwrap();
         make(&data, "travel", StoreKind::Lsm, &config(&journal))
     };
-    let close = |mut bucket: Bucket| bucket.close(&minutes(1)).unwrap();
+    let close = |bucket: Bucket| bucket.close(&minutes(1)).unwrap();
     std::thread::scope(|scope| {
         let (first, second) = (open("one"), open("two"));
         eventually("both are open", || theirs() == names(&["dm-compact", "dm-flush"], 2));

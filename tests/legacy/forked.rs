@@ -6,12 +6,18 @@ use std::time::{Duration, Instant};
 
 use dormouse::bucket::{
     Bucket, BucketConfig, BucketError, BucketSpec, CancelError, CloseError, DataDir, DataDirError,
-    IndexError, IngestError, PauseError, ResumeError, TaskId, WaitError,
+    FollowError, FollowOptions, IndexError, IngestError, PauseError, ResumeError, TaskId, WaitError,
 };
-use dormouse::index::KeyRange;
+use dormouse::event::Generation;
+use dormouse::index::{KeyRange, ScanQuery};
 use dormouse::objstore::FileStore;
-use dormouse::shard::{ShardSetConfig, StoreKind};
+use dormouse::shard::batch::WriteBatch;
+use dormouse::shard::{
+    ApplyError, CommitError, InstId, InstanceError, InstanceStart, LockError, ReadError, Refused,
+    RollBackError, Shard, ShardSetConfig, StoreKind,
+};
 use dormouse::source::Input;
+use dormouse::source::dcp::{Cluster, DcpConfig, Login, Network};
 use fork::{Fork, fork, waitpid_nohang};
 use signal_hook::low_level::exit;
 use tempfile::TempDir;
@@ -53,7 +59,7 @@ macro_rules! assert_forked {
 }
 
 /// Every door that can refuse does.
-fn try_everything(data: &DataDir, bucket: &mut Bucket, archive: &FileStore) {
+fn try_everything(data: &DataDir, bucket: &Bucket, archive: &FileStore) {
     let (name, until, config) = (named("travel"), minutes(1), config(&Arc::default()));
     assert_forked!(data.buckets(), DataDirError::Forked);
     assert_forked!(data.bucket_meta(&name), BucketError::Forked);
@@ -71,7 +77,36 @@ fn try_everything(data: &DataDir, bucket: &mut Bucket, archive: &FileStore) {
     assert_forked!(ingest(bucket, Input::Path("nowhere".into())), IngestError::Forked);
     assert_forked!(bucket.plan_pause(archive, EVICT, &until), PauseError::Forked);
     assert_forked!(bucket.pause(archive, EVICT, &until, &mut |_| {}), PauseError::Forked);
+    assert_forked!(bucket.ensure_indexes(&[by_n()], false), IndexError::Forked);
+    assert_forked!(bucket.query(by_n().name(), &ScanQuery::default(), &until), IndexError::Forked);
+    assert_forked!(bucket.follow(&nowhere(), &until, &mut |_| {}), FollowError::Forked);
     assert_forked!(bucket.close(&until), CloseError::Forked);
+    bucket.shards().iter().for_each(try_everything_of);
+}
+
+/// The same for a shard, whose files are the other process's.
+fn try_everything_of(shard: &Shard) {
+    let (until, inst) = (minutes(1), InstId(1));
+    assert_forked!(shard.commit(&until), CommitError::Forked);
+    assert_forked!(shard.keep_point(&until), CommitError::Forked);
+    assert_forked!(shard.pin(&until), CommitError::Forked);
+    assert_forked!(shard.points(&until), ReadError::Forked);
+    assert_forked!(shard.snapshot(&until), ReadError::Forked);
+    assert_forked!(shard.check(&until), ReadError::Forked);
+    assert_forked!(shard.lock("a fork", &until), LockError::Forked);
+    assert_forked!(shard.roll_back(None, Generation(1000), &until), RollBackError::Forked);
+    assert_forked!(shard.create_instance(InstId(2), InstanceStart::Zero), InstanceError::Forked);
+    assert_forked!(shard.drop_instance(inst), InstanceError::Forked);
+    let refused = shard.try_apply(Box::new(WriteBatch::default())).err().unwrap();
+    assert!(matches!(refused, Refused::Never(ApplyError::Forked(_))), "{refused:?}");
+}
+
+fn nowhere() -> FollowOptions {
+    let login = Login { user: String::new(), password: String::new(), plain_without_tls: false };
+    let address = ([127, 0, 0, 1], 1).into();
+    let connection = DcpConfig::new(address, "travel", 16, login);
+    let cluster = Cluster { seeds: Vec::new(), network: Network::Auto, connection };
+    FollowOptions { cluster, connections: 1, once: true, idle_after: None }
 }
 
 pub(crate) fn child() {
@@ -83,7 +118,7 @@ fn child_of(store: StoreKind) {
     let folder = root.path().join("data");
     let data = DataDir::open_or_create(&folder).unwrap();
     let archive = FileStore::open(&root.path().join("archive")).unwrap();
-    let mut bucket = make(&data, "travel", store, &config(&journal));
+    let bucket = make(&data, "travel", store, &config(&journal));
     let documents = root.path().join("documents");
     write_documents(&documents, 0..2000);
     ingest(&bucket, Input::Path(documents.clone())).unwrap();
@@ -98,7 +133,7 @@ fn child_of(store: StoreKind) {
 
     match fork().unwrap() {
         Fork::Child => end_child(move || {
-            try_everything(&data, &mut bucket, &archive);
+            try_everything(&data, &bucket, &archive);
             assert!(matches!(DataDir::open(&folder), Err(DataDirError::Held { .. })), "the lock is gone");
             drop((half, bucket, data));
         }),
@@ -114,7 +149,7 @@ fn child_of(store: StoreKind) {
     }
     bucket.close(&minutes(1)).unwrap();
     drop(bucket);
-    let mut bucket = data.open_bucket(&named("travel"), &config(&journal)).unwrap();
+    let bucket = data.open_bucket(&named("travel"), &config(&journal)).unwrap();
     assert_eq!(scan(&bucket), numbers(0..2000));
     bucket.close(&minutes(1)).unwrap();
 }

@@ -17,13 +17,14 @@ const SLACK: Duration = Duration::from_secs(10);
 pub(crate) fn a_reader() {
     let (root, journal, facts) = (TempDir::new().unwrap(), Arc::<Journal>::default(), Facts::now());
     let data = DataDir::open_or_create(&root.path().join("data")).unwrap();
-    let mut bucket = make(&data, "travel", StoreKind::Lsm, &config(&journal));
+    let bucket = make(&data, "travel", StoreKind::Lsm, &config(&journal));
     let (feed, input) = fed();
     feed.send(b"{\"id\":\"a\",\"n\":1}\n".to_vec()).unwrap();
     // The library has its own time to end what it started; the reader takes longer.
     let soon = Until::within(Duration::from_millis(200));
     let ended = bucket.ingest(vec![input], &options(), &soon, &mut |_| {}).unwrap_err();
     assert!(matches!(ended, IngestError::Stopped { kept: 1, .. }), "{ended}");
+    assert_eq!(scan(&bucket), [1]);
     for _ in 0..2 {
         let began = Instant::now();
         let closed = bucket.close(&Until::within(Duration::from_millis(200))).unwrap_err();
@@ -33,7 +34,6 @@ pub(crate) fn a_reader() {
         );
         assert!(began.elapsed() < SLACK, "it took {:?}", began.elapsed());
     }
-    assert_eq!(scan(&bucket), [1]);
     drop(feed);
     bucket.close(&minutes(1)).unwrap();
     drop((bucket, data));

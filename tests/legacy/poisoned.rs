@@ -169,13 +169,13 @@ pub(crate) fn environment() {
     let config = config(&journal);
     for store in crate::service::STORES {
         let name = store.to_string();
-        let mut bucket = make(&data, &name, store, &config);
+        let bucket = make(&data, &name, store, &config);
         ingest(&bucket, Input::Path(documents.clone())).unwrap();
         bucket.pause(&archive, EVICT, &minutes(1), &mut |_| {}).unwrap();
         bucket.close(&minutes(1)).unwrap();
         drop(bucket);
         data.resume(&named(&name), &archive, None, &config, &minutes(1), &mut |_| {}).unwrap();
-        let mut bucket = data.open_bucket(&named(&name), &config).unwrap();
+        let bucket = data.open_bucket(&named(&name), &config).unwrap();
         assert_eq!(scan(&bucket), numbers(0..1000));
         bucket.close(&minutes(1)).unwrap();
     }

@@ -46,7 +46,10 @@ impl Facts {
 
 /// A line of a process's status.
 pub(crate) fn status(path: &str, name: &str) -> String {
-    let text = fs::read_to_string(path).unwrap_or_default();
+    line_of(&fs::read_to_string(path).unwrap_or_default(), name)
+}
+
+fn line_of(text: &str, name: &str) -> String {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.unwrap_or_default().trim().to_owned()
 }
@@ -87,8 +90,11 @@ pub(crate) fn tasks(process: u32) -> Vec<(String, u64)> {
     for task in fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten() {
         // It may end between the listing and the look.
         let Ok(name) = fs::read_to_string(task.path().join("comm")) else { continue };
-        let blocked = status(task.path().join("status").to_str().unwrap(), "SigBlk");
-        if let Ok(blocked) = u64::from_str_radix(&blocked, 16) {
+        let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        // Of one that is just ending the system counts no threads, and tells no signals.
+        if let Ok(blocked) = u64::from_str_radix(&line_of(&status, "SigBlk"), 16)
+            && line_of(&status, "Threads") != "0"
+        {
             tasks.push((name.trim_end().to_owned(), blocked));
         }
     }

@@ -39,7 +39,7 @@ fn with_threads<T>(threads: u64, work: impl FnOnce() -> T) -> T {
 
 /// Opens the bucket, ingests, and closes it.
 fn try_ingest(data: &DataDir, config: &BucketConfig, input: Input) -> anyhow::Result<()> {
-    let mut bucket = data.open_bucket(&named("travel"), config)?;
+    let bucket = data.open_bucket(&named("travel"), config)?;
     let ingested = ingest(&bucket, input);
     bucket.close(&minutes(1))?;
     ingested?;

@@ -168,8 +168,9 @@ pub(crate) fn ids(numbers: std::ops::Range<u32>) -> Vec<String> {
     numbers.map(|n| format!("d{n:05}")).collect()
 }
 
-pub(crate) fn close(mut bucket: Bucket) {
+pub(crate) fn close(bucket: Bucket) {
     bucket.close(&watchdog()).unwrap();
+    drop(bucket);
 }
 
 pub(crate) fn is_locked(bucket: &Bucket) -> bool {

@@ -153,7 +153,7 @@ impl Consumer {
 
     pub(crate) fn close(self) {
         assert!(self.following.is_none(), "it is followed still");
-        let mut bucket = Arc::try_unwrap(self.bucket).ok().unwrap();
+        let bucket = Arc::try_unwrap(self.bucket).ok().unwrap();
         bucket.close(&watchdog()).unwrap();
     }
 }

@@ -90,8 +90,9 @@ pub(crate) fn create(kind: StoreKind, folder: &Path, shards: u16, config: &Shard
 }
 
 /// Closes without a commit.
-pub(crate) fn close(mut set: ShardSet) {
+pub(crate) fn close(set: ShardSet) {
     set.close(&watchdog()).unwrap();
+    drop(set);
 }
 
 /// A batch for the instances 1 and 2 that follows `from`: one change for each document with its keys.

@@ -116,7 +116,7 @@ impl Follower<'_> {
         let instances: Vec<InstId> = engines.iter().map(|engine| engine.inst).collect();
         info!(self.logger, "indexes are built by streams of their own"; "indexes" => instances.len());
         for shard in shards {
-            shard.part(&instances);
+            shard.part(&instances, until).map_err(Broken::Stopped)?;
         }
         let points = self.feed.kvdata(&keyspace)?.join_engines(engines.clone(), until)?;
         let generation = self.bucket.next_generation();

@@ -136,7 +136,9 @@ impl<'b> Follower<'b> {
         };
         let generation = bucket.next_generation();
         for shard in bucket.shards() {
-            shard.install_generation(follower.all_vbs(), generation);
+            shard
+                .install_generation(follower.all_vbs(), generation, until)
+                .map_err(|why| FollowError::Stopped { bucket: bucket.name(), why, kept: 0 })?;
             follower.fences.insert(shard.id(), generation);
         }
         let name = Keyspace(bucket.name().to_string());

@@ -31,6 +31,7 @@ mod rolling;
 mod streams;
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,7 +46,7 @@ use crate::source::dcp::{Cluster, ClusterError, ClusterMap, DcpRequestError};
 use crate::thread::{Panicked, Stopped, Until};
 
 use super::bucket::Bucket;
-use super::error::Forked;
+use super::error::{Closed, Forked};
 use super::ingest::GRACE;
 use super::meta::{BucketName, BucketSpec, MetaError, SourceKind};
 use super::pausing::millis;
@@ -119,6 +120,9 @@ pub enum FollowError {
     /// The call was made in a forked process.
     #[error(transparent)]
     Forked(#[from] Forked),
+    /// The bucket was closed.
+    #[error(transparent)]
+    Closed(#[from] Closed),
     /// The bucket sleeps.
     #[error("cannot follow into bucket {bucket}: it is paused in {archive}; resume it first")]
     Paused {
@@ -281,7 +285,9 @@ pub enum FollowError {
         kept: u64,
     },
     /// Threads could not be started.
-    #[error("cannot follow into bucket {bucket}: no thread could be started: {source}")]
+    #[error(
+        "cannot follow into bucket {bucket}: no thread could be started: {source}; raise the limit of threads"
+    )]
     Spawn {
         /// The bucket.
         bucket: BucketName,
@@ -289,7 +295,10 @@ pub enum FollowError {
         source: std::io::Error,
     },
     /// Threads hang, in a disk, in names or in the host's code.
-    #[error("following into bucket {bucket} ended, but these threads are still running: {}", threads.join(", "))]
+    #[error(
+        "following into bucket {bucket} ended, but these threads are still running: {}; close the bucket to wait for \
+         them", threads.join(", ")
+    )]
     StillRunning {
         /// The bucket.
         bucket: BucketName,
@@ -319,7 +328,8 @@ impl Bucket {
         on_progress: &mut dyn FnMut(FollowProgress),
     ) -> Result<FollowReport, FollowError> {
         let began = Instant::now();
-        self.data_dir.refuse_fork()?;
+        let call = self.begin_call::<FollowError>("following", until)?;
+        let until = call.until();
         let bucket = self.name();
         let busy = || FollowError::Busy { bucket: bucket.clone() };
         let _only_one = self.ingesting.try_lock().ok_or_else(busy)?;
@@ -337,7 +347,8 @@ impl Bucket {
             self.scans.end_old();
             on_progress(at);
         };
-        let ran = worker.run(until, &mut on_progress);
+        // A panic of the callback goes on to the host once the threads that would go on without it are taken down.
+        let ran = catch_unwind(AssertUnwindSafe(|| worker.run(until, &mut on_progress)));
         let mut started = worker.take_started();
         let taken_down = started.end(&Until::within(GRACE));
         // Also after a failure: what was applied is kept.
@@ -351,7 +362,7 @@ impl Bucket {
             }
         };
         let kept = worker.documents();
-        let end = match ran {
+        let end = match ran.unwrap_or_else(|panic| resume_unwind(panic)) {
             Ok(end) => committed.map(|()| end)?,
             Err(Broken::Ended) => return Err(self.explain_end(fin)),
             Err(Broken::Failed(error)) => return Err(error),

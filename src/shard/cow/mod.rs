@@ -56,10 +56,10 @@ use crate::timestamp::Position;
 
 use super::InstId;
 use super::batch::Change;
-use super::kept::{self, Pins};
+use super::kept::{self, Pins, folder_bytes};
 use super::store::{
     CheckFault, Entries, EntryBounds, InstancePositions, PinnedFiles, PointId, RecoveryPoint, ShardFile,
-    ShardStore, StoreFault, StoreSize, StoreSnapshot, folder_bytes,
+    ShardStore, StoreFault, StoreSize, StoreSnapshot,
 };
 use live::{FILE, Held, Live};
 use tables::Facts;
@@ -120,10 +120,8 @@ impl CowStore {
         kept::remove_leftovers(shard_folder, doing)?;
         remove_file(&new_file(shard_folder), doing)?;
         let facts = live.read("read the facts", Facts::read)?;
-        // A roll-back that broke off before it removed them leaves later ones.
-        for point in kept::list(shard_folder)?.iter().filter(|point| point.id > facts.newest_point) {
-            kept::forget(shard_folder, point.id)?;
-        }
+        // Those of a time that was rolled back, and of a cut that did not become durable.
+        kept::forget_after(shard_folder, Some(facts.newest_point))?;
         Ok(Self {
             folder: shard_folder.to_owned(),
             cache_bytes,
@@ -358,6 +356,7 @@ impl ShardStore for CowStore {
         let mut filling = self.filling.lock();
         let (mut new, positions) = self.rolled_back(to, instances)?;
         let facts = new.read(doing, Facts::read)?;
+        kept::forget_after(&self.folder, to)?;
         let path = self.folder.join(FILE);
         fs::rename(new_file(&self.folder), &path).map_err(|e| StoreFault::at(doing, &path, &e))?;
         durable::sync_folder(&self.folder).map_err(|e| StoreFault::new(doing, &e))?;
@@ -370,9 +369,6 @@ impl ShardStore for CowStore {
         self.has_changes.store(false, Ordering::Release);
         *self.to_keep.lock() = None;
         drop(filling);
-        for point in self.points()?.iter().filter(|point| to.is_none_or(|to| point.id > to)) {
-            self.forget(point.id)?;
-        }
         self.load()?;
         Ok(positions)
     }

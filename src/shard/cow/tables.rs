@@ -1,6 +1,6 @@
 //! The tables of the database, and what is done to them.
 
-use std::ops::{Bound, Range};
+use std::ops::Bound;
 
 use redb::{Error, ReadOnlyTable, ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
@@ -9,7 +9,7 @@ use crate::timestamp::Position;
 
 use super::super::InstId;
 use super::super::batch::Change;
-use super::super::codec::{Edit, decode_position, edits, encode_position, write_back_value};
+use super::super::codec::{EntryEdits, decode_position, edits, encode_position, write_back_value};
 use super::super::store::{EntryBounds, InstancePositions, PointId};
 
 /// An instance and an entry.
@@ -193,44 +193,6 @@ impl Moved {
     }
 }
 
-/// What becomes of the entries of a batch: noted first and written in the order of their keys, so that those of one
-/// page follow each other.
-#[derive(Default)]
-struct EntryEdits {
-    keys: Vec<u8>,
-    /// Where each key lies, and whether it is to be there.
-    edits: Vec<(Range<usize>, bool)>,
-}
-
-impl EntryEdits {
-    fn note(&mut self, change: &Change<'_>, edit: Edit<'_>) {
-        let (entry, is_there) = match edit {
-            Edit::Remove(entry) => (entry, false),
-            Edit::Insert(entry) => (entry, true),
-        };
-        let start = self.keys.len();
-        append_key(&mut self.keys, change.inst, &[entry, change.doc_id]);
-        self.edits.push((start..self.keys.len(), is_there));
-    }
-
-    fn write(&mut self, txn: &WriteTransaction, moved: &mut Moved) -> Result<(), Error> {
-        let Self { keys, edits } = self;
-        let key = |(at, _): &(Range<usize>, bool)| keys.get(at.clone()).unwrap_or_default();
-        edits.sort_unstable_by(|a, b| key(a).cmp(key(b)));
-        let mut entries = txn.open_table(ENTRIES)?;
-        for edit in edits.iter() {
-            if edit.1 {
-                entries.insert(key(edit), ())?;
-                moved.inserted += record_bytes(key(edit), &[]);
-            } else {
-                entries.remove(key(edit))?;
-                moved.removed += record_bytes(key(edit), &[]);
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Replaces the entries of documents, each of which comes once.
 pub(super) fn apply(txn: &WriteTransaction, changes: &[Change<'_>]) -> Result<Moved, Error> {
     let mut back = txn.open_table(BACK)?;
@@ -249,7 +211,9 @@ pub(super) fn apply(txn: &WriteTransaction, changes: &[Change<'_>]) -> Result<Mo
         if old_value == back_value {
             continue;
         }
-        edits(&old_value, change).for_each(|edit| entries.note(change, edit));
+        for edit in edits(&old_value, change) {
+            entries.note(edit, |keys, entry| append_key(keys, change.inst, &[entry, change.doc_id]));
+        }
         if !old_value.is_empty() {
             moved.removed += record_bytes(&back_key, &old_value);
         }
@@ -261,7 +225,17 @@ pub(super) fn apply(txn: &WriteTransaction, changes: &[Change<'_>]) -> Result<Mo
         }
     }
     drop(back);
-    entries.write(txn, &mut moved)?;
+    let mut table = txn.open_table(ENTRIES)?;
+    for (key, is_there) in entries.in_order() {
+        if is_there {
+            table.insert(key, ())?;
+            moved.inserted += record_bytes(key, &[]);
+        } else {
+            table.remove(key)?;
+            moved.removed += record_bytes(key, &[]);
+        }
+    }
+    drop(table);
     Ok(moved)
 }
 

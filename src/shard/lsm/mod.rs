@@ -44,11 +44,11 @@ use crate::timestamp::Position;
 
 use super::InstId;
 use super::batch::Change;
-use super::codec::{Edit, decode_position, edits, encode_position, write_back_value};
-use super::kept::{self, Pins};
+use super::codec::{EntryEdits, decode_position, edits, encode_position, write_back_value};
+use super::kept::{self, Pins, folder_bytes};
 use super::store::{
     CheckFault, Entries, EntryBounds, InstancePositions, PinnedFiles, PointId, RecoveryPoint, ShardFile,
-    ShardStore, StoreFault, StoreSize, StoreSnapshot, folder_bytes,
+    ShardStore, StoreFault, StoreSize, StoreSnapshot,
 };
 use keys::{
     BACK, ENTRY, POSITION, PREFIX_BYTES, REGISTRY, REGISTRY_DROPPED, REGISTRY_LIVE, append_key, entry_range,
@@ -233,12 +233,17 @@ impl Tree {
             if old_value == back_value {
                 continue;
             }
-            edits(old_value, change).for_each(|edit| entries.note(change, edit));
+            for edit in edits(old_value, change) {
+                let append =
+                    |keys: &mut _, entry| append_key(keys, change.inst, ENTRY, &[entry, change.doc_id]);
+                entries.note(edit, append);
+            }
             let value = (!back_value.is_empty()).then_some(back_value.as_slice());
             bytes += write(&memtable, &back_key, value, seqno);
         }
-        bytes += entries.write(&memtable, seqno);
-        Ok(bytes)
+        let written =
+            entries.in_order().map(|(key, is_there)| write(&memtable, key, is_there.then_some(&[]), seqno));
+        Ok(bytes + written.sum::<u64>())
     }
 
     fn sweep(&self) -> Result<Option<u64>, StoreFault> {
@@ -280,34 +285,6 @@ fn write(memtable: &Memtable, key: &[u8], value: Option<&[u8]>, seqno: SeqNo) ->
         None => InternalValue::new_tombstone(key, seqno),
     };
     memtable.insert(record).0
-}
-
-/// What becomes of the entries of a batch: noted first and written in the order of their keys, which spares the
-/// memtable most of its cache misses.
-#[derive(Default)]
-struct EntryEdits {
-    keys: Vec<u8>,
-    /// Where each key starts and ends, and whether it is to be there.
-    edits: Vec<(usize, usize, bool)>,
-}
-
-impl EntryEdits {
-    fn note(&mut self, change: &Change<'_>, edit: Edit<'_>) {
-        let (entry, is_there) = match edit {
-            Edit::Remove(entry) => (entry, false),
-            Edit::Insert(entry) => (entry, true),
-        };
-        let start = self.keys.len();
-        append_key(&mut self.keys, change.inst, ENTRY, &[entry, change.doc_id]);
-        self.edits.push((start, self.keys.len(), is_there));
-    }
-
-    fn write(&mut self, memtable: &Memtable, seqno: SeqNo) -> u64 {
-        let Self { keys, edits } = self;
-        let key = |&(start, end, _): &(usize, usize, bool)| keys.get(start..end).unwrap_or_default();
-        edits.sort_unstable_by(|a, b| key(a).cmp(key(b)));
-        edits.iter().map(|edit| write(memtable, key(edit), edit.2.then_some(&[]), seqno)).sum()
-    }
 }
 
 impl LsmStore {
@@ -452,13 +429,11 @@ impl ShardStore for LsmStore {
         instances: &[InstId],
     ) -> Result<Vec<InstancePositions>, StoreFault> {
         let (tree, positions) = self.rolled_back(to, instances)?;
+        kept::forget_after(&self.folder, to)?;
         tree.life.write(&self.folder)?;
         let old = std::mem::replace(&mut *self.tree.lock(), Arc::new(tree));
         self.replaced.lock().push(old);
         *self.to_keep.lock() = None;
-        for point in self.points()?.iter().filter(|point| to.is_none_or(|to| point.id > to)) {
-            self.forget(point.id)?;
-        }
         Ok(positions)
     }
 

@@ -41,9 +41,10 @@ use crate::timestamp::Position;
 use super::InstId;
 use super::batch::Change;
 use super::codec::write_back_value;
+use super::kept::folder_bytes;
 use super::store::{
     CheckFault, Entries, EntryBounds, InstancePositions, PinnedFiles, PointId, RecoveryPoint, ShardFile,
-    ShardStore, StoreFault, StoreSize, StoreSnapshot, folder_bytes,
+    ShardStore, StoreFault, StoreSize, StoreSnapshot,
 };
 use manifest::{Files, Image};
 use merge::Unfinished;
