@@ -35,8 +35,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// What the end of an ingest may take after its limit has passed: to close, to join and to commit.
 pub(super) const GRACE: Duration = Duration::from_secs(30);
 
-/// What is ingested, and how.
-#[derive(Debug, Clone)]
+/// What is ingested, and how. The default takes lines for documents, with their ids in the member `id`.
+#[derive(Debug, Clone, Default)]
 pub struct IngestOptions {
     /// What a line is.
     pub format: ReplayFormat,

@@ -74,6 +74,12 @@ pub enum ReplayFormat {
     Changes,
 }
 
+impl Default for ReplayFormat {
+    fn default() -> Self {
+        Self::Documents { id_field: "id".to_owned() }
+    }
+}
+
 /// How files are read.
 #[derive(Debug, Clone)]
 pub struct ReplayConfig {
