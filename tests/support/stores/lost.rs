@@ -1,16 +1,14 @@
 //! A store that is out of reach from the moment on that a manifest is put.
 
-use std::io::Write;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use dormouse::objstore::{Body, ObjectKey, ObjectStore, Operation, Page, PageMark, StoreCause, StoreError};
+use dormouse::objstore::{CallInfo, Operation, Policy, StoreCause, StoreError};
 use dormouse::thread::Until;
 
-pub(crate) struct LostStore<'a> {
-    inner: &'a dyn ObjectStore,
+/// What befalls the store.
+pub(crate) struct Lost<'a> {
     arrives: bool,
-    is_lost: AtomicBool,
+    is_away: AtomicBool,
     calls: AtomicUsize,
     /// So many calls later it is there again.
     pub(crate) comes_back_after: usize,
@@ -18,81 +16,40 @@ pub(crate) struct LostStore<'a> {
     pub(crate) on_manifest: Option<&'a (dyn Fn() + Sync)>,
 }
 
-impl<'a> LostStore<'a> {
+impl Lost<'_> {
     /// The manifest itself may arrive, which nobody is told.
-    pub(crate) fn with_the_manifest(inner: &'a dyn ObjectStore, arrives: bool) -> Self {
+    pub(crate) fn with_the_manifest(arrives: bool) -> Self {
         Self {
-            inner,
             arrives,
-            is_lost: AtomicBool::new(false),
+            is_away: AtomicBool::new(false),
             calls: AtomicUsize::new(0),
             comes_back_after: usize::MAX,
             on_manifest: None,
         }
     }
-
-    fn call<T>(
-        &self,
-        operation: Operation,
-        carry_out: impl FnOnce() -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        let is_lost = self.is_lost.load(Ordering::SeqCst);
-        if is_lost && self.calls.fetch_add(1, Ordering::SeqCst) < self.comes_back_after {
-            let cause = StoreCause::Connection("nobody answers".to_owned());
-            return Err(StoreError::new(operation, None, self.describe(), cause));
-        }
-        carry_out()
-    }
 }
 
-impl ObjectStore for LostStore<'_> {
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-
-    fn put(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
-        self.call(Operation::Put, || self.inner.put(key, body, until))
-    }
-
-    fn put_if_absent(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
-        if self.arrives {
-            self.inner.put_if_absent(key, body, until)?;
-        }
-        self.is_lost.store(true, Ordering::SeqCst);
-        if let Some(tell) = self.on_manifest {
-            tell();
-        }
-        self.call(Operation::Put, || Ok(()))
-    }
-
-    fn get(&self, key: &ObjectKey, to: &mut dyn Write, until: &Until) -> Result<u64, StoreError> {
-        self.call(Operation::Get, || self.inner.get(key, to, until))
-    }
-
-    fn get_range(
+impl Policy for Lost<'_> {
+    fn call<T>(
         &self,
-        key: &ObjectKey,
-        range: Range<u64>,
-        to: &mut dyn Write,
+        call: CallInfo<'_>,
         until: &Until,
-    ) -> Result<u64, StoreError> {
-        self.call(Operation::Get, || self.inner.get_range(key, range, to, until))
-    }
-
-    fn head(&self, key: &ObjectKey, until: &Until) -> Result<Option<u64>, StoreError> {
-        self.call(Operation::Head, || self.inner.head(key, until))
-    }
-
-    fn list_page(
-        &self,
-        folder: Option<&ObjectKey>,
-        after: Option<&PageMark>,
-        until: &Until,
-    ) -> Result<Page, StoreError> {
-        self.call(Operation::List, || self.inner.list_page(folder, after, until))
-    }
-
-    fn delete(&self, keys: &[ObjectKey], until: &Until) -> Result<(), StoreError> {
-        self.call(Operation::Delete, || self.inner.delete(keys, until))
+        go: &mut dyn FnMut(&Until) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let is_manifest = call.key.is_some_and(|key| key.as_str().ends_with(".manifest"));
+        if is_manifest && call.operation == Operation::Put && !self.is_away.swap(true, Ordering::SeqCst) {
+            if self.arrives {
+                go(until)?;
+            }
+            if let Some(tell) = self.on_manifest {
+                tell();
+            }
+        }
+        let is_away = self.is_away.load(Ordering::SeqCst);
+        if is_away && self.calls.fetch_add(1, Ordering::SeqCst) < self.comes_back_after {
+            let cause = StoreCause::Connection("nobody answers".to_owned());
+            return Err(StoreError::new(call.operation, call.key, "an archive", cause));
+        }
+        go(until)
     }
 }
