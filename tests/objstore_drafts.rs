@@ -130,8 +130,7 @@ fn rate(bytes_per_second: u64) -> Rate {
 fn a_draft_passes_all_layers_which_count_hold_back_and_try_again() {
     let ((_folder, store), counts) = (store(), Arc::new(Counts::default()));
     let counted = Layer::new(Box::new(store), Count::new(Arc::clone(&counts)));
-    let floor =
-        Floor { bytes_per_second: 1_000_000_000, grace: Duration::from_secs(60), call_limit: None };
+    let floor = Floor { bytes_per_second: 1_000_000_000, grace: Duration::from_secs(60), call_limit: None };
     let slow = Layer::new(Box::new(Layer::new(Box::new(counted), floor)), rate(100_000));
     let config = RetryConfig { first_wait: Duration::ZERO, ..RetryConfig::default() };
     let store = Layer::new(Box::new(Layer::new(Box::new(slow), Forgetful::default())), Retry::new(config));

@@ -242,7 +242,8 @@ fn every_call_of_a_resume(kind: StoreKind, archive: &Archive) {
             let resumed = resume(&failing);
             if !failing.has_failed() {
                 let files = resumed.unwrap().files;
-                assert_eq!(kept_max, files - 1, "what was downloaded is not downloaded again");
+                // All of them where the last one came whole and its answer was lost.
+                assert!(kept_max >= files - 1, "what was downloaded is downloaded again: {kept_max} of {files}");
                 return;
             }
             resumed.unwrap_err();
