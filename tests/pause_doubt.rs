@@ -6,7 +6,7 @@ use dormouse::bucket::{
     Bucket, BucketError, BucketState, IndexError, IngestError, PauseError, PauseOptions, ResumeError,
 };
 use dormouse::index::{IndexDefinition, KeyRange};
-use dormouse::objstore::{FileStore, Layer, ObjectStore};
+use dormouse::objstore::{FileStore, ObjectStore};
 use dormouse::shard::StoreKind;
 use dormouse::thread::{Cancel, Until};
 
@@ -14,7 +14,7 @@ use crate::support::buckets::{
     World, close, ids, ingest, is_locked, lines, named, pause, prune_to_what_is_named, scan,
 };
 use crate::support::shards::for_each_store;
-use crate::support::stores::lost::Lost;
+use crate::support::stores::lost::LostStore;
 use crate::support::{forever, watchdog};
 
 for_each_store! {
@@ -28,19 +28,13 @@ fn bucket(world: &World) -> Bucket {
     bucket
 }
 
-/// The world's archive, to which this happens.
-fn archive_of<'a>(world: &World, lost: Lost<'a>) -> Layer<Lost<'a>> {
-    Layer::new(Box::new(FileStore::open(&world.dir.path().join("archive")).unwrap()), lost)
-}
-
 /// Pauses into a store that is lost with the manifest: whether that arrived is known to the archive alone. A cancel
 /// ends the wait for it, and is not taken for an answer.
 fn doubtful_pause(world: &World, bucket: &Bucket, arrives: bool) {
     let cancel = Cancel::new();
     let tell = || cancel.cancel();
-    let mut lost = Lost::with_the_manifest(arrives);
+    let mut lost = LostStore::with_the_manifest(&world.store, arrives);
     lost.on_manifest = Some(&tell);
-    let lost = archive_of(world, lost);
     let doubtful = bucket
         .pause(&lost, PauseOptions::default(), &Until::new(None, cancel.clone()), &mut |_| {})
         .unwrap_err();
@@ -110,9 +104,8 @@ fn an_answer_that_is_found_out_while_the_limit_lasts_leaves_no_doubt() {
     for arrives in [false, true] {
         let world = World::new();
         let bucket = bucket(&world);
-        let mut lost = Lost::with_the_manifest(arrives);
+        let mut lost = LostStore::with_the_manifest(&world.store, arrives);
         lost.comes_back_after = 3;
-        let lost = archive_of(&world, lost);
         let paused = bucket.pause(&lost, PauseOptions::default(), &watchdog(), &mut |_| {});
         assert_eq!(paused.is_ok(), arrives, "{paused:?}");
         let is_online = bucket.describe().state == BucketState::Online;

@@ -1,14 +1,16 @@
 //! A store that is out of reach from the moment on that a manifest is put.
 
+use std::io::Write;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use dormouse::objstore::{CallInfo, Operation, Policy, StoreCause, StoreError};
+use dormouse::objstore::{Body, ObjectKey, ObjectStore, Operation, Page, PageMark, StoreCause, StoreError};
 use dormouse::thread::Until;
 
-/// What befalls the store.
-pub(crate) struct Lost<'a> {
+pub(crate) struct LostStore<'a> {
+    inner: &'a dyn ObjectStore,
     arrives: bool,
-    is_away: AtomicBool,
+    is_lost: AtomicBool,
     calls: AtomicUsize,
     /// So many calls later it is there again.
     pub(crate) comes_back_after: usize,
@@ -16,40 +18,81 @@ pub(crate) struct Lost<'a> {
     pub(crate) on_manifest: Option<&'a (dyn Fn() + Sync)>,
 }
 
-impl Lost<'_> {
+impl<'a> LostStore<'a> {
     /// The manifest itself may arrive, which nobody is told.
-    pub(crate) fn with_the_manifest(arrives: bool) -> Self {
+    pub(crate) fn with_the_manifest(inner: &'a dyn ObjectStore, arrives: bool) -> Self {
         Self {
+            inner,
             arrives,
-            is_away: AtomicBool::new(false),
+            is_lost: AtomicBool::new(false),
             calls: AtomicUsize::new(0),
             comes_back_after: usize::MAX,
             on_manifest: None,
         }
     }
-}
 
-impl Policy for Lost<'_> {
     fn call<T>(
         &self,
-        call: CallInfo<'_>,
-        until: &Until,
-        go: &mut dyn FnMut(&Until) -> Result<T, StoreError>,
+        operation: Operation,
+        carry_out: impl FnOnce() -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let is_manifest = call.key.is_some_and(|key| key.as_str().ends_with(".manifest"));
-        if is_manifest && call.operation == Operation::Put && !self.is_away.swap(true, Ordering::SeqCst) {
-            if self.arrives {
-                go(until)?;
-            }
-            if let Some(tell) = self.on_manifest {
-                tell();
-            }
-        }
-        let is_away = self.is_away.load(Ordering::SeqCst);
-        if is_away && self.calls.fetch_add(1, Ordering::SeqCst) < self.comes_back_after {
+        let is_lost = self.is_lost.load(Ordering::SeqCst);
+        if is_lost && self.calls.fetch_add(1, Ordering::SeqCst) < self.comes_back_after {
             let cause = StoreCause::Connection("nobody answers".to_owned());
-            return Err(StoreError::new(call.operation, call.key, "an archive", cause));
+            return Err(StoreError::new(operation, None, self.describe(), cause));
         }
-        go(until)
+        carry_out()
+    }
+}
+
+impl ObjectStore for LostStore<'_> {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    fn put(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
+        self.call(Operation::Put, || self.inner.put(key, body, until))
+    }
+
+    fn put_if_absent(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
+        if self.arrives {
+            self.inner.put_if_absent(key, body, until)?;
+        }
+        self.is_lost.store(true, Ordering::SeqCst);
+        if let Some(tell) = self.on_manifest {
+            tell();
+        }
+        self.call(Operation::Put, || Ok(()))
+    }
+
+    fn get(&self, key: &ObjectKey, to: &mut dyn Write, until: &Until) -> Result<u64, StoreError> {
+        self.call(Operation::Get, || self.inner.get(key, to, until))
+    }
+
+    fn get_range(
+        &self,
+        key: &ObjectKey,
+        range: Range<u64>,
+        to: &mut dyn Write,
+        until: &Until,
+    ) -> Result<u64, StoreError> {
+        self.call(Operation::Get, || self.inner.get_range(key, range, to, until))
+    }
+
+    fn head(&self, key: &ObjectKey, until: &Until) -> Result<Option<u64>, StoreError> {
+        self.call(Operation::Head, || self.inner.head(key, until))
+    }
+
+    fn list_page(
+        &self,
+        folder: Option<&ObjectKey>,
+        after: Option<&PageMark>,
+        until: &Until,
+    ) -> Result<Page, StoreError> {
+        self.call(Operation::List, || self.inner.list_page(folder, after, until))
+    }
+
+    fn delete(&self, keys: &[ObjectKey], until: &Until) -> Result<(), StoreError> {
+        self.call(Operation::Delete, || self.inner.delete(keys, until))
     }
 }
