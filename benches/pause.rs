@@ -21,7 +21,6 @@
     reason = "nothing tells when the last merge is over but that nothing changes"
 )]
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -33,7 +32,6 @@ use dormouse::bucket::{
 };
 use dormouse::index::IndexDefinition;
 use dormouse::objstore::{FileStore, ObjectKey, ObjectStore};
-use dormouse::pause::Manifest;
 use dormouse::shard::StoreKind;
 use dormouse::source::{Input, ReplayFormat};
 use dormouse::thread::Until;
@@ -227,10 +225,9 @@ impl Sources {
         let report = pause(&bucket, &store, PLAIN);
         close(bucket);
         world.wake(&store);
-        let manifest =
-            Manifest::read(&store, name().as_str(), report.pause.unwrap(), &Until::default()).unwrap();
-        let objects: BTreeSet<ObjectKey> = manifest.files.into_iter().map(|file| file.object).collect();
-        let paths: Vec<PathBuf> = objects.iter().map(|key| folder.path().join(key.as_str())).collect();
+        let listed = store.list(None, &Until::default()).unwrap();
+        let objects = listed.iter().filter(|object| object.key.as_str().contains("/objects/"));
+        let paths: Vec<PathBuf> = objects.map(|object| folder.path().join(object.key.as_str())).collect();
         let bytes: u64 = paths.iter().map(|path| fs::metadata(path).unwrap().len()).sum();
         assert_eq!(bytes, report.uploaded_bytes);
         Self { paths, _folder: folder }
