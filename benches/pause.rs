@@ -1,16 +1,20 @@
 //! Pausing and waking up against copying the same bytes, and how long shards are locked.
 //!
-//! A bucket of four shards has one index with keys of 80 bytes that look random. All figures are medians.
+//! A bucket has one index with keys of 80 bytes that look random. All figures are medians.
 //!
-//! * `times`: `copy` copies its files to another folder and flushes each file and folder; `pause` archives it in an
-//!   empty folder, hashing included; `resume` restores it from there into an empty data folder. The same, compressed.
+//! * `times`: `copy` copies the files that a pause archives to another folder and flushes each file and folder; `pause`
+//!   archives them in an empty archive, hashing included; `resume` restores them from there into an empty data folder.
+//!   The same, compressed. With it the most memory that the process had during a pause, and how much of that it had
+//!   before.
 //! * `locked`: how long its shards were locked by a pause, in whole milliseconds, while nothing is ingested and while
 //!   documents come without end; the longest of all rounds in brackets.
 //! * `second`: what a pause uploads after an earlier one and a change of every hundredth document, of all bytes: while
 //!   merges are held, and when those that were due are over.
 //!
-//! `DORMOUSE_BENCH_MIB` sets the sizes of the buckets, as mebibytes of documents between commas,
-//! `DORMOUSE_BENCH_STORES` the stores, `DORMOUSE_BENCH_PARTS` which of the above, and `DORMOUSE_BENCH_ROUNDS` how often.
+//! `DORMOUSE_BENCH_MIB` sets the sizes, as mebibytes of documents of *one shard* between commas, such as `64,256,1024`;
+//! `DORMOUSE_BENCH_SHARDS` how many shards a bucket has (1), `DORMOUSE_BENCH_STORES` the stores, `DORMOUSE_BENCH_PARTS`
+//! which of the above, and `DORMOUSE_BENCH_ROUNDS` how often (20). The archive is a folder, or on the server that the
+//! variables of `benches/support/archive.rs` name; `DORMOUSE_BENCH_DIR` is where all folders are.
 #![expect(clippy::unwrap_used, reason = "in a bench a panic is the failure")]
 #![expect(
     clippy::disallowed_methods,
@@ -27,11 +31,16 @@ use dormouse::bucket::{
     Bucket, BucketConfig, BucketName, BucketSpec, DataDir, IngestOptions, PauseOptions, PauseReport,
 };
 use dormouse::index::IndexDefinition;
-use dormouse::objstore::FileStore;
+use dormouse::objstore::{FileStore, ObjectKey, ObjectStore};
 use dormouse::shard::StoreKind;
 use dormouse::source::{Input, ReplayFormat};
 use dormouse::thread::Until;
 use tempfile::TempDir;
+
+use archive::{open, setting};
+
+#[path = "support/archive.rs"]
+mod archive;
 
 /// Every so many documents are changed before a second pause.
 const CHANGED_OF: u64 = 100;
@@ -43,29 +52,28 @@ const STORES: [StoreKind; 3] = [StoreKind::Lsm, StoreKind::Memdb, StoreKind::Cow
 
 /// What the environment says, in one way or the other.
 struct Settings {
+    /// Of one shard.
     sizes_mib: Vec<u64>,
+    shards: u16,
     stores: Vec<StoreKind>,
     parts: String,
-    rounds: Option<usize>,
+    rounds: usize,
 }
 
 impl Settings {
     fn read() -> Self {
         let is_test = std::env::args().any(|word| word == "--test");
-        let setting = |name: &str| std::env::var(format!("DORMOUSE_BENCH_{name}")).ok();
+        let setting = |name: &str| setting(&format!("DORMOUSE_BENCH_{name}"));
         let default = if is_test { "1" } else { "16" };
         let sizes = setting("MIB").unwrap_or_else(|| default.to_owned());
         let stores = setting("STORES").unwrap_or_else(|| "lsm,memdb,cow".to_owned());
         Self {
             sizes_mib: sizes.split(',').map(|size| size.trim().parse().unwrap()).collect(),
+            shards: setting("SHARDS").map_or(1, |text| text.parse().unwrap()),
             stores: STORES.into_iter().filter(|store| stores.contains(&store.to_string())).collect(),
             parts: setting("PARTS").unwrap_or_else(|| "times,locked,second".to_owned()),
-            rounds: setting("ROUNDS").map(|text| text.parse().unwrap()).or_else(|| is_test.then_some(1)),
+            rounds: setting("ROUNDS").map_or(if is_test { 1 } else { 20 }, |text| text.parse().unwrap()),
         }
-    }
-
-    fn rounds(&self, size_mib: u64) -> usize {
-        self.rounds.unwrap_or(if size_mib < 1024 { 20 } else { 5 })
     }
 }
 
@@ -112,13 +120,33 @@ struct World {
     documents: u64,
 }
 
+/// An archive that is empty at first, and goes when this does.
+struct Archive {
+    store: Box<dyn ObjectStore>,
+    _folder: TempDir,
+}
+
+impl Drop for Archive {
+    fn drop(&mut self) {
+        let until = Until::default();
+        let left = self.store.list(None, &until).unwrap();
+        let keys: Vec<ObjectKey> = left.into_iter().map(|object| object.key).collect();
+        self.store.delete(&keys, &until).unwrap();
+    }
+}
+
+/// A folder where the environment wants it.
+fn temporary() -> TempDir {
+    setting("DORMOUSE_BENCH_DIR").map_or_else(tempfile::tempdir, tempfile::tempdir_in).unwrap()
+}
+
 impl World {
-    fn new(store: StoreKind, size_mib: u64) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+    fn new(store: StoreKind, shards: u16, size_mib: u64) -> Self {
+        let dir = temporary();
         let data = DataDir::open_or_create(&dir.path().join("data")).unwrap();
         let config = BucketConfig::default();
-        let documents = size_mib * 1024 * 1024 / LINE_BYTES;
-        let spec = BucketSpec { store, vbuckets: 16, ..BucketSpec::default() };
+        let documents = u64::from(shards) * size_mib * 1024 * 1024 / LINE_BYTES;
+        let spec = BucketSpec { store, shards, vbuckets: 16, ..BucketSpec::default() };
         let bucket = data.create_bucket(&name(), spec, &config).unwrap();
         bucket.ensure_index(&IndexDefinition::parse("by_n=n").unwrap(), false).unwrap();
         ingest(&bucket, Lines::new(0..documents, 1, 0)).unwrap();
@@ -134,17 +162,17 @@ impl World {
         self.dir.path().join("data/buckets/b")
     }
 
-    /// An archive that is empty.
-    fn archive(&self) -> (TempDir, FileStore) {
-        let dir = tempfile::tempdir_in(self.dir.path()).unwrap();
-        let store = FileStore::open(dir.path()).unwrap();
-        (dir, store)
+    fn archive(&self) -> Archive {
+        let folder = tempfile::tempdir_in(self.dir.path()).unwrap();
+        let unique = folder.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.').to_owned();
+        let prefix = ObjectKey::new(format!("bench/pause-{}-{unique}", std::process::id())).unwrap();
+        Archive { store: open(folder.path(), Some(prefix)), _folder: folder }
     }
 
     /// Pauses into an empty archive, and gives how long that took and what was told. The bucket is awake again
     /// afterwards.
     fn pause(&self, options: PauseOptions, ingests: bool) -> (Duration, PauseReport) {
-        let (_archive, store) = self.archive();
+        let archive = self.archive();
         let bucket = self.open();
         let paused = std::thread::scope(|scope| {
             if ingests {
@@ -155,15 +183,15 @@ impl World {
                 }
             }
             let began = Instant::now();
-            let report = bucket.pause(&store, options, &Until::default(), &mut |_| {}).unwrap();
+            let report = pause(&bucket, archive.store.as_ref(), options);
             (began.elapsed(), report)
         });
         close(bucket);
-        self.wake(&store);
+        self.wake(archive.store.as_ref());
         paused
     }
 
-    fn wake(&self, store: &FileStore) {
+    fn wake(&self, store: &dyn ObjectStore) {
         self.data.resume(&name(), store, None, &self.config, &Until::default(), &mut |_| {}).unwrap();
     }
 }
@@ -180,22 +208,57 @@ fn close(bucket: Bucket) {
     drop(bucket);
 }
 
-/// Copies a folder with what is in it, durably. Gives the bytes.
-fn copy(from: &Path, to: &Path) -> u64 {
-    fs::create_dir(to).unwrap();
-    let mut bytes = 0;
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            bytes += copy(&entry.path(), &to);
-        } else {
-            bytes += fs::copy(entry.path(), &to).unwrap();
-            File::open(&to).unwrap().sync_all().unwrap();
-        }
+fn pause(bucket: &Bucket, store: &dyn ObjectStore, options: PauseOptions) -> PauseReport {
+    bucket.pause(store, options, &Until::default(), &mut |_| {}).unwrap()
+}
+
+/// What a pause archives, as files: each object once, as it is.
+struct Sources {
+    paths: Vec<PathBuf>,
+    _folder: TempDir,
+}
+
+impl Sources {
+    fn of(world: &World) -> Self {
+        let folder = tempfile::tempdir_in(world.dir.path()).unwrap();
+        let store = FileStore::open(folder.path()).unwrap();
+        let bucket = world.open();
+        let report = pause(&bucket, &store, PLAIN);
+        close(bucket);
+        world.wake(&store);
+        let listed = store.list(None, &Until::default()).unwrap();
+        let objects = listed.iter().filter(|object| object.key.as_str().contains("/objects/"));
+        let paths: Vec<PathBuf> = objects.map(|object| folder.path().join(object.key.as_str())).collect();
+        let bytes: u64 = paths.iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+        assert_eq!(bytes, report.uploaded_bytes);
+        Self { paths, _folder: folder }
     }
-    File::open(to).unwrap().sync_all().unwrap();
-    bytes
+
+    /// Copies all files into a new folder, durably.
+    fn copy(&self, to: &Path) {
+        fs::create_dir(to).unwrap();
+        for path in &self.paths {
+            let copy = to.join(path.file_name().unwrap());
+            fs::copy(path, &copy).unwrap();
+            File::open(&copy).unwrap().sync_all().unwrap();
+        }
+        File::open(to).unwrap().sync_all().unwrap();
+        File::open(to.parent().unwrap()).unwrap().sync_all().unwrap();
+    }
+}
+
+/// Mebibytes of memory that this process has now, and had at most since that was forgotten.
+fn memory_mib() -> (f64, f64) {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let told = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1024.0
+    };
+    (told("VmRSS:"), told("VmHWM:"))
+}
+
+fn forget_peak_of_memory() {
+    fs::write("/proc/self/clear_refs", "5").unwrap();
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {
@@ -208,7 +271,7 @@ fn ms(time: Duration) -> f64 {
 }
 
 /// Restores the bucket of the archive into an empty data folder.
-fn resume_elsewhere(world: &World, store: &FileStore) -> Duration {
+fn resume_elsewhere(world: &World, store: &dyn ObjectStore) -> Duration {
     let dir = tempfile::tempdir_in(world.dir.path()).unwrap();
     let data = DataDir::open_or_create(dir.path()).unwrap();
     let began = Instant::now();
@@ -222,34 +285,40 @@ const COMPRESSED: PauseOptions = PauseOptions { evict: false, compress: true };
 /// In turns, so that what the machine does besides befalls all of them.
 fn times(world: &World, rounds: usize, what: &str) {
     let mut found = vec![Vec::new(); 5];
+    let sources = Sources::of(world);
     let mut archives = Vec::new();
     for options in [PLAIN, COMPRESSED] {
-        let (dir, store) = world.archive();
+        let archive = world.archive();
         let bucket = world.open();
-        let report = bucket.pause(&store, options, &Until::default(), &mut |_| {}).unwrap();
+        forget_peak_of_memory();
+        let (before, _) = memory_mib();
+        let report = pause(&bucket, archive.store.as_ref(), options);
+        let (_, peak) = memory_mib();
         close(bucket);
-        world.wake(&store);
-        archives.push((dir, store, report));
+        world.wake(archive.store.as_ref());
+        archives.push((archive, report, format!("{peak:.0} MiB ({before:.0} before)")));
     }
     for _ in 0..rounds {
         let to = tempfile::tempdir_in(world.dir.path()).unwrap();
         let began = Instant::now();
-        copy(&world.folder(), &to.path().join("copy"));
+        sources.copy(&to.path().join("copy"));
         found[0].push(ms(began.elapsed()));
         drop(to);
         for (at, options) in [(1, PLAIN), (3, COMPRESSED)] {
             found[at].push(ms(world.pause(options, false).0));
         }
-        for (at, (_, store, _)) in [2, 4].into_iter().zip(&archives) {
-            found[at].push(ms(resume_elsewhere(world, store)));
+        for (at, (archive, ..)) in [2, 4].into_iter().zip(&archives) {
+            found[at].push(ms(resume_elsewhere(world, archive.store.as_ref())));
         }
     }
     let [copy, pause, resume, compressed, decompressed] = [0, 1, 2, 3, 4].map(|at| median(found[at].clone()));
-    let (bytes, stored) = (archives[0].2.uploaded_bytes, archives[1].2.uploaded_bytes);
+    let (bytes, stored) = (archives[0].1.uploaded_bytes, archives[1].1.uploaded_bytes);
     let (share, smaller) = (copy / pause * 100.0, percent(stored, bytes));
     println!(
         "{what} times: {bytes} bytes, copy {copy:.0} ms, pause {pause:.0} ms ({share:.0} % of the copy's rate), resume \
-         {resume:.0} ms; compressed to {smaller:.0} %: pause {compressed:.0} ms, resume {decompressed:.0} ms"
+         {resume:.0} ms; compressed to {smaller:.0} %: pause {compressed:.0} ms, resume {decompressed:.0} ms; memory at \
+         most {}, compressing {}",
+        archives[0].2, archives[1].2
     );
 }
 
@@ -271,12 +340,13 @@ fn percent(part: u64, whole: u64) -> f64 {
 
 /// What is uploaded after every hundredth document got another key, of all bytes.
 fn after_changes(world: &World, version: u64, holds_merges: bool) -> f64 {
-    let (_archive, store) = world.archive();
+    let archive = world.archive();
+    let store = archive.store.as_ref();
     let (bucket, until) = (world.open(), Until::default());
     settle(&world.folder());
-    bucket.pause(&store, PLAIN, &until, &mut |_| {}).unwrap();
+    pause(&bucket, store, PLAIN);
     close(bucket);
-    world.wake(&store);
+    world.wake(store);
     let bucket = world.open();
     let holds: Vec<_> = bucket
         .shards()
@@ -291,10 +361,10 @@ fn after_changes(world: &World, version: u64, holds_merges: bool) -> f64 {
     if !holds_merges {
         settle(&world.folder());
     }
-    let report = bucket.pause(&store, PLAIN, &until, &mut |_| {}).unwrap();
+    let report = pause(&bucket, store, PLAIN);
     drop(holds);
     close(bucket);
-    world.wake(&store);
+    world.wake(store);
     percent(report.uploaded_bytes, report.bytes)
 }
 
@@ -325,10 +395,12 @@ fn main() {
     let settings = Settings::read();
     for size_mib in &settings.sizes_mib {
         for kind in &settings.stores {
-            let (world, rounds) = (World::new(*kind, *size_mib), settings.rounds(*size_mib));
+            let (shards, rounds) = (settings.shards, settings.rounds);
+            let world = World::new(*kind, shards, *size_mib);
             // What a merge does meanwhile would be measured in one and not in the other.
             close(world.open());
-            let what = format!("{kind}, {size_mib} MiB of documents, {rounds} rounds:");
+            let what =
+                format!("{kind}, {shards} shards, each with {size_mib} MiB of documents, {rounds} rounds:");
             if settings.parts.contains("times") {
                 times(&world, rounds, &what);
             }

@@ -182,10 +182,15 @@ pub enum RoomError {
     Path(#[from] PathError),
 }
 
+/// Bytes that the folder's disk has room for.
+pub fn free_bytes(folder: &Path) -> Result<u64, PathError> {
+    let disk = rustix::fs::statvfs(folder).map_err(io::Error::from).at("look at the disk of", folder)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
 /// Whether the folder's disk has room for so much more, as far as can be told beforehand.
 pub fn require_room(folder: &Path, needed_bytes: u64) -> Result<(), RoomError> {
-    let disk = rustix::fs::statvfs(folder).map_err(io::Error::from).at("look at the disk of", folder)?;
-    let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let free_bytes = free_bytes(folder)?;
     if free_bytes >= needed_bytes {
         return Ok(());
     }

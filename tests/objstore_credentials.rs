@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use dormouse::objstore::{
-    CredentialSource, Credentials, ObjectStore, S3Config, S3Store, Secret, StoreCause, StoreError,
+    CredentialSource, Credentials, Layer, ObjectStore, Retry, RetryConfig, S3Config, S3Store, Secret,
+    StoreCause, StoreError,
 };
 use dormouse::thread::{Stopped, Until, fin, spawn};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
-use crate::support::stores::http::{Request, Server, answer};
+use crate::support::stores::http::{Request, Server, answer, error_document};
 use crate::support::{eventually, forever, key, watchdog};
 
 /// An S3 server that only notes who asks.
@@ -369,11 +371,15 @@ fn credentials_are_renewed_before_they_expire_and_serve_until_then() {
     assert!(before.len() >= 2 && before.iter().all(|who| who == "FIRST "), "{before:?}");
 }
 
+/// Credentials that are to be renewed soon.
+fn soon_over(id: &str) -> String {
+    let expires = humantime::format_rfc3339_millis(SystemTime::now() + Duration::from_secs(6));
+    format!(r#"{{"AccessKeyId":"{id}","SecretAccessKey":"s","Token":"t","Expiration":"{expires}"}}"#)
+}
+
 #[test]
-fn while_one_call_renews_the_others_go_on_with_what_is_good() {
-    // Half of what is to be over at once: a quarter of the time is left for the renewal.
-    let soon = SystemTime::now() + Duration::from_secs(3600);
-    let (service, requests) = service(move |_| answer(200, "", document("SAME", soon).as_bytes()));
+fn calls_that_come_before_there_are_any_share_one_look() {
+    let (service, requests) = service(move |_| answer(200, "", document("SAME", in_an_hour()).as_bytes()));
     let bank = Bank::open();
     let store = Arc::new(bank.store(vec![container(service.url(), None)]));
     let threads: Vec<_> = (0..8)
@@ -387,6 +393,75 @@ fn while_one_call_renews_the_others_go_on_with_what_is_good() {
     }
     assert_eq!(bank.seen().len(), 8);
     assert_eq!(requests.lock().len(), 1, "one look serves all");
+}
+
+#[test]
+fn while_one_call_renews_the_others_go_on_with_what_is_good() {
+    // Three quarters of the time of the first ones pass before they are renewed, which takes until the test says so.
+    let (go_on, told) = fin();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let looks = Arc::clone(&asked);
+    let (service, _) = service(move |_| {
+        if looks.fetch_add(1, Ordering::SeqCst) == 0 {
+            return answer(200, "", soon_over("FIRST").as_bytes());
+        }
+        told.wait(&watchdog()).unwrap();
+        answer(200, "", document("SECOND", in_an_hour()).as_bytes())
+    });
+    let bank = Bank::open();
+    let store = Arc::new(bank.store(vec![container(service.url(), None)]));
+    let look = || assert_eq!(store.head(&key("x"), &watchdog()).unwrap(), None);
+    look();
+    let renewing = {
+        let (store, asked) = (Arc::clone(&store), Arc::clone(&asked));
+        spawn("renewing", move || {
+            let (_holder, never) = fin();
+            while asked.load(Ordering::SeqCst) < 2 {
+                let _ = never.wait(&Until::within(Duration::from_millis(20)));
+                store.head(&key("x"), &watchdog()).unwrap();
+            }
+        })
+        .unwrap()
+    };
+    eventually("they are being renewed", || asked.load(Ordering::SeqCst) == 2);
+    let before = bank.seen().len();
+    (0..3).for_each(|_| look());
+    assert!(bank.seen()[before..].iter().all(|who| who == "FIRST t"), "{:?}", bank.seen());
+    assert_eq!(asked.load(Ordering::SeqCst), 2, "one call renews");
+    drop(go_on);
+    renewing.join(&watchdog()).unwrap();
+    look();
+    assert_eq!(bank.seen().last().unwrap(), "SECOND t=/+==");
+}
+
+#[test]
+fn credentials_that_nothing_renews_are_not_tried_again_when_they_are_too_old() {
+    let (server, requests) = service(|_| answer(400, "", &error_document("ExpiredToken", "It has expired.")));
+    let given = CredentialSource::Given(Credentials {
+        access_key_id: "GIVEN".to_owned(),
+        secret_access_key: "secret".to_owned(),
+        session_token: Some("t".to_owned()),
+        expires: None,
+    });
+    let instance = CredentialSource::Instance { endpoint: "http://127.0.0.1:1".to_owned() };
+    let files = Files::new(
+        "[default]\naws_access_key_id = DEFAULT\naws_secret_access_key = s\naws_session_token = t\n",
+        "",
+    );
+    for source in [given, files.profile("default")] {
+        let config = S3Config {
+            endpoint: Some(server.url()),
+            path_style: true,
+            credentials: vec![source, instance.clone()],
+            ..S3Config::new("bucket", "us-east-1")
+        };
+        let bare = Box::new(S3Store::open(config).unwrap());
+        let store = Layer::new(bare, Retry::new(RetryConfig::default()));
+        let error = store.list(None, &watchdog()).unwrap_err();
+        assert!(!error.is_temporary(), "{error}");
+        assert!(error.to_string().ends_with("; get new credentials"), "{error}");
+        assert_eq!(requests.lock().drain(..).count(), 1);
+    }
 }
 
 #[test]

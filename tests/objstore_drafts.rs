@@ -1,6 +1,7 @@
 //! The contract of a store that names objects after it has written them, over a folder, alone and in layers.
 
 use std::io::{self, Write};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -108,7 +109,7 @@ struct Forgetful(AtomicUsize);
 impl Policy for Forgetful {
     fn call<T>(
         &self,
-        call: CallInfo,
+        call: CallInfo<'_>,
         until: &Until,
         go: &mut dyn FnMut(&Until) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
@@ -121,12 +122,16 @@ impl Policy for Forgetful {
     }
 }
 
+fn rate(bytes_per_second: u64) -> Rate {
+    Rate::new(NonZeroU64::new(bytes_per_second).unwrap())
+}
+
 #[test]
 fn a_draft_passes_all_layers_which_count_hold_back_and_try_again() {
     let ((_folder, store), counts) = (store(), Arc::new(Counts::default()));
     let counted = Layer::new(Box::new(store), Count::new(Arc::clone(&counts)));
-    let floor = Floor { bytes_per_second: 1_000_000_000, grace: Duration::ZERO };
-    let slow = Layer::new(Box::new(Layer::new(Box::new(counted), floor)), Rate::new(100_000));
+    let floor = Floor { bytes_per_second: 1_000_000_000, grace: Duration::from_secs(60), call_limit: None };
+    let slow = Layer::new(Box::new(Layer::new(Box::new(counted), floor)), rate(100_000));
     let config = RetryConfig { first_wait: Duration::ZERO, ..RetryConfig::default() };
     let store = Layer::new(Box::new(Layer::new(Box::new(slow), Forgetful::default())), Retry::new(config));
     let (began, mut calls) = (Instant::now(), 0);
@@ -150,7 +155,20 @@ fn a_draft_passes_all_layers_which_count_hold_back_and_try_again() {
 }
 
 #[test]
+fn a_draft_has_no_least_rate_as_nobody_knows_its_length() {
+    let (_folder, store) = store();
+    let floor = Floor { bytes_per_second: 1_000_000_000, grace: Duration::ZERO, call_limit: None };
+    let store = Layer::new(Box::new(store), floor);
+    let mut write = |to: &mut dyn Write| {
+        to.write_all(b"content")?;
+        Ok(Some(key("a/x")))
+    };
+    let put = store.in_drafts().unwrap().put_draft(&key("a"), &mut write, &forever());
+    assert_eq!(put.unwrap(), Some(key("a/x")));
+}
+
+#[test]
 fn a_store_that_takes_no_drafts_takes_none_in_a_layer() {
-    assert!(Layer::new(Box::new(MemoryStore::default()), Rate::new(1)).in_drafts().is_none());
+    assert!(Layer::new(Box::new(MemoryStore::default()), rate(1)).in_drafts().is_none());
     assert!(FailingStore::new(&MemoryStore::default(), 0, Fails::Before).in_drafts().is_none());
 }

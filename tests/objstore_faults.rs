@@ -9,13 +9,12 @@ use std::time::{Duration, Instant};
 
 use dormouse::objstore::{
     Body, ContentHash, CredentialSource, FileFetch, FileUpload, Floor, Layer, ObjectStore, Retry,
-    RetryConfig, S3Config, S3Store, StoreCause, StoreError, TransferError, Upload, fetch_files, give_up,
-    upload_files,
+    RetryConfig, S3Config, S3Store, StoreCause, StoreError, TransferError, Upload, fetch_files, upload_files,
 };
 use dormouse::thread::{Cancel, Stopped, Until, spawn};
 
 use crate::support::stores::gateway::{BUCKET, Gateway, given};
-use crate::support::stores::http::{Request, Server, answer, error_document};
+use crate::support::stores::http::{Server, answer, error_document};
 use crate::support::stores::proxy::{Fault, Proxy};
 use crate::support::stores::{chunks_of, content, get, names, put};
 use crate::support::{eventually, forever, key, watchdog};
@@ -49,7 +48,8 @@ impl Scene {
             longest_wait: Duration::from_millis(20),
             budget: 1000,
         };
-        let floor = Floor { bytes_per_second: 10_000_000, grace: Duration::from_millis(1500) };
+        let floor =
+            Floor { bytes_per_second: 10_000_000, grace: Duration::from_millis(1500), call_limit: None };
         Layer::new(Box::new(Layer::new(Box::new(self.bare()), floor)), Retry::new(retry))
     }
 }
@@ -183,11 +183,14 @@ fn an_answer_that_dribbles_is_cut_off_and_asked_for_again() {
     put(&store, "x", &bytes);
     scene.proxy.plan(Fault::Dribble, 1, |request| request.method == "GET");
     assert!(get(&store, "x").unwrap() == bytes);
-    let floor = Floor { bytes_per_second: 1_000_000, grace: Duration::from_millis(100) };
+    let floor = Floor { bytes_per_second: 1_000_000, grace: Duration::from_millis(100), call_limit: None };
     let impatient = Layer::new(Box::new(scene.bare()), floor);
     scene.proxy.plan(Fault::Dribble, 0, |request| request.method == "GET");
     let error = get(&impatient, "x").unwrap_err();
-    assert!(matches!(error.cause, StoreCause::TooSlow { bytes_per_second: 1_000_000 }), "{error}");
+    assert!(
+        matches!(error.cause, StoreCause::TooSlow { limit } if limit == Duration::from_millis(1100)),
+        "{error}"
+    );
     assert!(error.is_temporary());
 }
 
@@ -199,14 +202,47 @@ fn a_body_that_is_taken_a_byte_at_a_time_is_cut_off_and_sent_again() {
     put(&store, "x", &bytes);
     assert_eq!(scene.proxy.faulty(), 1);
     assert!(get(&store, "x").unwrap() == bytes);
-    let floor = Floor { bytes_per_second: 10_000_000, grace: Duration::from_millis(100) };
+    let floor = Floor { bytes_per_second: 10_000_000, grace: Duration::from_millis(100), call_limit: None };
     // What the system has buffered is sent, as far as the client knows: then only the answer is missing.
     let patient = S3Config { silence_limit: Duration::from_secs(60), ..scene.config.clone() };
     let impatient = Layer::new(Box::new(S3Store::open(patient).unwrap()), floor);
     scene.proxy.plan(Fault::DribbleUp, 0, |request| request.method == "PUT");
     let error = impatient.put(&key("y"), Body::Bytes(&bytes), &forever()).unwrap_err();
-    assert!(matches!(error.cause, StoreCause::TooSlow { bytes_per_second: 10_000_000 }), "{error}");
+    assert!(
+        matches!(error.cause, StoreCause::TooSlow { limit } if limit == Duration::from_millis(1100)),
+        "{error}"
+    );
     assert_eq!(names(&store, None), ["x"]);
+}
+
+#[test]
+fn a_document_that_dribbles_is_cut_off_and_asked_for_again() {
+    let Some(scene) = Scene::new() else { return };
+    let floor = Floor { bytes_per_second: 10_000_000, grace: Duration::from_millis(100), call_limit: None };
+    // No byte lets wait for long.
+    let patient = S3Config { silence_limit: Duration::from_secs(60), ..scene.config.clone() };
+    let impatient = || Layer::new(Box::new(S3Store::open(patient.clone()).unwrap()), floor);
+    let store = impatient();
+    for name in ["a", "b", "c"] {
+        put(&store, name, b"content");
+    }
+    let (x, parts) = (key("x"), store.in_parts().unwrap());
+    let upload = parts.begin(&x, &forever()).unwrap();
+    let part = parts.put_part(&upload, 1, Body::Bytes(b"content"), &forever()).unwrap();
+    scene.proxy.plan(Fault::Dribble, 0, |_| true);
+    let began = Instant::now();
+    let errors = [
+        store.list(None, &forever()).unwrap_err(),
+        parts.parts(&upload, &forever()).unwrap_err(),
+        parts.complete(&upload, &[part], &forever()).unwrap_err(),
+    ];
+    for error in errors {
+        assert!(matches!(error.cause, StoreCause::TooSlow { limit } if limit.as_millis() == 1000), "{error}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    scene.proxy.plan(Fault::Dribble, 1, |request| request.method == "GET");
+    let again = Layer::new(Box::new(impatient()), Retry::new(RetryConfig::default()));
+    assert_eq!(names(&again, None), ["a", "b", "c", "x"]);
 }
 
 #[test]
@@ -278,25 +314,36 @@ fn a_connection_that_is_refused_is_a_temporary_error() {
     for error in each_call(&S3Store::open(config).unwrap()) {
         assert!(error.is_temporary(), "{error}");
         let text = error.to_string();
-        assert!(text.contains("in s3://bucket: the exchange with 127.0.0.1 failed: "), "{text}");
+        assert!(
+            text.contains(&format!(
+                "in s3://bucket at http://127.0.0.1:{port}: the exchange with 127.0.0.1 failed: "
+            )),
+            "{text}"
+        );
         assert!(text.starts_with("cannot ") && text.contains("refused"), "{text}");
     }
 }
 
 #[test]
-fn a_server_that_stays_bad_is_one_clear_error_and_leaves_no_part() {
+fn a_server_that_stays_bad_is_one_clear_error_and_the_next_upload_goes_on_and_leaves_no_part() {
     let Some(scene) = Scene::new() else { return };
-    let store = scene.store();
-    let is_part = |request: &Request| request.path.contains("partNumber=2");
+    let (folder, bytes, x) = (tempfile::tempdir().unwrap(), content(CHUNK + 100_000), key("x"));
+    let (path, chunks) = (folder.path().join("x"), chunks_of(&bytes));
+    std::fs::write(&path, &bytes).unwrap();
+    let file = FileUpload { key: &x, path: &path, length_bytes: bytes.len() as u64, chunks: &chunks };
     for fault in [Fault::ResetBeforeBody, Fault::ResetAfterBody, Fault::BusyBeforeBody, Fault::FlippedUp] {
-        scene.proxy.plan(fault, 0, is_part);
-        let error = round(&store, &watchdog()).unwrap_err();
+        let store = scene.store();
+        scene.proxy.plan(fault, 0, |request| request.path.contains("partNumber=2"));
+        let error = upload_files(&store, &[file], &watchdog(), &mut |_| {}).unwrap_err();
         assert!(matches!(&error, TransferError::Store { error, .. } if error.is_temporary()), "{error}");
-        assert!(error.to_string().starts_with("cannot put a part of large in s3://lab/test-"), "{error}");
-        give_up(&store, &[&key("large")], &watchdog()).unwrap();
-        let left = store.in_parts().unwrap().uploads(Some(&key("large")), &watchdog()).unwrap();
+        assert!(error.to_string().starts_with("cannot put a part of x in s3://lab/test-"), "{error}");
+        assert_eq!(store.head(&x, &watchdog()).unwrap(), None, "{fault:?}");
+        scene.proxy.plan(fault, 0, |_| false);
+        upload_files(&store, &[file], &watchdog(), &mut |_| {}).unwrap();
+        assert!(get(&store, "x").unwrap() == bytes, "{fault:?}");
+        let left = store.in_parts().unwrap().uploads(None, &watchdog()).unwrap();
         assert_eq!(left, [], "{fault:?}");
-        store.delete(&[key("small")], &watchdog()).unwrap();
+        store.delete(std::slice::from_ref(&x), &watchdog()).unwrap();
     }
 }
 

@@ -1,6 +1,7 @@
 //! Layers over a store: what they count, what they hold back, and how often they try again.
 
 use std::io;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ struct Down(Arc<AtomicUsize>);
 impl Policy for Down {
     fn call<T>(
         &self,
-        call: CallInfo,
+        call: CallInfo<'_>,
         _: &Until,
         _: &mut dyn FnMut(&Until) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
@@ -30,6 +31,10 @@ impl Policy for Down {
         let cause = io::Error::from(io::ErrorKind::TimedOut);
         Err(StoreError::new(call.operation, None, "memory:", cause))
     }
+}
+
+fn rate(bytes_per_second: u64) -> Rate {
+    Rate::new(NonZeroU64::new(bytes_per_second).unwrap())
 }
 
 #[test]
@@ -54,7 +59,7 @@ fn what_a_failed_call_sent_is_not_durable() {
 
 #[test]
 fn bytes_pass_no_faster_than_the_rate_both_ways_together() {
-    let store = Layer::new(Box::new(MemoryStore::default()), Rate::new(100_000));
+    let store = Layer::new(Box::new(MemoryStore::default()), rate(100_000));
     let began = Instant::now();
     put(&store, "x", &content(5000));
     get(&store, "x").unwrap();
@@ -66,7 +71,7 @@ fn bytes_pass_no_faster_than_the_rate_both_ways_together() {
 #[test]
 fn a_wait_for_the_rate_ends_with_the_callers_limit() {
     let memory = MemoryStore::default();
-    let store = Layer::new(Box::new(memory.clone()), Rate::new(1));
+    let store = Layer::new(Box::new(memory.clone()), rate(1));
     put(&store, "x", b"an hour's worth of bytes, or nearly");
     let limit = Until::within(Duration::from_millis(20));
     let error = store.put(&key("y"), Body::Bytes(b"y"), &limit).unwrap_err();
@@ -105,7 +110,7 @@ impl Busy {
 impl Policy for Busy {
     fn call<T>(
         &self,
-        call: CallInfo,
+        call: CallInfo<'_>,
         until: &Until,
         go: &mut dyn FnMut(&Until) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
@@ -167,7 +172,7 @@ fn what_is_permanent_is_not_tried_again() {
 
 #[test]
 fn all_threads_share_one_rate() {
-    let store = Arc::new(Layer::new(Box::new(MemoryStore::default()), Rate::new(100_000)));
+    let store = Arc::new(Layer::new(Box::new(MemoryStore::default()), rate(100_000)));
     let began = Instant::now();
     let threads: Vec<_> = (0..5)
         .map(|number| {
@@ -189,7 +194,7 @@ struct Slow;
 impl Policy for Slow {
     fn call<T>(
         &self,
-        _: CallInfo,
+        _: CallInfo<'_>,
         until: &Until,
         go: &mut dyn FnMut(&Until) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
@@ -199,22 +204,44 @@ impl Policy for Slow {
     }
 }
 
+fn floor(bytes_per_second: u64, grace_ms: u64) -> Floor {
+    Floor { bytes_per_second, grace: Duration::from_millis(grace_ms), call_limit: None }
+}
+
 #[test]
-fn a_call_that_carries_content_has_a_least_rate_and_others_have_none() {
+fn a_call_has_the_time_that_its_bytes_need_and_one_without_content_ten_times_the_grace() {
     let memory = MemoryStore::default();
     put(&memory, "x", b"content");
-    let floor = Floor { bytes_per_second: 1000, grace: Duration::ZERO };
-    let store = Layer::new(Box::new(Layer::new(Box::new(memory), Slow)), floor);
-    assert_eq!(store.head(&key("x"), &forever()).unwrap(), Some(7));
     // Seven bytes have a second, as any number of them up to a thousand.
+    let store = Layer::new(Box::new(Layer::new(Box::new(memory.clone()), Slow)), floor(1000, 60));
     assert_eq!(get(&store, "x").unwrap(), b"content");
-    let slow = Floor { bytes_per_second: 1_000_000_000, grace: Duration::from_millis(1) };
-    let never_enough = Layer::new(Box::new(Layer::new(Box::new(MemoryStore::default()), Stuck)), slow);
+    assert_eq!(store.head(&key("x"), &forever()).unwrap(), Some(7));
+    let impatient = Layer::new(Box::new(Layer::new(Box::new(memory), Slow)), floor(1000, 1));
+    let error = impatient.head(&key("x"), &forever()).unwrap_err();
+    assert!(matches!(error.cause, StoreCause::TooSlow { limit } if limit.as_millis() == 10), "{error}");
+    assert!(error.is_temporary());
+    let stuck = || Box::new(Layer::new(Box::new(MemoryStore::default()), Stuck));
+    let never_enough = Layer::new(stuck(), floor(1_000_000_000, 1));
     let error = never_enough.put(&key("x"), Body::Bytes(b"content"), &forever()).unwrap_err();
     assert!(matches!(error.cause, StoreCause::TooSlow { .. }), "{error}");
     let limit = Until::within(Duration::from_millis(1));
     let error = never_enough.put(&key("x"), Body::Bytes(b"content"), &limit).unwrap_err();
     assert!(matches!(error.cause, StoreCause::Stopped(Stopped::DeadlinePassed)), "the caller's own: {error}");
+}
+
+#[test]
+fn a_limit_of_calls_holds_for_each_of_them_whatever_it_carries() {
+    let limit = Duration::from_millis(20);
+    let limited = Floor { call_limit: Some(limit), ..floor(1, 60_000) };
+    let store = Layer::new(Box::new(Layer::new(Box::new(MemoryStore::default()), Stuck)), limited);
+    for error in [
+        store.head(&key("x"), &watchdog()).unwrap_err(),
+        store.put(&key("x"), Body::Bytes(b""), &watchdog()).unwrap_err(),
+        store.put(&key("x"), Body::Bytes(b"content"), &watchdog()).unwrap_err(),
+    ] {
+        assert!(matches!(error.cause, StoreCause::TooSlow { limit: had } if had == limit), "{error}");
+        assert!(error.to_string().contains("it took longer than 20ms"), "{error}");
+    }
 }
 
 /// Waits for the end of its limit.
@@ -223,7 +250,7 @@ struct Stuck;
 impl Policy for Stuck {
     fn call<T>(
         &self,
-        _: CallInfo,
+        _: CallInfo<'_>,
         until: &Until,
         go: &mut dyn FnMut(&Until) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {

@@ -42,7 +42,7 @@ struct Looks(Mutex<BTreeSet<String>>);
 impl Policy for &'static Looks {
     fn call<T>(
         &self,
-        _: CallInfo,
+        _: CallInfo<'_>,
         until: &Until,
         go: &mut dyn FnMut(&Until) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {

@@ -133,7 +133,7 @@ fn a_completion_whose_object_has_another_length_is_no_success() {
     let file = FileUpload { key: &key("x"), path: &path, length_bytes: bytes.len() as u64, chunks: &chunks };
     let error = upload_files(&store_on(&server), &[file], &watchdog(), &mut |_| {}).unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("cannot put together x in s3://bucket: "), "{text}");
+    assert!(text.contains("cannot put together x in s3://bucket at http://"), "{text}");
     assert!(text.contains(&format!("the object has 5 bytes instead of {}", bytes.len())), "{text}");
 }
 

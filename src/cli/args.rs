@@ -1,5 +1,6 @@
 //! Options that several verbs have.
 
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use dormouse::bucket::BucketName;
 use dormouse::objstore::{
-    ArchiveOptions, ArchiveUrl, CredentialSource, ObjectStore, PARALLEL_DEFAULT, S3Config, parse_archive,
+    ArchiveOptions, ArchiveUrl, CredentialSource, ObjectStore, S3Config, TRANSFER_BYTES_MAX, parse_archive,
 };
 
 /// How results are printed.
@@ -90,16 +91,39 @@ pub(super) struct TransferArgs {
     #[arg(long)]
     s3_path_style: bool,
     /// Carry at most so many bytes a second, such as 500000 or 20MiB [default: no limit]
-    #[arg(long, value_name = "BYTES/s")]
-    rate_limit: Option<ByteSize>,
-    /// Talk to an `s3://` archive over so many connections at the same time
-    #[arg(long, value_name = "N", default_value_t = PARALLEL_DEFAULT, value_parser = parse_parallel)]
-    parallel: usize,
+    #[arg(long, value_name = "BYTES/s", value_parser = parse_rate)]
+    rate_limit: Option<NonZeroU64>,
+    /// Carry so many files, or parts of them, at the same time [default: 8 for `s3://`, 4 for a folder]
+    #[arg(long, value_name = "N", value_parser = parse_parallel)]
+    parallel: Option<NonZeroUsize>,
+    /// Take at most so much memory for what is carried at the same time, such as 40MiB: one file or part for each
+    /// 10 MiB [default: no limit]
+    #[arg(long, value_name = "BYTES", value_parser = parse_memory)]
+    memory_limit: Option<ByteSize>,
+    /// Give a call to the server of an `s3://` archive up after this time, and try it again [default: a minute, and
+    /// more for many bytes]
+    #[arg(long, value_name = "DURATION", value_parser = parse_call_limit)]
+    call_limit: Option<Duration>,
 }
 
-fn parse_parallel(text: &str) -> Result<usize, String> {
-    let parsed: usize = text.parse().map_err(|e: std::num::ParseIntError| e.to_string())?;
-    if (1..=256).contains(&parsed) { Ok(parsed) } else { Err("it has to be from 1 to 256".to_owned()) }
+fn parse_rate(text: &str) -> Result<NonZeroU64, String> {
+    let parsed: ByteSize = text.parse()?;
+    NonZeroU64::new(parsed.as_u64()).ok_or_else(|| "it has to be at least a byte a second".to_owned())
+}
+
+fn parse_parallel(text: &str) -> Result<NonZeroUsize, String> {
+    let parsed: NonZeroUsize = text.parse().map_err(|e: std::num::ParseIntError| e.to_string())?;
+    if parsed.get() <= 256 { Ok(parsed) } else { Err("it has to be from 1 to 256".to_owned()) }
+}
+
+fn parse_memory(text: &str) -> Result<ByteSize, String> {
+    let (parsed, least): (ByteSize, _) = (text.parse()?, ByteSize(TRANSFER_BYTES_MAX));
+    if parsed >= least { Ok(parsed) } else { Err(format!("it has to be at least {least}")) }
+}
+
+fn parse_call_limit(text: &str) -> Result<Duration, String> {
+    let parsed = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    if parsed.is_zero() { Err("it has to be some time".to_owned()) } else { Ok(parsed) }
 }
 
 impl ArchiveArgs {
@@ -124,7 +148,6 @@ impl TransferArgs {
         if let ArchiveUrl::S3 { .. } = archive {
             s3.endpoint = endpoint.or_else(|| variable("AWS_ENDPOINT_URL"));
             s3.path_style = self.s3_path_style;
-            s3.parallel = self.parallel;
             s3.credentials = CredentialSource::usual(&variable);
             if let Some(path) = variable("AWS_CA_BUNDLE") {
                 let read = std::fs::read(&path);
@@ -133,6 +156,12 @@ impl TransferArgs {
                 );
             }
         }
-        Ok(ArchiveOptions { s3, bytes_per_second_max: self.rate_limit.map(|rate| rate.as_u64()) })
+        Ok(ArchiveOptions {
+            s3,
+            bytes_per_second_max: self.rate_limit,
+            parallel: self.parallel,
+            memory_bytes_max: self.memory_limit.map(|limit| limit.as_u64()),
+            call_limit: self.call_limit,
+        })
     }
 }

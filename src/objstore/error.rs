@@ -148,11 +148,11 @@ pub enum StoreCause {
         /// Whether they may be there a little later.
         is_temporary: bool,
     },
-    /// The bytes came or went more slowly than is put up with.
-    #[error("it is slower than {} bytes a second", .bytes_per_second)]
+    /// The call, or the bytes that it carries, took longer than is put up with.
+    #[error("it took longer than {}, which is all the time that it has", humantime::format_duration(*.limit))]
     TooSlow {
-        /// The least that is put up with.
-        bytes_per_second: u64,
+        /// How long the call had.
+        limit: Duration,
     },
 }
 

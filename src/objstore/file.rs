@@ -14,6 +14,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ use super::error::{Operation, StoreCause, StoreError};
 use super::hash::{COPY_BYTES, ContentHash, HashingWriter, ReadError, read_pieces};
 use super::key::ObjectKey;
 use super::store::{Body, DraftStore, ObjectMeta, ObjectStore, Page, PageMark, WriteDraft};
-use crate::durable::{Steady, TEMPORARY_SUFFIX, sync_folder};
+use crate::durable::{Steady, TEMPORARY_SUFFIX, free_bytes, sync_folder};
 use crate::thread::Until;
 
 /// An [`ObjectStore`] in a folder.
@@ -34,10 +35,11 @@ pub struct FileStore {
     root: PathBuf,
     /// Folders that are known to be there after a power cut.
     durable: Mutex<BTreeSet<PathBuf>>,
+    parallel: usize,
 }
 
-/// Puts at the same time: one waits for the disk while another reads.
-const PARALLEL: usize = 4;
+/// Calls at the same time, unless the host says otherwise: one waits for the disk while another reads.
+pub const FOLDER_PARALLEL_DEFAULT: usize = 4;
 
 impl FileStore {
     /// The store in the folder `root`, which is created, with its parents, if it is not there.
@@ -50,6 +52,12 @@ impl FileStore {
     /// The store in the folder `root`, or `None` where there is no such folder; nothing is created.
     pub fn open_existing(root: &Path) -> Result<Option<Self>, StoreError> {
         resolve(root).map_err(|cause| StoreError::new(Operation::Open, None, url_of(root), cause))
+    }
+
+    /// The same with so many calls at the same time for many files.
+    #[must_use]
+    pub fn with_parallel(self, parallel: NonZeroUsize) -> Self {
+        Self { parallel: parallel.get(), ..self }
     }
 
     fn named<T>(
@@ -260,7 +268,7 @@ impl FileStore {
 
 impl ObjectStore for FileStore {
     fn parallel(&self) -> usize {
-        PARALLEL
+        self.parallel
     }
 
     fn describe(&self) -> String {
@@ -327,6 +335,14 @@ impl ObjectStore for FileStore {
         keys.iter().try_for_each(|key| self.named(Operation::Delete, Some(key), self.remove(key, until)))
     }
 
+    fn room_bytes(&self, until: &Until) -> Result<Option<u64>, StoreError> {
+        let room = until.check().map_err(StoreCause::from).and_then(|()| {
+            self.root_is_there()?;
+            Ok(Some(free_bytes(&self.root).map_err(|e| e.source)?))
+        });
+        self.named(Operation::Open, None, room)
+    }
+
     fn in_drafts(&self) -> Option<&dyn DraftStore> {
         Some(self)
     }
@@ -383,7 +399,11 @@ fn vanished(root: &Path) -> StoreCause {
 /// The store whose root `path` leads to, if there is one.
 fn resolve(path: &Path) -> Result<Option<FileStore>, StoreCause> {
     match fs::canonicalize(path) {
-        Ok(root) => Ok(folder_is_there(&root)?.then(|| FileStore { root, durable: Mutex::default() })),
+        Ok(root) => Ok(folder_is_there(&root)?.then(|| FileStore {
+            root,
+            durable: Mutex::default(),
+            parallel: FOLDER_PARALLEL_DEFAULT,
+        })),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e.into()),
     }

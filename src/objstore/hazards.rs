@@ -1,7 +1,7 @@
 //! The known traps on the way to an S3 server, over `rusoto_s3` and a blocking client, and why none bites here.
 //!
 //! Each was met: in `rusoto_s3` 0.48 (rows H1 to H21), in `ureq` 3.5 (H22 to H31), at servers that speak S3 (H32 to
-//! H55). A row says what happens to who does not know, what is done about it, and which test would see it come back.
+//! H59). A row says what happens to who does not know, what is done about it, and which test would see it come back.
 //!
 //! | hazard | what goes wrong | why it cannot here | test |
 //! |---|---|---|---|
@@ -33,7 +33,7 @@
 //! | H26 | proxies are taken from the environment, for metadata services too | there is no proxy | `a_bucket_sleeps_on_a_server_and_wakes_up_as_it_was` |
 //! | H27 | a server that closes an idle connection fails the next request | idle connections are looked at first, and a break is worth another try | `a_connection_that_was_closed_meanwhile_is_not_used_again` |
 //! | H28 | a request on a connection that breaks just then fails | the same | `a_connection_that_breaks_when_it_is_used_again_is_a_passing_error` |
-//! | H29 | a peer that dribbles runs into no limit of silence | a layer asks for a least rate, both ways | `a_body_that_is_taken_a_byte_at_a_time_is_cut_off_and_sent_again` |
+//! | H29 | a peer that dribbles runs into no limit of silence | a layer asks for a least rate of content, both ways | `a_body_that_is_taken_a_byte_at_a_time_is_cut_off_and_sent_again` |
 //! | H30 | errors of TLS come as errors of the socket, and are tried again | what is about a certificate is permanent | `a_server_on_tls_is_trusted_by_its_authority_and_its_name_alone` |
 //! | H31 | what is left of an answer spoils its connection | a connection whose answer was not read to its end is closed | `an_answer_that_nobody_read_to_its_end_does_not_spoil_the_next` |
 //! | H32 | a refusal before the payload was read is lost: the connection breaks | large payloads wait for the server's word | `what_a_busy_server_says_before_the_body_is_heard` |
@@ -50,13 +50,17 @@
 //! | H43 | an upload has at most 10,000 parts | parts grow with the file | `a_file_of_more_chunks_than_there_may_be_parts_goes_in_larger_ones` |
 //! | H44 | entity tags of objects in parts are made in many ways | they are only asked to be there | `files_of_all_sizes_come_back_as_they_were` |
 //! | H45 | half an object is stored where the client went away | an object counts by its length and its hash | `an_object_of_another_length_is_told_as_such` |
-//! | H46 | a part that was under way brings an upload back that was given up | what is unfinished is listed again | `an_upload_that_is_given_up_leaves_no_parts` |
+//! | H46 | a part that was under way brings an upload back that was given up | what is unfinished is listed again | `an_upload_that_a_part_under_way_brings_back_is_given_up_again` |
 //! | H47 | an upload is gone with the server's process | another call begins a new one | `an_upload_that_is_not_there_is_said_so` |
 //! | H48 | a deletion says success, and an error for a key | the errors in it are read | `a_deletion_that_fails_for_one_key_names_it` |
 //! | H49 | a look with old credentials is refused without saying why | then they are looked for anew | `an_expired_token_is_renewed_whatever_the_call` |
 //! | H50 | the clock is off, and every try is refused the same | it is permanent, and the error has the server's time | `a_clock_that_is_off_is_a_permanent_error_with_the_way_out` |
-//! | H51 | another region answers with a redirect, which a client follows with a wrong signature | none is followed, and the error names region and endpoint | `a_redirect_is_an_error_that_names_region_and_endpoint` |
+//! | H51 | another region answers with a redirect, which a client follows with a wrong signature | none is followed, and the error names the region where the server does | `a_bucket_of_another_region_is_an_error_that_names_its_region` |
 //! | H52 | a server with a full disk says nothing | silence has a limit | `a_server_that_says_nothing_is_overcome` |
 //! | H53 | a server that recovers asks to be left alone | so long, and not beyond the deadline | `another_try_waits_as_long_as_the_server_asks_and_not_beyond_the_deadline` |
 //! | H54 | content changes on its way down | it is hashed as it comes | `content_that_changes_on_its_way_down_is_seen_by_its_hash` |
 //! | H55 | keys are listed out of order, or of another folder | such an answer is not believed | `answers_that_cannot_be_right_are_errors_and_no_panics` |
+//! | H56 | something before the server finds nothing there, and that reads as an object that is not there | only a document of S3, or a look, says so | `what_something_on_the_way_does_not_find_is_a_passing_error_that_names_what_came` |
+//! | H57 | a listing is followed by itself for ever | its pages have to follow on each other | `a_listing_that_goes_round_in_circles_is_an_error` |
+//! | H58 | a server does not list unfinished uploads | then none are known, and parts go up all the same | `a_server_that_lists_no_uploads_takes_files_in_parts_all_the_same` |
+//! | H59 | a document dribbles, which no rate of content sees | such calls have a limit of their own | `a_document_that_dribbles_is_cut_off_and_asked_for_again` |

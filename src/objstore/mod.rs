@@ -23,20 +23,22 @@ mod url;
 
 pub use encoding::{ENCODED_FILE_BYTES_MIN, Encoding};
 pub use error::{Operation, StoreCause, StoreError};
-pub use file::FileStore;
+pub use file::{FOLDER_PARALLEL_DEFAULT, FileStore};
 pub use hash::{
     CHUNK_BYTES, ChunkHash, Content, ContentHash, HashingWriter, ParseHashError, ReadError, hash_chunks,
     hash_file,
 };
 pub use key::{KEY_BYTES_MAX, KeyError, ObjectKey, SEGMENT_BYTES_MAX};
-pub use layer::{CallInfo, Count, Counts, Floor, Layer, Policy, Rate, Retry, RetryConfig};
+pub use layer::{
+    CallInfo, Count, Counts, Floor, GRACES_WITHOUT_CONTENT, Layer, Policy, Rate, Retry, RetryConfig,
+};
 pub use s3::{CredentialSource, Credentials, Encryption, PARALLEL_DEFAULT, S3Config, S3Store, Secret};
 pub use store::{
     Body, DraftStore, ObjectMeta, ObjectStore, PARTS_MAX, Page, PageMark, Part, PartStore, Upload, WriteDraft,
 };
 pub use transfer::{
     Decoded, Drafted, EncodedContent, EncodedFetch, FileContent, FileDraft, FileEncode, FileFetch, FileRead,
-    FileUpload, NameDraft, TransferError, draft_files, encode_files, fetch_encoded, fetch_files, give_up,
-    hash_files, upload_files,
+    FileUpload, NameDraft, TRANSFER_BYTES_MAX, TransferError, draft_files, encode_files, fetch_encoded,
+    fetch_files, give_up, hash_files, upload_files,
 };
 pub use url::{ArchiveOptions, ArchiveUrl, ArchiveUrlError, parse_archive};

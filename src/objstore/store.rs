@@ -9,7 +9,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::time::SystemTime;
 
-use super::error::{StoreCause, StoreError};
+use super::error::{Operation, StoreCause, StoreError};
 use super::hash::ChunkHash;
 use super::key::ObjectKey;
 use crate::thread::Until;
@@ -71,15 +71,33 @@ pub trait ObjectStore: Send + Sync {
         until: &Until,
     ) -> Result<Page, StoreError>;
 
-    /// All pages of a listing in one.
+    /// All pages of a listing in one. A store whose pages do not follow on each other is not followed for ever: that is
+    /// an [`Answer`](super::StoreCause::Answer) that cannot be right.
     fn list(&self, folder: Option<&ObjectKey>, until: &Until) -> Result<Vec<ObjectMeta>, StoreError> {
+        let wrong = |what: &str| {
+            let cause = StoreCause::Answer(what.to_owned());
+            Err(StoreError::new(Operation::List, folder, self.describe(), cause))
+        };
         let mut page = self.list_page(folder, None, until)?;
         let mut objects = page.objects;
         while let Some(mark) = page.next {
             page = self.list_page(folder, Some(&mark), until)?;
+            if page.next.as_ref() == Some(&mark) {
+                return wrong("a page of the listing is to be followed by itself");
+            }
+            if let (Some(last), Some(first)) = (objects.last(), page.objects.first())
+                && first.key <= last.key
+            {
+                return wrong("a page of the listing does not begin after the one before");
+            }
             objects.append(&mut page.objects);
         }
         Ok(objects)
+    }
+
+    /// Bytes that there is room for, as far as the store can tell; `None` where it cannot.
+    fn room_bytes(&self, _until: &Until) -> Result<Option<u64>, StoreError> {
+        Ok(None)
     }
 
     /// Removes the objects, as many as there are; one that is not there is fine. An error names one that is still

@@ -1,15 +1,17 @@
 //! What a user may give as the place of an archive.
 
 use std::fmt;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::StoreError;
-use super::file::FileStore;
+use super::file::{FOLDER_PARALLEL_DEFAULT, FileStore};
 use super::key::ObjectKey;
 use super::layer::{Floor, Layer, Rate, Retry, RetryConfig};
 use super::s3::{S3Config, S3Store};
 use super::store::ObjectStore;
+use super::transfer::TRANSFER_BYTES_MAX;
 
 /// The place of an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,12 +34,38 @@ pub struct ArchiveOptions {
     /// What a bucket is opened with; the bucket and the prefix are those of the archive.
     pub s3: S3Config,
     /// The most bytes a second, both ways together; `None` is no limit.
-    pub bytes_per_second_max: Option<u64>,
+    pub bytes_per_second_max: Option<NonZeroU64>,
+    /// Files, or parts of them, that are carried at the same time; `None` is [`S3Config::parallel`] for a bucket and
+    /// [`FOLDER_PARALLEL_DEFAULT`] for a folder.
+    pub parallel: Option<NonZeroUsize>,
+    /// The most bytes of memory that what is carried at the same time may take: there are fewer of them where
+    /// [`TRANSFER_BYTES_MAX`] each would be more, but at least one. `None` is no limit.
+    pub memory_bytes_max: Option<u64>,
+    /// The longest that one call to a server may take; `None` lets a call take a minute and the time that its bytes
+    /// need at a low rate.
+    pub call_limit: Option<Duration>,
 }
 
 impl Default for ArchiveOptions {
     fn default() -> Self {
-        Self { s3: S3Config::new("", "us-east-1"), bytes_per_second_max: None }
+        Self {
+            s3: S3Config::new("", "us-east-1"),
+            bytes_per_second_max: None,
+            parallel: None,
+            memory_bytes_max: None,
+            call_limit: None,
+        }
+    }
+}
+
+impl ArchiveOptions {
+    /// What is carried at the same time, where it would be `usual` by the kind of the archive.
+    fn parallel(&self, usual: usize) -> NonZeroUsize {
+        let wanted = self.parallel.map_or(usual, NonZeroUsize::get);
+        let fits = self
+            .memory_bytes_max
+            .map_or(usize::MAX, |bytes| usize::try_from(bytes / TRANSFER_BYTES_MAX).unwrap_or(usize::MAX));
+        NonZeroUsize::new(wanted.min(fits)).unwrap_or(NonZeroUsize::MIN)
     }
 }
 
@@ -113,7 +141,7 @@ impl ArchiveUrl {
     /// at for the moment is tried again.
     pub fn open(&self, options: &ArchiveOptions) -> Result<Box<dyn ObjectStore>, StoreError> {
         match self {
-            Self::Folder(path) => Ok(limited(Box::new(FileStore::open(path)?), options)),
+            Self::Folder(path) => Ok(folder(FileStore::open(path)?, options)),
             Self::S3 { bucket, prefix } => open_s3(bucket, prefix.as_ref(), options),
         }
     }
@@ -125,12 +153,15 @@ impl ArchiveUrl {
         options: &ArchiveOptions,
     ) -> Result<Option<Box<dyn ObjectStore>>, StoreError> {
         match self {
-            Self::Folder(path) => {
-                Ok(FileStore::open_existing(path)?.map(|store| limited(Box::new(store), options)))
-            }
+            Self::Folder(path) => Ok(FileStore::open_existing(path)?.map(|store| folder(store, options))),
             Self::S3 { .. } => self.open(options).map(Some),
         }
     }
+}
+
+fn folder(store: FileStore, options: &ArchiveOptions) -> Box<dyn ObjectStore> {
+    let parallel = options.parallel(FOLDER_PARALLEL_DEFAULT);
+    limited(Box::new(store.with_parallel(parallel)), options)
 }
 
 fn open_s3(
@@ -138,10 +169,16 @@ fn open_s3(
     prefix: Option<&ObjectKey>,
     options: &ArchiveOptions,
 ) -> Result<Box<dyn ObjectStore>, StoreError> {
-    let config = S3Config { bucket: bucket.to_owned(), prefix: prefix.cloned(), ..options.s3.clone() };
+    let parallel = options.parallel(options.s3.parallel).get();
+    let config =
+        S3Config { bucket: bucket.to_owned(), prefix: prefix.cloned(), parallel, ..options.s3.clone() };
     // Where all connections share a low rate, each of them may be slower still.
-    let share = options.bytes_per_second_max.map(|bytes| bytes / (2 * config.parallel.max(1) as u64));
-    let floor = Floor { bytes_per_second: share.unwrap_or(FLOOR).min(FLOOR), grace: GRACE };
+    let share = options.bytes_per_second_max.map(|bytes| bytes.get() / (2 * parallel as u64));
+    let floor = Floor {
+        bytes_per_second: share.unwrap_or(FLOOR).min(FLOOR),
+        grace: GRACE,
+        call_limit: options.call_limit,
+    };
     let store = Box::new(Layer::new(Box::new(S3Store::open(config)?), floor));
     Ok(Box::new(Layer::new(limited(store, options), Retry::new(RetryConfig::default()))))
 }

@@ -38,6 +38,19 @@ pub enum UploadError {
     /// There is no room for encoded files.
     #[error("cannot encode files before they are uploaded: {0}, or pause without compression")]
     Room(#[from] RoomError),
+    /// The archive has too little room for what is new.
+    #[error(
+        "cannot archive all files: {store} has room for {free_bytes} bytes, and {needed_bytes} are needed; free some there, \
+         or name another archive"
+    )]
+    ArchiveFull {
+        /// URL of the archive.
+        store: String,
+        /// How much there is.
+        free_bytes: u64,
+        /// How much there has to be.
+        needed_bytes: u64,
+    },
     /// A file is shorter than its image, or has another content than when the upload was planned.
     #[error("cannot archive {}: it changed while it was read ({what}); pause again", path.display())]
     Changed {
@@ -99,7 +112,26 @@ pub struct Uploaded {
     pub new: NewObjects,
 }
 
-/// Carries the plan out. Where the store takes no drafts, encoded files are made in the folder `scratch`, which is
+/// Whether the archive has room for what the plan uploads, as far as can be told beforehand: nobody knows how many bytes
+/// encoded files have before they are.
+fn require_archive_room(
+    plan: &UploadPlan,
+    store: &dyn ObjectStore,
+    until: &Until,
+) -> Result<(), UploadError> {
+    if plan.options.encoding.is_some() {
+        return Ok(());
+    }
+    let needed_bytes = plan.new_bytes();
+    match store.room_bytes(until).map_err(store_error)? {
+        Some(free_bytes) if free_bytes < needed_bytes => {
+            Err(UploadError::ArchiveFull { store: store.describe(), free_bytes, needed_bytes })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Carries the plan out. Where the archive has too little room nothing is put there. Where the store takes no drafts, encoded files are made in the folder `scratch`, which is
 /// created for them and removed, whatever comes of the call. Bytes of files count as done when their objects, or parts
 /// of them, are durable. What was uploaded is added to `reusable` and `known`. Carrying out a plan again is fine: an
 /// object that went half in parts is taken up. Parts that nobody takes up are removed by a prune.
@@ -111,6 +143,7 @@ pub fn upload(
     until: &Until,
     on_progress: &mut dyn FnMut(Progress),
 ) -> Result<Uploaded, UploadError> {
+    require_archive_room(plan, store, until)?;
     let mut act = Act {
         plan,
         reusable,

@@ -17,6 +17,7 @@ pub(crate) mod wire;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
@@ -33,6 +34,8 @@ use dormouse::pause::{
 };
 use dormouse::shard::ShardId;
 use dormouse::thread::{self, Cancel, Until, fin};
+
+use stores::chunks_of;
 
 /// A limit that never ends.
 pub(crate) fn forever() -> Until {
@@ -195,7 +198,8 @@ pub(crate) enum Fails {
     Passing,
     /// After it was carried out: the process is killed.
     Kills,
-    /// In the middle: of content that is asked for a half comes, of content that is sent nothing arrives.
+    /// In the middle of content: a half comes, or a half goes out. A call without content fails before it has done
+    /// anything.
     Half,
 }
 
@@ -267,6 +271,32 @@ impl<'a> FailingStore<'a> {
         }
     }
 
+    /// Whether the next call breaks off in the middle.
+    fn breaks_off(&self) -> bool {
+        self.fails == Fails::Half && self.calls() + 1 == self.fail_at
+    }
+
+    /// The call sends content; the one that is chosen may send a half.
+    fn send<T>(
+        &self,
+        operation: Operation,
+        key: &ObjectKey,
+        body: Body<'_>,
+        carry_out: impl FnOnce(Body<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.puts.fetch_add(1, Ordering::Relaxed);
+        if !self.breaks_off() || body.length_bytes() == 0 {
+            return self.call(operation, Some(key), || carry_out(body));
+        }
+        let bytes = bytes_of(body);
+        let mut half = tempfile::tempfile().unwrap();
+        half.write_all(&bytes[..bytes.len() / 2]).unwrap();
+        let (length_bytes, chunks) = (body.length_bytes(), chunks_of(&bytes));
+        let cut = Body::File { file: &half, offset_bytes: 0, length_bytes, chunks: &chunks };
+        assert!(carry_out(cut).is_err(), "a half was taken for the whole");
+        self.call(operation, Some(key), || unreachable!("it was made to fail"))
+    }
+
     /// The call hands content on; the one that is chosen may hand on a half.
     fn receive(
         &self,
@@ -274,7 +304,7 @@ impl<'a> FailingStore<'a> {
         to: &mut dyn Write,
         carry_out: impl FnOnce(&mut dyn Write) -> Result<u64, StoreError>,
     ) -> Result<u64, StoreError> {
-        if self.fails == Fails::Half && self.calls() + 1 == self.fail_at {
+        if self.breaks_off() {
             let mut content = Vec::new();
             carry_out(&mut content)?;
             to.write_all(&content[..content.len() / 2]).unwrap();
@@ -290,13 +320,11 @@ impl ObjectStore for FailingStore<'_> {
     }
 
     fn put(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
-        self.puts.fetch_add(1, Ordering::Relaxed);
-        self.call(Operation::Put, Some(key), || self.inner.put(key, body, until))
+        self.send(Operation::Put, key, body, |body| self.inner.put(key, body, until))
     }
 
     fn put_if_absent(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
-        self.puts.fetch_add(1, Ordering::Relaxed);
-        self.call(Operation::Put, Some(key), || self.inner.put_if_absent(key, body, until))
+        self.send(Operation::Put, key, body, |body| self.inner.put_if_absent(key, body, until))
     }
 
     fn get(&self, key: &ObjectKey, to: &mut dyn Write, until: &Until) -> Result<u64, StoreError> {
@@ -353,6 +381,36 @@ impl ObjectStore for FailingStore<'_> {
     }
 }
 
+/// Takes so many bytes and no more.
+struct Cut<'a> {
+    to: &'a mut dyn Write,
+    left_bytes: usize,
+}
+
+impl Write for Cut<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(self.left_bytes);
+        self.to.write_all(&bytes[..taken])?;
+        self.left_bytes -= taken;
+        if taken < bytes.len() { Err(io::Error::other("it was cut off")) } else { Ok(taken) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+fn bytes_of(body: Body<'_>) -> Vec<u8> {
+    match body {
+        Body::Bytes(bytes) => bytes.to_vec(),
+        Body::File { file, offset_bytes, length_bytes, .. } => {
+            let mut bytes = vec![0; usize::try_from(length_bytes).unwrap()];
+            file.read_exact_at(&mut bytes, offset_bytes).unwrap();
+            bytes
+        }
+    }
+}
+
 impl DraftStore for FailingStore<'_> {
     fn put_draft(
         &self,
@@ -361,8 +419,17 @@ impl DraftStore for FailingStore<'_> {
         until: &Until,
     ) -> Result<Option<ObjectKey>, StoreError> {
         self.puts.fetch_add(1, Ordering::Relaxed);
-        let put = || self.inner.in_drafts().unwrap().put_draft(folder, write, until);
-        self.call(Operation::Put, Some(folder), put)
+        let drafts = self.inner.in_drafts().unwrap();
+        if !self.breaks_off() {
+            return self.call(Operation::Put, Some(folder), || drafts.put_draft(folder, write, until));
+        }
+        let mut all = Cut { to: &mut io::sink(), left_bytes: usize::MAX };
+        let _ = write(&mut all);
+        let half = (usize::MAX - all.left_bytes) / 2;
+        let mut cut = |to: &mut dyn Write| write(&mut Cut { to, left_bytes: half });
+        let put = drafts.put_draft(folder, &mut cut, until);
+        assert!(!matches!(put, Ok(Some(_))), "a half was taken for the whole");
+        self.call(Operation::Put, Some(folder), || unreachable!("it was made to fail"))
     }
 }
 
@@ -384,9 +451,8 @@ impl PartStore for FailingStore<'_> {
         body: Body<'_>,
         until: &Until,
     ) -> Result<Part, StoreError> {
-        self.puts.fetch_add(1, Ordering::Relaxed);
-        let put = || self.parts_of_inner().put_part(upload, number, body, until);
-        self.call(Operation::PutPart, Some(&upload.key), put)
+        let put = |body: Body<'_>| self.parts_of_inner().put_part(upload, number, body, until);
+        self.send(Operation::PutPart, &upload.key, body, put)
     }
 
     fn parts(&self, upload: &Upload, until: &Until) -> Result<Vec<Part>, StoreError> {

@@ -52,7 +52,7 @@ impl Count {
 impl Policy for Count {
     fn call<T>(
         &self,
-        call: CallInfo,
+        call: CallInfo<'_>,
         until: &Until,
         go: &mut dyn FnMut(&Until) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {

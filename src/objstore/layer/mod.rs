@@ -13,7 +13,7 @@ mod rate;
 mod retry;
 
 pub use count::{Count, Counts};
-pub use floor::Floor;
+pub use floor::{Floor, GRACES_WITHOUT_CONTENT};
 pub use rate::Rate;
 pub use retry::{Retry, RetryConfig};
 
@@ -29,9 +29,11 @@ use crate::thread::Until;
 
 /// What a call is about.
 #[derive(Debug, Clone, Copy)]
-pub struct CallInfo {
+pub struct CallInfo<'a> {
     /// Which call.
     pub operation: Operation,
+    /// The object or the folder that it is about, the first of several; `None` is the whole store.
+    pub key: Option<&'a ObjectKey>,
     /// Bytes that it sends, where that is known. The bytes of a draft are told by [`Policy::went`] and
     /// [`Policy::is_durable`].
     pub sent_bytes: u64,
@@ -44,7 +46,7 @@ pub trait Policy: Send + Sync {
     /// Carries a call out by `go`, which makes one try under the limit that it is given.
     fn call<T>(
         &self,
-        call: CallInfo,
+        call: CallInfo<'_>,
         until: &Until,
         go: &mut dyn FnMut(&Until) -> Result<T, StoreError>,
     ) -> Result<T, StoreError>;
@@ -78,24 +80,24 @@ impl<P: Policy> Layer<P> {
 
     fn call<T>(
         &self,
-        operation: Operation,
+        (operation, key): (Operation, Option<&ObjectKey>),
         sent_bytes: u64,
         until: &Until,
         mut go: impl FnMut(&Until) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.policy.call(CallInfo { operation, sent_bytes, wanted_bytes: 0 }, until, &mut go)
+        self.policy.call(CallInfo { operation, key, sent_bytes, wanted_bytes: 0 }, until, &mut go)
     }
 
     /// A call that hands on content, by `go`.
     fn receive(
         &self,
-        wanted_bytes: u64,
+        (key, wanted_bytes): (&ObjectKey, u64),
         to: &mut dyn Write,
         until: &Until,
         go: impl Fn(&mut dyn Write, &Until) -> Result<u64, StoreError>,
     ) -> Result<u64, StoreError> {
         let delivered = Cell::new(0);
-        let call = CallInfo { operation: Operation::Get, sent_bytes: 0, wanted_bytes };
+        let call = CallInfo { operation: Operation::Get, key: Some(key), sent_bytes: 0, wanted_bytes };
         self.policy.call(call, until, &mut |until| {
             let mut through = Through {
                 to: &mut *to,
@@ -145,18 +147,19 @@ impl<P: Policy> ObjectStore for Layer<P> {
     }
 
     fn put(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
-        self.call(Operation::Put, body.length_bytes(), until, |until| self.inner.put(key, body, until))
+        let call = (Operation::Put, Some(key));
+        self.call(call, body.length_bytes(), until, |until| self.inner.put(key, body, until))
     }
 
     fn put_if_absent(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
-        self.call(Operation::Put, body.length_bytes(), until, |until| {
-            self.inner.put_if_absent(key, body, until)
-        })
+        let call = (Operation::Put, Some(key));
+        self.call(call, body.length_bytes(), until, |until| self.inner.put_if_absent(key, body, until))
     }
 
     fn get(&self, key: &ObjectKey, to: &mut dyn Write, until: &Until) -> Result<u64, StoreError> {
-        let length = if self.policy.needs_length() { self.inner.head(key, until)? } else { None };
-        self.receive(length.unwrap_or_default(), to, until, |to, until| self.inner.get(key, to, until))
+        let length = if self.policy.needs_length() { self.head(key, until)? } else { None };
+        let wanted = (key, length.unwrap_or_default());
+        self.receive(wanted, to, until, |to, until| self.inner.get(key, to, until))
     }
 
     fn get_range(
@@ -166,12 +169,12 @@ impl<P: Policy> ObjectStore for Layer<P> {
         to: &mut dyn Write,
         until: &Until,
     ) -> Result<u64, StoreError> {
-        let wanted_bytes = range.end.saturating_sub(range.start);
-        self.receive(wanted_bytes, to, until, |to, until| self.inner.get_range(key, range.clone(), to, until))
+        let wanted = (key, range.end.saturating_sub(range.start));
+        self.receive(wanted, to, until, |to, until| self.inner.get_range(key, range.clone(), to, until))
     }
 
     fn head(&self, key: &ObjectKey, until: &Until) -> Result<Option<u64>, StoreError> {
-        self.call(Operation::Head, 0, until, |until| self.inner.head(key, until))
+        self.call((Operation::Head, Some(key)), 0, until, |until| self.inner.head(key, until))
     }
 
     fn list_page(
@@ -180,7 +183,7 @@ impl<P: Policy> ObjectStore for Layer<P> {
         after: Option<&PageMark>,
         until: &Until,
     ) -> Result<Page, StoreError> {
-        self.call(Operation::List, 0, until, |until| self.inner.list_page(folder, after, until))
+        self.call((Operation::List, folder), 0, until, |until| self.inner.list_page(folder, after, until))
     }
 
     fn sweep(
@@ -190,11 +193,12 @@ impl<P: Policy> ObjectStore for Layer<P> {
         dry_run: bool,
         until: &Until,
     ) -> Result<usize, StoreError> {
-        self.call(Operation::Delete, 0, until, |until| self.inner.sweep(folder, before, dry_run, until))
+        let call = (Operation::Delete, Some(folder));
+        self.call(call, 0, until, |until| self.inner.sweep(folder, before, dry_run, until))
     }
 
     fn delete(&self, keys: &[ObjectKey], until: &Until) -> Result<(), StoreError> {
-        self.call(Operation::Delete, 0, until, |until| self.inner.delete(keys, until))
+        self.call((Operation::Delete, keys.first()), 0, until, |until| self.inner.delete(keys, until))
     }
 
     fn in_parts(&self) -> Option<&dyn PartStore> {
@@ -207,6 +211,10 @@ impl<P: Policy> ObjectStore for Layer<P> {
 
     fn parallel(&self) -> usize {
         self.inner.parallel()
+    }
+
+    fn room_bytes(&self, until: &Until) -> Result<Option<u64>, StoreError> {
+        self.inner.room_bytes(until)
     }
 }
 
@@ -239,23 +247,24 @@ impl<P: Policy> DraftStore for Layer<P> {
         until: &Until,
     ) -> Result<Option<ObjectKey>, StoreError> {
         let went_bytes = Cell::new(0);
-        let put = self.call(Operation::Put, 0, until, |until| match self.inner.in_drafts() {
-            Some(drafts) => {
-                let mut counted = |to: &mut dyn Write| {
-                    let mut outward = Outward { to, policy: &self.policy, until, went_bytes: 0 };
-                    let key = write(&mut outward)?;
-                    went_bytes.set(outward.went_bytes);
-                    Ok(key)
-                };
-                drafts.put_draft(folder, &mut counted, until)
-            }
-            None => Err(StoreError::new(
-                Operation::Put,
-                Some(folder),
-                self.inner.describe(),
-                StoreCause::NotFound,
-            )),
-        })?;
+        let put =
+            self.call((Operation::Put, Some(folder)), 0, until, |until| match self.inner.in_drafts() {
+                Some(drafts) => {
+                    let mut counted = |to: &mut dyn Write| {
+                        let mut outward = Outward { to, policy: &self.policy, until, went_bytes: 0 };
+                        let key = write(&mut outward)?;
+                        went_bytes.set(outward.went_bytes);
+                        Ok(key)
+                    };
+                    drafts.put_draft(folder, &mut counted, until)
+                }
+                None => Err(StoreError::new(
+                    Operation::Put,
+                    Some(folder),
+                    self.inner.describe(),
+                    StoreCause::NotFound,
+                )),
+            })?;
         if put.is_some() {
             self.policy.is_durable(went_bytes.get());
         }
@@ -273,7 +282,7 @@ impl<P: Policy> Layer<P> {
         until: &Until,
         go: impl Fn(&dyn PartStore, &Until) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.call(operation, sent_bytes, until, |until| match self.inner.in_parts() {
+        self.call((operation, key), sent_bytes, until, |until| match self.inner.in_parts() {
             Some(parts) => go(parts, until),
             None => Err(StoreError::new(operation, key, self.inner.describe(), StoreCause::NotFound)),
         })

@@ -1,5 +1,6 @@
 //! A highest rate, so that archiving leaves room for others.
 
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -12,15 +13,15 @@ use crate::thread::{Until, fin};
 /// when its turn has come: it is the average that is kept.
 #[derive(Debug)]
 pub struct Rate {
-    bytes_per_second: u64,
+    bytes_per_second: NonZeroU64,
     /// When the bytes that were let pass so far are paid for.
     paid_at: Mutex<Option<Instant>>,
 }
 
 impl Rate {
-    /// At most `bytes_per_second`, and at least one.
-    pub fn new(bytes_per_second: u64) -> Self {
-        Self { bytes_per_second: bytes_per_second.max(1), paid_at: Mutex::new(None) }
+    /// At most `bytes_per_second`.
+    pub fn new(bytes_per_second: NonZeroU64) -> Self {
+        Self { bytes_per_second, paid_at: Mutex::new(None) }
     }
 
     /// Waits for the turn of `bytes`, or for the end of the limit, which the caller sees too.
@@ -28,7 +29,7 @@ impl Rate {
         if bytes == 0 {
             return;
         }
-        let price = Duration::from_secs_f64(float(bytes) / float(self.bytes_per_second));
+        let price = Duration::from_secs_f64(float(bytes) / float(self.bytes_per_second.get()));
         let wait = {
             let mut paid_at = self.paid_at.lock();
             let now = Instant::now();
@@ -51,7 +52,7 @@ fn float(bytes: u64) -> f64 {
 impl Policy for Rate {
     fn call<T>(
         &self,
-        call: CallInfo,
+        call: CallInfo<'_>,
         until: &Until,
         go: &mut dyn FnMut(&Until) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {

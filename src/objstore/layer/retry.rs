@@ -85,7 +85,7 @@ fn draw() -> f64 {
 impl Policy for Retry {
     fn call<T>(
         &self,
-        _: CallInfo,
+        _: CallInfo<'_>,
         until: &Until,
         go: &mut dyn FnMut(&Until) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {

@@ -51,19 +51,43 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Makes an error of an answer whose status says that it is one.
-pub(super) fn refusal(answer: Answer) -> StoreCause {
+/// Makes an error of an answer whose status says that it is one. An answer to a look at an object never has a document;
+/// any other that is about what is not there has one, or it is not the store's: something on the way to it says so of
+/// itself.
+pub(super) fn refusal(answer: Answer, is_look: bool) -> StoreCause {
     let status = answer.status;
     let retry_after = answer.header("retry-after").and_then(retry_after);
     let date = answer.header("date").map(str::to_owned);
+    let kind = answer.header("content-type").map(str::to_owned);
     let document = match answer.read_all(DOCUMENT_BYTES_MAX) {
         Ok(document) => document,
         Err(stopped @ StoreCause::Stopped(_)) => return stopped,
         // The status says enough.
         Err(_) => Vec::new(),
     };
-    let (code, message) = error_in(&document).unwrap_or_default();
+    let Some((code, message)) = error_in(&document) else {
+        let came = if is_look { String::new() } else { foreign(&document, kind.as_deref()) };
+        if status == 404 && !is_look {
+            let code = named(status).to_owned();
+            return StoreCause::Refused { status, code, message: came, is_temporary: true, retry_after };
+        }
+        return refused(status, String::new(), came, retry_after);
+    };
     refused(status, code, with_date(message, date), retry_after)
+}
+
+/// Characters of a foreign document that an error shows.
+const SHOWN: usize = 80;
+
+/// What came in place of a document of S3.
+fn foreign(document: &[u8], kind: Option<&str>) -> String {
+    let text = one_line(&String::from_utf8_lossy(document));
+    if text.is_empty() {
+        return "it came without a document of S3".to_owned();
+    }
+    let shown: String = text.chars().filter(|c| !c.is_control()).take(SHOWN).collect();
+    let kind = kind.map(|kind| format!(" of the type {kind}")).unwrap_or_default();
+    format!("what came{kind} is no document of S3: {shown:?}")
 }
 
 /// A clock that is off shows only in the server's own time.
@@ -117,6 +141,7 @@ fn named(status: u16) -> &'static str {
         400 => BAD_REQUEST,
         401 => "Unauthorized",
         403 => "Forbidden",
+        404 => "NotFound",
         408 => "RequestTimeout",
         416 => "InvalidRange",
         429 => "TooManyRequests",

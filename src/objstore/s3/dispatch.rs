@@ -190,10 +190,11 @@ impl DispatchSignedRequest for Call {
 
 impl Call {
     fn run(&self, request: SignedRequest) -> Result<HttpResponse, StoreCause> {
+        let is_look = request.method == "HEAD";
         let answer = self.ask(request)?;
         let status = answer.status;
         if !(200..300).contains(&status) {
-            return Err(self.refused(answer));
+            return Err(self.refused(answer, is_look));
         }
         let mut headers: HeaderMap<String> = HeaderMap::default();
         for (name, is_number) in HEADERS {
@@ -307,13 +308,19 @@ impl Call {
         }
     }
 
-    fn refused(&self, answer: Answer) -> StoreCause {
-        let mut cause = refusal(answer);
-        if says_token_expired(&cause) && self.server.provider.forget() {
-            // Others can be had, so another try helps.
-            if let StoreCause::Refused { is_temporary, .. } = &mut cause {
-                *is_temporary = true;
+    fn refused(&self, answer: Answer, is_look: bool) -> StoreCause {
+        // AWS names the region of a bucket where a request went to another one.
+        let region = answer.header("x-amz-bucket-region").map(str::to_owned);
+        let other_region = region.filter(|region| *region != self.server.region);
+        let mut cause = refusal(answer, is_look);
+        let has_expired = other_region.is_none() && says_token_expired(&cause);
+        if let StoreCause::Refused { is_temporary, message, .. } = &mut cause {
+            if let Some(region) = other_region {
+                let is_in = format!("the bucket is in the region {region}, not in {}", self.server.region);
+                *message = if message.is_empty() { is_in } else { format!("{message} ({is_in})") };
             }
+            // Others can be had, so another try helps.
+            *is_temporary |= has_expired && self.server.provider.forget();
         }
         cause
     }

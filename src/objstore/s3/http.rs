@@ -29,7 +29,7 @@ use ureq::{Agent, BodyReader, SendBody};
 use super::names::Names;
 use super::watch::{Ticket, Watch};
 use crate::objstore::error::StoreCause;
-use crate::thread::{Stopped, Until};
+use crate::thread::Until;
 
 /// The longest time to a connection, TLS included.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -159,7 +159,7 @@ impl Http {
         let addresses = self.names.resolve(&host, port, until)?;
         let lane = self.lane();
         *lane.addresses.0.lock() = addresses;
-        let (agent, ticket) = (lane.agent.clone(), self.watch.watch(&lane.agent, until));
+        let (agent, ticket) = (lane.agent.clone(), self.watch.watch(&lane.agent, until)?);
         let call = Call { http: Arc::clone(self), lane: Some(lane), ticket, until: until.clone() };
         let mut sending =
             payload.map(|payload| Sending { payload, position: 0, until, first_read: None, failed: None });
@@ -209,14 +209,13 @@ fn read_authorities(pem: &[u8]) -> Result<RootCerts, StoreCause> {
 }
 
 impl Call {
-    fn stopped(&self) -> Option<Stopped> {
-        let why = || self.until.check().err().unwrap_or(Stopped::DeadlinePassed);
-        self.ticket.has_ended().then(why)
+    fn ended(&self) -> Option<StoreCause> {
+        self.ticket.ended(&self.until)
     }
 
     fn failed(&self, host: &str, error: &ureq::Error) -> StoreCause {
-        if let Some(why) = self.stopped() {
-            return why.into();
+        if let Some(why) = self.ended() {
+            return why;
         }
         // A connect ends by its own limit, which is the caller's if that is sooner.
         if let (ureq::Error::Timeout(_), Err(why)) = (error, self.until.check()) {
@@ -225,6 +224,10 @@ impl Call {
         let text = without_prefix(&error.to_string());
         match error {
             // An alert of the peer's and a certificate that is not accepted come as errors of the socket.
+            _ if text.contains("not valid for name") => StoreCause::Endpoint(format!(
+                "cannot trust {host}: {text}; name the server as its certificate does, and the bucket in the path \
+                 where its name is a part of that one"
+            )),
             _ if text.contains("certificate") => {
                 StoreCause::Endpoint(format!("cannot trust {host}: {text}; name its authority"))
             }
@@ -255,8 +258,8 @@ impl Answer {
                 Ok(count) => filled += count,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => {
-                    return Err(match self.call.stopped() {
-                        Some(why) => why.into(),
+                    return Err(match self.call.ended() {
+                        Some(why) => why,
                         None => StoreCause::Connection(format!(
                             "the answer broke off: {}",
                             without_prefix(&e.to_string())
@@ -266,7 +269,7 @@ impl Answer {
             }
         }
         // A cancel while bytes flow: the watch has closed the connection, and what is buffered need not be read.
-        self.call.stopped().map_or(Ok(filled), |why| Err(why.into()))
+        self.call.ended().map_or(Ok(filled), Err)
     }
 
     /// The whole body, which may have at most `max_bytes`.

@@ -120,10 +120,12 @@ impl S3Config {
         }
     }
 
-    /// The store's URL.
+    /// The store's URL, and where its server is another than AWS that too: buckets of two servers are two buckets,
+    /// whatever their names are.
     fn url(&self) -> String {
         let prefix = self.prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default();
-        format!("s3://{}{prefix}", self.bucket)
+        let server = self.endpoint.as_ref().map(|endpoint| format!(" at {}", endpoint.trim_end_matches('/')));
+        format!("s3://{}{prefix}{}", self.bucket, server.unwrap_or_default())
     }
 }
 

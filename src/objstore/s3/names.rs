@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use parking_lot::Mutex;
 
+use super::watch::thread_is_gone;
 use crate::objstore::error::StoreCause;
 use crate::thread::{RecvError, Thread, Until, recv, spawn};
 
@@ -22,6 +23,8 @@ use crate::thread::{RecvError, Thread, Until, recv, spawn};
 const GOOD_FOR: Duration = Duration::from_secs(30);
 /// How long dropping waits for an answer that is under way, before the thread is left to end by itself.
 const END_LIMIT: Duration = Duration::from_secs(1);
+
+const THREAD: &str = "dm-s3-names";
 
 type Known = Arc<Mutex<HashMap<String, (Instant, Vec<IpAddr>)>>>;
 
@@ -41,7 +44,7 @@ impl Names {
         let (questions, incoming) = unbounded();
         let known = Known::default();
         let shared = Arc::clone(&known);
-        let thread = spawn("dm-s3-names", move || answer(&incoming, &shared))?;
+        let thread = spawn(THREAD, move || answer(&incoming, &shared))?;
         Ok(Self { questions: Some(questions), thread: Some(thread), known })
     }
 
@@ -68,14 +71,14 @@ impl Names {
             |why: &dyn std::fmt::Display| StoreCause::Connection(format!("cannot resolve {host}: {why}"));
         let (answer, answered) = bounded(1);
         if let Some(questions) = &self.questions {
-            // It has no bound; nobody to answer is seen below.
+            // It has no bound; nobody to answer is seen below, as the question is dropped with its way back.
             let _ = questions.try_send(Question { host: host.to_owned(), answer });
         }
         match recv(&answered, until) {
             Ok(Ok(addresses)) => Ok(addresses),
             Ok(Err(e)) => Err(failed(&e)),
             Err(RecvError::Stopped(why)) => Err(why.into()),
-            Err(e @ RecvError::Closed) => Err(failed(&e)),
+            Err(RecvError::Closed) => Err(thread_is_gone(THREAD)),
         }
     }
 }
@@ -117,4 +120,18 @@ fn look_up(host: &str) -> io::Result<Vec<IpAddr>> {
         return Err(io::Error::new(io::ErrorKind::NotFound, "it has no address"));
     }
     Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_that_nobody_answers_any_more_is_a_permanent_error_with_the_way_out() {
+        let (questions, _) = unbounded();
+        let names = Names { questions: Some(questions), thread: None, known: Known::default() };
+        let cause = names.resolve("archive.example", 443, &Until::default()).unwrap_err();
+        let StoreCause::Endpoint(text) = cause else { panic!("{cause}") };
+        assert!(text.contains(THREAD) && text.contains("open the archive again"), "{text}");
+    }
 }

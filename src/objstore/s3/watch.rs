@@ -3,8 +3,9 @@
 //! A thread that waits for a socket sees neither a cancel nor a deadline. The thread `dm-s3-watch` waits for both
 //! in its place and closes the connection under it.
 //!
-//! Invariant: an exchange that is over is never ended: which of the two comes first, its own end or that of its
-//! limit, is decided by one atomic step. So a connection can be used again as soon as its exchange is over.
+//! Invariants: an exchange that is over is never ended: which of the two comes first, its own end or that of its
+//! limit, is decided by one atomic step. So a connection can be used again as soon as its exchange is over. None goes on
+//! that nobody watches: with the thread end those that it watches, and none begins after it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,7 +16,10 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Select, Sender, unbounded};
 use ureq::Agent;
 
+use crate::objstore::error::StoreCause;
 use crate::thread::{Thread, Until, spawn};
+
+const THREAD: &str = "dm-s3-watch";
 
 /// How long the thread may take to end when it is told to.
 const END_LIMIT: Duration = Duration::from_secs(5);
@@ -51,19 +55,30 @@ pub(super) struct Ticket {
 
 impl Watch {
     pub(super) fn start() -> io::Result<Self> {
+        Self::start_with(watch)
+    }
+
+    fn start_with(work: impl FnOnce(&Receiver<Order>) + Send + 'static) -> io::Result<Self> {
         let (orders, incoming) = unbounded();
-        let thread = spawn("dm-s3-watch", move || watch(&incoming))?;
+        let thread = spawn(THREAD, move || work(&incoming))?;
         Ok(Self { orders: Some(orders), thread: Some(thread), last_id: AtomicU64::new(0) })
     }
 
     /// Shuts `agent` down when `until` ends before the ticket is dropped.
-    pub(super) fn watch(&self, agent: &Agent, until: &Until) -> Ticket {
+    pub(super) fn watch(&self, agent: &Agent, until: &Until) -> Result<Ticket, StoreCause> {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed);
         let state = Arc::new(AtomicU8::new(RUNNING));
         let watched = Watched { agent: agent.clone(), until: until.clone(), state: Arc::clone(&state) };
-        tell(self.orders.as_ref(), Order::Watch(id, watched));
-        Ticket { id, orders: self.orders.clone(), state }
+        if !tell(self.orders.as_ref(), Order::Watch(id, watched)) {
+            return Err(thread_is_gone(THREAD));
+        }
+        Ok(Ticket { id, orders: self.orders.clone(), state })
     }
+}
+
+/// Without its threads a store is of no use: no try can help, only a new store.
+pub(super) fn thread_is_gone(name: &str) -> StoreCause {
+    StoreCause::Endpoint(format!("the store's thread {name} has ended; open the archive again"))
 }
 
 impl Drop for Watch {
@@ -77,9 +92,10 @@ impl Drop for Watch {
 }
 
 impl Ticket {
-    /// Whether the limit has ended the exchange.
-    pub(super) fn has_ended(&self) -> bool {
-        self.state.load(Ordering::Acquire) == ENDED
+    /// Why the exchange was ended, if it was: its limit, which is `until`, has ended, or nobody watches it any more.
+    pub(super) fn ended(&self, until: &Until) -> Option<StoreCause> {
+        let has_ended = self.state.load(Ordering::Acquire) == ENDED;
+        has_ended.then(|| until.check().map_or_else(Into::into, |()| thread_is_gone(THREAD)))
     }
 
     /// Says that the exchange is over. Gives whether its connection is still good.
@@ -95,11 +111,10 @@ impl Drop for Ticket {
     }
 }
 
-/// The queue has no bound, and holds at most two orders for each exchange under way.
-fn tell(orders: Option<&Sender<Order>>, order: Order) {
-    if let Some(orders) = orders {
-        let _ = orders.try_send(order);
-    }
+/// Whether the thread is there to take the order. The queue has no bound, and holds at most two orders for each exchange
+/// under way.
+fn tell(orders: Option<&Sender<Order>>, order: Order) -> bool {
+    orders.is_some_and(|orders| orders.try_send(order).is_ok())
 }
 
 fn watch(orders: &Receiver<Order>) {
@@ -112,19 +127,16 @@ fn watch(orders: &Receiver<Order>) {
                 Order::Forget(id) => drop(watched.remove(&id)),
             }
         }
-        watched.retain(|_, exchange| {
-            let goes_on = exchange.until.check().is_ok();
-            if !goes_on && exchange.end() {
-                exchange.agent.clone().shutdown();
-            }
-            goes_on
-        });
+        watched.retain(|_, exchange| exchange.until.check().is_ok());
     }
 }
 
-impl Watched {
-    fn end(&self) -> bool {
-        self.state.compare_exchange(RUNNING, ENDED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+/// Dropped when its limit has ended, when it is over, and when the thread that was to watch it ends.
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if self.state.compare_exchange(RUNNING, ENDED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.agent.clone().shutdown();
+        }
     }
 }
 
@@ -148,5 +160,38 @@ fn next(orders: &Receiver<Order>, watched: &BTreeMap<u64, Watched>) -> Option<Op
             Err(_) => Some(None),
         },
         _ => Some(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::thread::fin;
+
+    fn is_gone(cause: &StoreCause) -> bool {
+        matches!(cause, StoreCause::Endpoint(text) if text.contains(THREAD) && text.contains("open the archive again"))
+    }
+
+    #[test]
+    fn when_the_thread_dies_what_it_watched_is_ended_and_nothing_new_begins() {
+        let (die, told) = fin();
+        let watch = Watch::start_with(move |orders| {
+            let _held = next(orders, &BTreeMap::new());
+            let _ = told.wait(&Until::within(Duration::from_secs(60)));
+            panic!("the thread's own defect");
+        })
+        .unwrap();
+        let (agent, until) = (Agent::new_with_defaults(), Until::default());
+        let (taken, queued) = (watch.watch(&agent, &until).unwrap(), watch.watch(&agent, &until).unwrap());
+        assert!(taken.ended(&until).is_none() && queued.ended(&until).is_none());
+        drop(die);
+        let (_holder, never) = fin();
+        let limit = Until::within(Duration::from_secs(60));
+        while taken.ended(&until).is_none() || queued.ended(&until).is_none() {
+            limit.check().unwrap();
+            let _ = never.wait(&Until::within(Duration::from_millis(1)));
+        }
+        assert!(is_gone(&taken.ended(&until).unwrap()) && is_gone(&queued.ended(&until).unwrap()));
+        assert!(is_gone(&watch.watch(&agent, &until).err().unwrap()));
     }
 }

@@ -31,6 +31,11 @@ use super::error::StoreError;
 use crate::durable::PathError;
 use crate::thread::{self, Panicked, Stopped, Until};
 
+/// The most memory that one thread takes for what it carries: the window of what it decodes (see
+/// [`Encoding`](super::Encoding)), which is 8 MiB, and its buffers, which are less than 2 MiB. What is not encoded takes
+/// these alone.
+pub const TRANSFER_BYTES_MAX: u64 = 10 * 1024 * 1024;
+
 /// Why not all files were carried over.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

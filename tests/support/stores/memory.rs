@@ -29,9 +29,16 @@ struct Content {
     objects: BTreeMap<ObjectKey, Vec<u8>>,
     uploads: BTreeMap<String, (ObjectKey, BTreeMap<u32, Vec<u8>>)>,
     last_upload: u64,
+    room_bytes: Option<u64>,
 }
 
 impl MemoryStore {
+    /// A store that says that it has room for so many bytes.
+    pub(crate) fn with_room(room_bytes: u64) -> Self {
+        let content = Content { room_bytes: Some(room_bytes), ..Content::default() };
+        Self(Arc::new(Mutex::new(content)))
+    }
+
     /// Parts of unfinished uploads.
     pub(crate) fn parts_left(&self) -> usize {
         self.0.lock().uploads.values().map(|(_, parts)| parts.len()).sum()
@@ -160,6 +167,10 @@ impl ObjectStore for MemoryStore {
             content.objects.retain(|key, _| !keys.contains(key));
             Ok(())
         })
+    }
+
+    fn room_bytes(&self, until: &Until) -> Result<Option<u64>, StoreError> {
+        self.call(Operation::Open, None, until, |content| Ok(content.room_bytes))
     }
 
     fn in_parts(&self) -> Option<&dyn PartStore> {

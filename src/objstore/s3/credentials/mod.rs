@@ -4,7 +4,8 @@
 //! What was found is kept and renewed before it expires. While it is being renewed the old ones serve, as long as
 //! they are good.
 //!
-//! Invariants: a failure is never kept: the next call looks again. Only one call at a time looks. Secrets are never
+//! Invariants: a failure is never kept: the next call looks again. Only one call at a time looks. Credentials that
+//! their place cannot renew by itself are not worth another try when a server finds them too old. Secrets are never
 //! shown.
 
 mod cloud;
@@ -221,6 +222,9 @@ pub(super) struct Provider {
 #[derive(Default)]
 struct State {
     kept: Option<Kept>,
+    /// Whether what was found last is renewed by its place. It outlives what is kept: several calls may be told that
+    /// it is too old.
+    is_renewed: bool,
     /// Given when the look that is under way has ended.
     looking: Option<Fin>,
 }
@@ -228,6 +232,13 @@ struct State {
 struct Kept {
     credentials: Credentials,
     renew_at: Option<SystemTime>,
+}
+
+/// What a look found.
+struct Found {
+    credentials: Credentials,
+    /// Whether its place gives others by itself when these are over.
+    is_renewed: bool,
 }
 
 impl Kept {
@@ -280,10 +291,13 @@ impl Provider {
                     drop(state);
                     let looked = self.look(http, &until.at_most(LOOK_LIMIT));
                     return match (looked, old) {
-                        (Ok(found), _) => {
-                            self.state.lock().kept = Some(Kept::new(found.clone()));
+                        (Ok(Found { credentials, is_renewed }), _) => {
+                            let mut state = self.state.lock();
+                            state.kept = Some(Kept::new(credentials.clone()));
+                            state.is_renewed = is_renewed;
+                            drop(state);
                             drop(ended);
-                            Ok(Some(found))
+                            Ok(Some(credentials))
                         }
                         (Err(_), Some(old)) => Ok(Some(old)),
                         (Err(missing), None) => Err(missing.into_cause(until)),
@@ -295,14 +309,18 @@ impl Provider {
 
     /// Forgets what is kept, because a server finds it too old. Gives whether others may be found.
     pub(super) fn forget(&self) -> bool {
-        self.state.lock().kept = None;
-        self.sources.iter().any(|source| !matches!(source, CredentialSource::Given(_)))
+        let mut state = self.state.lock();
+        state.kept = None;
+        state.is_renewed
     }
 
-    fn look(&self, http: &Arc<Http>, until: &Until) -> Result<Credentials, Missing> {
+    fn look(&self, http: &Arc<Http>, until: &Until) -> Result<Found, Missing> {
         for source in &self.sources {
-            if let Some(found) = source.look(http, until)? {
-                return Ok(found);
+            if let Some(credentials) = source.look(http, until)? {
+                // What stands in a file for good is renewed by somebody, but not by itself.
+                let is_given = matches!(source, CredentialSource::Given(_));
+                let is_renewed = !is_given && credentials.expires.is_some();
+                return Ok(Found { credentials, is_renewed });
             }
         }
         Err(Missing::permanent("none of the usual places has any"))
