@@ -100,7 +100,7 @@ impl Path {
         let generation = Generation(1);
         let link = feed.begin_generation(generation, &TsVbuuid::default()).unwrap();
         let shape =
-            KvDataConfig { node: 0, workers: 2, vbuckets: VBUCKETS, shards: 8, worker_queue_batches: 4 };
+            KvDataConfig { number: 0, workers: 2, vbuckets: VBUCKETS, shards: 8, worker_queue_batches: 4 };
         let endpoint: Arc<dyn Endpoint> = Arc::new(Taker);
         let (upstream, batches) = bounded(4);
         let kvdata = KvData::start(&shape, &endpoint, batches, &link, &logger).unwrap();

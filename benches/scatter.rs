@@ -136,7 +136,7 @@ struct Path {
 fn start(workers: u16, endpoint: &Arc<dyn Endpoint>) -> (Feed, KvData, Sender<EventBatch>) {
     let (upstream, batches) = bounded(QUEUE_BATCHES);
     let config = KvDataConfig {
-        node: 0,
+        number: 0,
         workers,
         vbuckets: VBUCKETS,
         shards: SHARDS,

@@ -84,7 +84,7 @@ fn allocations(events: u64, count: u64, engines: Vec<Engine>) -> u64 {
     let logger = Logger::root(Discard, o!());
     let feed = Feed::new(&logger);
     let link = feed.begin_generation(GENERATION, &TsVbuuid::default()).unwrap();
-    let config = KvDataConfig { node: 0, workers: 2, vbuckets: VBUCKETS, shards: 8, worker_queue_batches: 4 };
+    let config = KvDataConfig { number: 0, workers: 2, vbuckets: VBUCKETS, shards: 8, worker_queue_batches: 4 };
     let endpoint: Arc<dyn Endpoint> = Arc::new(Taker);
     let kvdata = KvData::start(&config, &endpoint, batches, &link, &logger).unwrap();
     kvdata.add_engines(engines, &Until::default()).unwrap();

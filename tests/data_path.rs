@@ -48,7 +48,7 @@ fn started_with(
 ) -> (Feed, Sender<EventBatch>) {
     let (sender, upstream) = bounded(8);
     let mut feed = Feed::new(logger);
-    let config = KvDataConfig { node: 60_001, workers: 1, vbuckets: 4, shards, worker_queue_batches: 2 };
+    let config = KvDataConfig { number: 60_001, workers: 1, vbuckets: 4, shards, worker_queue_batches: 2 };
     let requested = TsVbuuid::default();
     feed.start(&keyspace(), Generation(1), &config, endpoint, upstream, engines, &requested, &forever())
         .unwrap();

@@ -57,7 +57,7 @@ impl Path {
         }
         let endpoint: Arc<dyn Endpoint> = Arc::new(ShardEndpoint::new(set.shards()));
         let shape =
-            KvDataConfig { node, workers: 2, vbuckets: VBUCKETS, shards: SHARDS, worker_queue_batches: 2 };
+            KvDataConfig { number: node, workers: 2, vbuckets: VBUCKETS, shards: SHARDS, worker_queue_batches: 2 };
         let (upstream, batches) = bounded(2);
         let kvdata = KvData::start(&shape, &endpoint, batches, &link, &logger).unwrap();
         kvdata.update_ts(requested.clone(), &watchdog()).unwrap();

@@ -189,7 +189,7 @@ impl Path {
         let endpoint: Arc<dyn Endpoint> = Arc::<Recorder>::clone(&recorder);
         let (upstream, batches) = bounded(2);
         let config =
-            KvDataConfig { node, workers: 2, vbuckets: VBUCKETS, shards: SHARDS, worker_queue_batches: 2 };
+            KvDataConfig { number: node, workers: 2, vbuckets: VBUCKETS, shards: SHARDS, worker_queue_batches: 2 };
         let kvdata = KvData::start(&config, &endpoint, batches, &link, &logger).unwrap();
         Self { node, generation, feed, recorder, kvdata, upstream: Some(upstream) }
     }
