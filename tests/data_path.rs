@@ -76,7 +76,12 @@ const END: EventKind = EventKind::StreamEnd { reason: StreamEndReason::StateChan
 const ADVANCED: EventKind = EventKind::SeqnoAdvanced;
 
 fn document() -> EventKind {
-    EventKind::Mutation { key: Span::new(0, 1), value: Span::new(1, 2), datatype: Datatype::JSON }
+    EventKind::Mutation {
+        key: Span::new(0, 1),
+        value: Span::new(1, 2),
+        xattrs_len: 0,
+        datatype: Datatype::JSON,
+    }
 }
 
 fn batch(events: &[(u64, EventKind)]) -> EventBatch {

@@ -36,7 +36,7 @@ use crate::shard::InstId;
 /// ```
 pub trait Evaluator: Send + Sync {
     /// Adds the encoded keys of the document to `out`, which comes empty. The document was checked as a whole; its
-    /// value is made when the first evaluator asks for it.
+    /// value is made when the first evaluator asks for it. Its extended attributes are as they came.
     fn keys(&self, id: &str, document: &Document<'_>, out: &mut KeyList) -> anyhow::Result<()>;
 
     /// What the keys are made of, where they are those of a definition. Such evaluators are not asked for keys: one

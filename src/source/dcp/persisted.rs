@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 use slog::{Logger, warn};
 
 use super::answer::Observed;
-use super::connection::Shared;
 use super::error::{ConnectionError, DcpRequestError};
 use super::opcode::{Opcode, Status};
 use super::request::Request;
+use super::shared::Shared;
 use super::stats::add;
 use crate::event::{DcpEvent, EventBatch, EventKind, OsoEdge, Seqno, StreamStatus, VbId, VbUuid};
 use crate::thread::{self, RecvError, Stopped, Until};
