@@ -74,6 +74,7 @@ impl Batches {
             kind: EventKind::Mutation {
                 key: Span::new(start, KEY_BYTES),
                 value: Span::new(start + KEY_BYTES, VALUE_BYTES),
+                xattrs_len: 0,
                 datatype: Datatype::JSON,
             },
         }
