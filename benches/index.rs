@@ -55,10 +55,26 @@ fn hotel(number: usize, bytes: usize) -> String {
 }
 
 fn definitions(count: usize) -> Vec<IndexDefinition> {
-    let four = ["country,city", "geo.lat,geo.lon", "name", "tags[],price"];
-    (0..count)
-        .map(|number| IndexDefinition::parse(&format!("i{number}={}", four[number % four.len()])).unwrap())
-        .collect()
+    let all = [
+        "country,city",
+        "geo.lat,geo.lon",
+        "name",
+        "tags[],price",
+        "id",
+        "city,stars",
+        "price,name",
+        "phone,country",
+        "description",
+        "reviews[].author",
+        "reviews[].ratings.Overall,stars",
+        "reviews[0].date",
+        "reviews[].ratings.Value,city",
+        "geo.lon,price",
+        "tags[],city",
+        "stars,reviews[0].ratings.Location",
+    ];
+    let parse = |(number, keys)| IndexDefinition::parse(&format!("i{number}={keys}")).unwrap();
+    all.iter().take(count).enumerate().map(parse).collect()
 }
 
 /// Reads each document for all indexes, as a worker does.

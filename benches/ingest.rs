@@ -185,7 +185,7 @@ fn dormouse(work: &str, input: &Path, dir: &Path) -> (u64, usize) {
 
 /// Entries of the index.
 fn sqlite(work: &str, input: &Path, dir: &Path, commit_documents: usize) -> rusqlite::Result<u64> {
-    let mut db = Connection::open(dir.join("db"))?;
+    let db = Connection::open(dir.join("db"))?;
     // As much memory as our shards may have for what is uncommitted and for their cache.
     db.execute_batch(
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-196608;",
@@ -198,21 +198,19 @@ fn sqlite(work: &str, input: &Path, dir: &Path, commit_documents: usize) -> rusq
     }
     let mut lines = BufReader::with_capacity(256 * 1024, File::open(input).unwrap());
     let (mut line, mut is_over) = (String::new(), false);
+    let mut upsert = db.prepare(
+        "INSERT INTO documents VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET document = excluded.document",
+    )?;
     while !is_over {
-        let transaction = db.transaction()?;
-        {
-            let mut upsert = transaction.prepare(
-                "INSERT INTO documents VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET document = excluded.document",
-            )?;
-            for _ in 0..commit_documents {
-                line.clear();
-                is_over = lines.read_line(&mut line).unwrap() == 0;
-                if is_over {
-                    break;
-                }
-                let text = line.trim_end();
-                upsert.execute((id_of(text), text))?;
+        let transaction = db.unchecked_transaction()?;
+        for _ in 0..commit_documents {
+            line.clear();
+            is_over = lines.read_line(&mut line).unwrap() == 0;
+            if is_over {
+                break;
             }
+            let text = line.trim_end();
+            upsert.execute((id_of(text), text))?;
         }
         transaction.commit()?;
         db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;

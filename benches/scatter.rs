@@ -74,6 +74,7 @@ impl Batches {
             kind: EventKind::Mutation {
                 key: Span::new(start, KEY_BYTES),
                 value: Span::new(start + KEY_BYTES, VALUE_BYTES),
+                xattrs_len: 0,
                 datatype: Datatype::JSON,
             },
         }
@@ -136,7 +137,7 @@ struct Path {
 fn start(workers: u16, endpoint: &Arc<dyn Endpoint>) -> (Feed, KvData, Sender<EventBatch>) {
     let (upstream, batches) = bounded(QUEUE_BATCHES);
     let config = KvDataConfig {
-        node: 0,
+        number: 0,
         workers,
         vbuckets: VBUCKETS,
         shards: SHARDS,

@@ -17,6 +17,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::thread::Fin;
 
+mod xattrs;
+
+pub use xattrs::{Xattrs, XattrsCutOff};
+
 /// The longest document key, as in Couchbase.
 pub const KEY_BYTES_MAX: usize = 250;
 
@@ -108,6 +112,12 @@ impl Span {
         Self::new(self.start as usize + by, self.len as usize)
     }
 
+    /// The `len` bytes before these; nothing where there are fewer.
+    #[must_use]
+    pub fn before(self, len: u32) -> Self {
+        self.start.checked_sub(len).map_or_else(Self::default, |start| Self { start, len })
+    }
+
     /// The bytes in `buffer`; none where the span does not lie in it.
     pub fn of(self, buffer: &[u8]) -> &[u8] {
         let start = self.start as usize;
@@ -156,6 +166,8 @@ pub enum EventKind {
         key: Span,
         /// The whole document.
         value: Span,
+        /// Bytes of extended attributes, which stand right before the value; zero where there are none.
+        xattrs_len: u32,
         /// What the value is.
         datatype: Datatype,
     },
@@ -235,7 +247,7 @@ pub struct Datatype(pub u8);
 impl Datatype {
     /// A JSON document.
     pub const JSON: Self = Self(0x01);
-    /// Extended attributes were there. They are not part of the value.
+    /// Extended attributes were there. They are not part of the value, and stand before it.
     pub const XATTR: Self = Self(0x04);
 
     /// Whether all bits of `other` are set.
@@ -326,8 +338,9 @@ impl EventBatch {
         self.buffer.extend_from_slice(&later.buffer);
         self.events.extend(later.events.iter().map(|event| {
             let kind = match event.kind {
-                EventKind::Mutation { key, value, datatype } => {
-                    EventKind::Mutation { key: key.shifted(by), value: value.shifted(by), datatype }
+                EventKind::Mutation { key, value, xattrs_len, datatype } => {
+                    let (key, value) = (key.shifted(by), value.shifted(by));
+                    EventKind::Mutation { key, value, xattrs_len, datatype }
                 }
                 EventKind::Deletion { key } => EventKind::Deletion { key: key.shifted(by) },
                 EventKind::Expiration { key } => EventKind::Expiration { key: key.shifted(by) },

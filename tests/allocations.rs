@@ -54,7 +54,7 @@ fn batch(events: u64, made: &mut u64) -> EventBatch {
         DcpEvent {
             vb: VbId(u16::try_from(vb).unwrap()),
             seqno: Seqno(seqno),
-            kind: EventKind::Mutation { key, value, datatype: Datatype::JSON },
+            kind: EventKind::Mutation { key, value, xattrs_len: 0, datatype: Datatype::JSON },
         }
     };
     let events = (0..events).map(event).collect();
@@ -84,7 +84,8 @@ fn allocations(events: u64, count: u64, engines: Vec<Engine>) -> u64 {
     let logger = Logger::root(Discard, o!());
     let feed = Feed::new(&logger);
     let link = feed.begin_generation(GENERATION, &TsVbuuid::default()).unwrap();
-    let config = KvDataConfig { node: 0, workers: 2, vbuckets: VBUCKETS, shards: 8, worker_queue_batches: 4 };
+    let config =
+        KvDataConfig { number: 0, workers: 2, vbuckets: VBUCKETS, shards: 8, worker_queue_batches: 4 };
     let endpoint: Arc<dyn Endpoint> = Arc::new(Taker);
     let kvdata = KvData::start(&config, &endpoint, batches, &link, &logger).unwrap();
     kvdata.add_engines(engines, &Until::default()).unwrap();

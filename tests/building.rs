@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::support::consumer::{Consumer, by_n, expected, follow, write};
 use crate::support::path::Dice;
-use crate::support::producer::Producer;
+use crate::support::producer::{Producer, What};
 use crate::support::shards::for_each_store;
 use crate::support::{eventually, watchdog};
 
@@ -117,6 +117,27 @@ fn a_roll_back_to_before_an_index_was_made_brings_it_up_again(store: StoreKind) 
         consumer.indexed() == expected(&producer) && consumer.indexed_by(&second()) == expected(&producer)
     });
     finish(consumer, producer, &[by_n(), second()]);
+}
+
+#[test]
+fn an_index_is_built_after_a_restart_within_a_window_whose_end_nobody_is_told_of() {
+    let folder = TempDir::new().unwrap();
+    let producer = Producer::start(VBUCKETS);
+    for vb in 0..VBUCKETS {
+        producer.put(vb, &format!("d{vb}"), r#"{"n":1}"#);
+        producer.change(vb, "durable", What::Prepare);
+    }
+    let consumer = Consumer::open(folder.path(), StoreKind::Lsm, VBUCKETS);
+    consumer.once(&producer);
+    consumer.close();
+    let consumer = Consumer::open(folder.path(), StoreKind::Lsm, VBUCKETS);
+    consumer.bucket.ensure_index(&second(), false).unwrap();
+    consumer.once(&producer);
+    assert_eq!(state(&consumer, &second()), IndexState::Ready);
+    assert_eq!(consumer.indexed_by(&second()), expected(&producer));
+    assert!(consumer.bucket.shards()[0].keep_point(&watchdog()).unwrap().is_some());
+    consumer.close();
+    producer.check();
 }
 
 #[test]

@@ -48,7 +48,7 @@ fn started_with(
 ) -> (Feed, Sender<EventBatch>) {
     let (sender, upstream) = bounded(8);
     let mut feed = Feed::new(logger);
-    let config = KvDataConfig { node: 60_001, workers: 1, vbuckets: 4, shards, worker_queue_batches: 2 };
+    let config = KvDataConfig { number: 60_001, workers: 1, vbuckets: 4, shards, worker_queue_batches: 2 };
     let requested = TsVbuuid::default();
     feed.start(&keyspace(), Generation(1), &config, endpoint, upstream, engines, &requested, &forever())
         .unwrap();
@@ -76,7 +76,12 @@ const END: EventKind = EventKind::StreamEnd { reason: StreamEndReason::StateChan
 const ADVANCED: EventKind = EventKind::SeqnoAdvanced;
 
 fn document() -> EventKind {
-    EventKind::Mutation { key: Span::new(0, 1), value: Span::new(1, 2), datatype: Datatype::JSON }
+    EventKind::Mutation {
+        key: Span::new(0, 1),
+        value: Span::new(1, 2),
+        xattrs_len: 0,
+        datatype: Datatype::JSON,
+    }
 }
 
 fn batch(events: &[(u64, EventKind)]) -> EventBatch {

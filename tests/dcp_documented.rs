@@ -8,7 +8,7 @@ use dormouse::source::dcp::{
 use dormouse::timestamp::Position;
 use serde_json::Value;
 
-use crate::support::wire::{data, from_hex, message, whole};
+use crate::support::wire::{data, from_hex, in_default_collection, message, whole};
 
 /// The frame that documents print under this number.
 fn documented(number: u64) -> Vec<u8> {
@@ -112,7 +112,7 @@ fn documented_frames_whose_lengths_are_mended_have_the_documented_fields() {
         bytes[8..12].copy_from_slice(&body.to_be_bytes());
         bytes
     };
-    let expiration = mended(11, 20);
+    let expiration = in_default_collection(&mended(11, 20));
     let Message::Expiration(removal) = message(&expiration) else { panic!("no expiration") };
     assert_eq!((removal.seqno, removal.revision, removal.time), (Seqno(5), 1, Some(0)));
     assert_eq!((removal.key.name, removal.value), (&b"hello"[..], &b""[..]));
@@ -143,7 +143,7 @@ fn documented_frames_whose_lengths_are_wrong_are_rejected() {
         let bytes = from_hex(line["hex"].as_str().unwrap());
         let is_message = match Frame::decode(&bytes, FRAME_BYTES_MAX) {
             Ok(Decoded::Whole(frame, len)) => {
-                len == bytes.len() && frame.magic.is_request() && Message::decode(&frame, false).is_ok()
+                len == bytes.len() && frame.magic.is_request() && Message::decode(&frame).is_ok()
             }
             Ok(Decoded::Partial(_)) | Err(_) => false,
         };
@@ -155,7 +155,7 @@ fn documented_frames_whose_lengths_are_wrong_are_rejected() {
 
 #[test]
 fn a_documented_mutation_has_its_fields() {
-    let bytes = documented(20);
+    let bytes = in_default_collection(&documented(20));
     let Message::Mutation(mutation) = message(&bytes) else { panic!("no mutation") };
     assert_eq!((mutation.seqno, mutation.revision), (Seqno(4), 1));
     assert_eq!((mutation.key.name, mutation.value), (&b"hello"[..], &b"world"[..]));
@@ -250,8 +250,8 @@ fn captured_frames_with_stream_numbers_are_read_with_their_collections() {
     };
     let mutation = bytes("header.0x57");
     let frame = whole(&mutation);
-    assert_eq!((frame.magic, frame.stream_id().unwrap()), (Magic::FlexRequest, Some(1)));
-    let Message::Mutation(read) = Message::decode(&frame, true).unwrap() else { panic!("no mutation") };
+    assert_eq!((frame.magic, frame.framing), (Magic::FlexRequest, &[0x22, 0, 1][..]));
+    let Message::Mutation(read) = Message::decode(&frame).unwrap() else { panic!("no mutation") };
     assert_eq!((read.seqno, read.key.collection), (Seqno(24), CollectionId(8)));
     assert_eq!(read.key.name, b"xdcrProvCollections_C29854");
     let marker = bytes("header.0x56");
@@ -262,7 +262,7 @@ fn captured_frames_with_stream_numbers_are_read_with_their_collections() {
     let subject = read.subject.unwrap();
     assert_eq!((read.event, subject.scope, subject.collection), (4, 8, None));
     let compressed = bytes("defaultScopeDefaultColMutation");
-    let Message::Mutation(read) = Message::decode(&whole(&compressed), true).unwrap() else { panic!("none") };
+    let Message::Mutation(read) = Message::decode(&whole(&compressed)).unwrap() else { panic!("none") };
     let mut scratch = Vec::new();
     let body = Body::decode(read.datatype, read.value, 1 << 20, &mut scratch).unwrap();
     let document: Value = serde_json::from_slice(body.document).unwrap();

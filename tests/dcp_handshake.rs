@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use dormouse::source::dcp::{DcpConfig, Feature, NAME_BYTES_MAX, OpenCause, Status};
 use dormouse::thread::{Stopped, Until};
+use slog::{Discard, Logger, o};
 
 use crate::support::followed::{open, try_open};
 use crate::support::producer::{Certificate, Producer};
@@ -89,9 +90,7 @@ fn features_that_were_not_asked_for_or_are_missing_are_refused() {
 
 #[test]
 fn a_refused_step_of_the_handshake_is_named_with_what_the_server_said() {
-    for (opcode, step) in
-        [(0x89, "bucket"), (0xb5, "configuration"), (0x50, "DCP"), (0x5e, "connection_buffer_size")]
-    {
+    for (opcode, step) in [(0x89, "bucket"), (0x50, "DCP"), (0x5e, "connection_buffer_size")] {
         let producer = Producer::start(1);
         producer.answer(opcode, 0x24, b"no rights");
         let Err(error) = try_open(&producer.config(), 13, &watchdog()) else { panic!("it was opened") };
@@ -101,8 +100,25 @@ fn a_refused_step_of_the_handshake_is_named_with_what_the_server_said() {
 }
 
 #[test]
+fn a_node_that_does_not_tell_the_map_is_named_with_what_it_said() {
+    let producer = Producer::start(1);
+    let ask = || {
+        let mut cluster = producer.cluster();
+        cluster.connection.step_timeout = Duration::from_millis(300);
+        cluster.fetch_map(&cluster.seeds, &Logger::root(Discard, o!()), &watchdog())
+    };
+    assert_eq!(ask().unwrap().vbuckets(), 1);
+    producer.answer(0xb5, 0x24, b"no rights");
+    let text = ask().err().unwrap().to_string();
+    assert!(text.contains("configuration") && text.contains("no rights") && text.contains("0x24"), "{text}");
+    producer.behave(|behaviour| drop(behaviour.answers.insert(0xb5, None)));
+    let text = ask().err().unwrap().to_string();
+    assert!(text.contains("configuration"), "{text}");
+}
+
+#[test]
 fn each_step_of_the_handshake_has_a_deadline() {
-    for opcode in [0x1f, 0x20, 0x21, 0x22, 0x89, 0xb5, 0x50, 0x5e] {
+    for opcode in [0x1f, 0x20, 0x21, 0x22, 0x89, 0x50, 0x5e] {
         let producer = Producer::start(1);
         producer.behave(|behaviour| drop(behaviour.answers.insert(opcode, None)));
         let mut config = producer.config();

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use crossbeam::channel::{Sender, bounded};
 use dormouse::event::{ByteBudget, EventBatch, Generation, VbId};
-use dormouse::index::{IndexDefinition, KeyList};
+use dormouse::index::{Document, IndexDefinition, KeyList};
 use dormouse::projector::{Endpoint, Engine, Feed, KvData, KvDataConfig, ShardEndpoint};
 use dormouse::shard::{InstId, ShardId, ShardSet, StoreKind, lock_all};
 use dormouse::source::dcp::{Connection, DcpConfig, DcpEnd, DcpOutput, StreamRequest};
 use dormouse::timestamp::{Position, TsVbuuid};
-use serde_json::Value;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
 use slog::{Discard, Logger, o};
 use tempfile::TempDir;
 
@@ -56,8 +57,13 @@ impl Path {
             shard.install_generation(vbs, generation, &watchdog()).unwrap();
         }
         let endpoint: Arc<dyn Endpoint> = Arc::new(ShardEndpoint::new(set.shards()));
-        let shape =
-            KvDataConfig { node, workers: 2, vbuckets: VBUCKETS, shards: SHARDS, worker_queue_batches: 2 };
+        let shape = KvDataConfig {
+            number: node,
+            workers: 2,
+            vbuckets: VBUCKETS,
+            shards: SHARDS,
+            worker_queue_batches: 2,
+        };
         let (upstream, batches) = bounded(2);
         let kvdata = KvData::start(&shape, &endpoint, batches, &link, &logger).unwrap();
         kvdata.update_ts(requested.clone(), &watchdog()).unwrap();
@@ -113,6 +119,44 @@ fn write(producer: &Producer, dice: &mut Dice, changes: u64) {
             _ => producer.change_in(8, vb, &id, What::Delete),
         };
     }
+}
+
+#[test]
+fn an_evaluator_of_a_host_is_given_the_extended_attributes() {
+    let folder = TempDir::new().unwrap();
+    let producer = Producer::start(VBUCKETS);
+    let set = create(StoreKind::Memdb, folder.path(), SHARDS, &manual());
+    let path = Path::start(&set, &producer.config(), 64, 1);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let seer = {
+        let seen = Arc::clone(&seen);
+        move |id: &str, document: &Document<'_>, _: &mut KeyList| {
+            let rank = document.xattrs().get("rank").map(|rank| String::from_utf8(rank.to_vec()).unwrap());
+            seen.lock().push((id.to_owned(), rank, document.value()?.clone()));
+            Ok(())
+        }
+    };
+    path.kvdata
+        .add_engines(vec![Engine { inst: InstId(2), evaluator: Arc::new(seer) }], &watchdog())
+        .unwrap();
+    let with = [&[0, 0, 0, 11, 0, 0, 0, 7][..], b"rank\x007\0", br#"{"a":1}"#].concat();
+    for (id, compresses) in [("plain", false), ("compressed", true)] {
+        producer.behave(|behaviour| behaviour.compresses = compresses);
+        producer.put(0, &format!("{id} without"), r#"{"a":1}"#);
+        producer.change(0, id, What::Put { value: with.clone(), datatype: 5 });
+        eventually("it is applied", || has_reached(&set, &producer));
+    }
+    let of = |id: &str, rank: Option<&str>| (id.to_owned(), rank.map(str::to_owned), json!({ "a": 1 }));
+    let told = [
+        ("plain without", None),
+        ("plain", Some("7")),
+        ("compressed without", None),
+        ("compressed", Some("7")),
+    ];
+    assert_eq!(*seen.lock(), told.map(|(id, rank)| of(id, rank)));
+    path.close();
+    close(set);
+    producer.check();
 }
 
 #[test]

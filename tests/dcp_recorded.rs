@@ -10,7 +10,7 @@ use dormouse::timestamp::Position;
 
 use crate::support::followed::open;
 use crate::support::producer::Producer;
-use crate::support::wire::{frame_lines, from_hex, whole};
+use crate::support::wire::{frame_lines, from_hex, in_default_collection, whole};
 
 /// As `session.txt` shows keys: the text that Python makes of bytes.
 fn shown(bytes: &[u8]) -> String {
@@ -30,7 +30,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// A message as `session.txt` tells it.
 fn told(frame: &Frame<'_>, collections: bool) -> String {
-    let message = Message::decode(frame, collections).unwrap();
+    let message = Message::decode(frame).unwrap();
     let key = |collection: CollectionId, name: &[u8]| {
         let mut key = Vec::new();
         if collections {
@@ -39,7 +39,8 @@ fn told(frame: &Frame<'_>, collections: bool) -> String {
         key.extend_from_slice(name);
         shown(&key)
     };
-    let stream = frame.stream_id().unwrap().map(|id| format!(" frames=22{id:04x}")).unwrap_or_default();
+    let framing = if frame.framing.is_empty() { "" } else { " frames=" };
+    let stream = format!("{framing}{}", hex(frame.framing));
     let head = format!("vb={} opq={:#x}{stream}", frame.vb_or_status, frame.opaque);
     let removed = |name: &str, removal: Removal<'_>| {
         let (extras, key) = (frame.extras, key(removal.key.collection, removal.key.name));
@@ -124,14 +125,17 @@ fn recorded_sessions_replay_to_what_the_session_tells() {
     for line in frame_lines().iter().filter(|line| line["dir"] == "S>C") {
         let bytes = from_hex(line["hex"].as_str().unwrap());
         let frame = whole(&bytes);
-        // One connection did not ask for collections.
         let text = if frame.magic.is_response() {
             let Some(text) = told_answer(&frame) else { continue };
             answers += 1;
             text
         } else {
             messages += 1;
-            format!("-> {}", told(&frame, line["c"] != "A3"))
+            // One connection did not ask for collections.
+            match line["c"].as_str() {
+                Some("A3") => format!("-> {}", told(&whole(&in_default_collection(&bytes)), false)),
+                _ => format!("-> {}", told(&frame, true)),
+            }
         };
         // What came under flow control is not told, nor are some answers.
         let is_next = |told: &&str| {

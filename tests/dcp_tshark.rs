@@ -14,12 +14,13 @@ use dormouse::source::dcp::{
     Removal, SnapshotMarker, Status, features, vb_seqnos,
 };
 use dormouse::timestamp::Position;
+use slog::{Discard, Logger, o};
 use tempfile::TempDir;
 
 use crate::support::capture::{Capture, PORT};
 use crate::support::followed::{Followed, open};
 use crate::support::producer::{Producer, Raw, What};
-use crate::support::wire::{frame_lines, from_hex};
+use crate::support::wire::{frame_lines, from_hex, in_default_collection, whole};
 use crate::support::{eventually, skip_without, watchdog};
 
 /// Fields of a frame, by the names that `tshark` has for them.
@@ -165,7 +166,8 @@ impl Told {
         if frame.magic.is_response() {
             told.answer(&frame);
         } else if is_from_server {
-            told.message(&frame, collections);
+            let with = if collections { bytes.to_vec() } else { in_default_collection(bytes) };
+            told.message(&whole(&with), collections);
         } else {
             told.request(&frame);
         }
@@ -188,8 +190,8 @@ impl Told {
         // It is shown the other way round.
         self.put("opaque", format!("{:#010x}", frame.opaque.swap_bytes()));
         self.put("cas", format!("{:#018x}", frame.cas));
-        if let Some(stream) = frame.stream_id().unwrap() {
-            self.put("flex_frame.frame.dcp_stream_id", stream);
+        if let [0x22, stream @ ..] = frame.framing {
+            self.put("flex_frame.frame.dcp_stream_id", u16::from_be_bytes(stream.try_into().unwrap()));
         }
     }
 
@@ -250,7 +252,7 @@ impl Told {
     }
 
     fn message(&mut self, frame: &Frame<'_>, collections: bool) {
-        match Message::decode(frame, collections).unwrap() {
+        match Message::decode(frame).unwrap() {
             Message::Mutation(mutation) => self.mutation(&mutation, collections),
             Message::Deletion(removal) | Message::Expiration(removal) => self.removal(&removal, collections),
             Message::SnapshotMarker(marker) => self.marker(&marker),
@@ -440,6 +442,8 @@ fn follow_both(producer: &Producer, config: &DcpConfig, number: u16) -> Followed
 
 /// Streams that are refused, closed and lost, and what else is asked for while they run.
 fn ask_everything(producer: &Producer) {
+    let cluster = producer.cluster();
+    cluster.fetch_map(&cluster.seeds, &Logger::root(Discard, o!()), &watchdog()).unwrap();
     let followed = open(&producer.config(), 71);
     let wrong_branch = Position::at(VbUuid(1), Seqno(3));
     followed.follow(0, wrong_branch);
@@ -449,7 +453,6 @@ fn ask_everything(producer: &Producer) {
     followed.follow(1, Position::at(producer.branch(1), Seqno(seqno)));
     followed.connection.failover_log(VbId(0), &watchdog()).unwrap();
     followed.connection.vb_seqnos(&watchdog()).unwrap();
-    followed.connection.fetch_cluster_config(&watchdog()).unwrap();
     producer.noop();
     eventually("the noop is answered", || producer.seen().noops_answered == 1);
     producer.put(1, "live", "{}");

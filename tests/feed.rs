@@ -80,7 +80,7 @@ fn start_until(
 ) -> Result<Sender<EventBatch>, FeedError> {
     let endpoint: Arc<dyn Endpoint> = Arc::new(Recorder::default());
     let (upstream, batches) = bounded(2);
-    let config = KvDataConfig { node: 160, workers: 1, vbuckets: 8, shards: 1, worker_queue_batches: 2 };
+    let config = KvDataConfig { number: 160, workers: 1, vbuckets: 8, shards: 1, worker_queue_batches: 2 };
     let (name, generation) = (keyspace(name), Generation(generation));
     feed.start(&name, generation, &config, &endpoint, batches, Vec::new(), requested, until)?;
     Ok(upstream)
@@ -173,7 +173,7 @@ fn a_message_of_a_life_that_is_over_is_counted_and_changes_nothing() {
     let old = feed.begin_generation(Generation(1), &ts(&[(0, 7)])).unwrap();
     let endpoint: Arc<dyn Endpoint> = Arc::new(Recorder::default());
     let (old_upstream, batches) = bounded(2);
-    let config = KvDataConfig { node: 161, workers: 1, vbuckets: 8, shards: 1, worker_queue_batches: 2 };
+    let config = KvDataConfig { number: 161, workers: 1, vbuckets: 8, shards: 1, worker_queue_batches: 2 };
     let logger = Logger::root(Discard, o!());
     let path = dormouse::projector::KvData::start(&config, &endpoint, batches, &old, &logger).unwrap();
     path.close(&watchdog()).unwrap();

@@ -10,6 +10,7 @@ use dormouse::shard::StoreKind;
 use dormouse::source::dcp::CollectionId;
 use tempfile::TempDir;
 
+use crate::support::capture::{Capture, Captured};
 use crate::support::consumer::{Consumer, expected, follow, write};
 use crate::support::eventually;
 use crate::support::path::Dice;
@@ -237,10 +238,17 @@ fn a_node_whose_manifest_is_behind_is_asked_again_later() {
     let folder = TempDir::new().unwrap();
     let (producer, mut consumer, mut dice) = following(&folder, 4);
     producer.answer(0x53, 0x8b, br#"{"manifest_uid":"3"}"#);
+    producer.state.lock().capture = Some(Capture::default());
     producer.behave(|behaviour| behaviour.cut_after = Some(0));
     write(&producer, &mut dice, 100);
-    let connections = producer.state.lock().connections.len();
-    eventually("it has come back", || producer.state.lock().connections.len() > connections);
+    let asked = |vb: u16| {
+        let state = producer.state.lock();
+        let is_it = |frame: &&Captured| {
+            !frame.is_from_server && frame.bytes[1] == 0x53 && frame.bytes[6..8] == vb.to_be_bytes()
+        };
+        state.capture.iter().flat_map(|capture| &capture.frames).filter(is_it).count()
+    };
+    eventually("each vbucket was asked for again", || (0..VBUCKETS).all(|vb| asked(vb) > 2));
     assert_ne!(consumer.reached(), producer.highs());
     producer.behave(|behaviour| behaviour.answers.clear());
     consumer.catch_up(&producer);

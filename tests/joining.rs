@@ -6,7 +6,7 @@ use dormouse::shard::{InstId, Joined, Shard, StoreKind};
 use dormouse::timestamp::Position;
 use tempfile::TempDir;
 
-use crate::support::shards::{apply, batch_for, create, entries, for_each_store, manual};
+use crate::support::shards::{apply, batch_for, close, create, entries, for_each_store, manual, open};
 use crate::support::watchdog;
 
 for_each_store! {
@@ -104,6 +104,24 @@ fn one_that_is_further_on_another_branch_does_not_join_and_leaves_where_it_has()
     assert_eq!(joined(&shard, 0), Joined::No);
     assert_eq!((at(&shard, NEW, 0).seqno, at(&shard, OLD, 0).seqno), (Seqno(3), Seqno(4)));
     assert_eq!(entries(&shard, 2), ["1a", "2b", "4d"]);
+}
+
+#[test]
+fn what_stands_in_a_window_whose_end_is_never_told_joins_after_a_restart() {
+    let folder = TempDir::new().unwrap();
+    let set = create(StoreKind::Memdb, folder.path(), 1, &manual());
+    let within = |mut batch: Box<WriteBatch>| {
+        let to = &mut batch.advances[0].to;
+        (to.snap_start, to.snap_end) = (Seqno(0), Seqno(3));
+        batch
+    };
+    apply(&set.shards()[0], within(first(0, 0, &[("a", &["1"]), ("b", &["2"])])));
+    assert!(set.shards()[0].commit(&watchdog()).unwrap());
+    close(set);
+    let set = open(StoreKind::Memdb, folder.path(), 1, &manual());
+    let shard = &set.shards()[0];
+    apply(shard, within(second(0, 0, &[("a", &["1"]), ("b", &["2"])])));
+    assert!(join(shard, 0));
 }
 
 #[test]

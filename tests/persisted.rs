@@ -2,7 +2,8 @@
 //! never in an index.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use dormouse::bucket::{BucketConfig, FollowError, FollowOptions};
 use dormouse::shard::StoreKind;
@@ -11,7 +12,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::support::consumer::{Consumer, config, expected, follow};
-use crate::support::followed::{Followed, open, try_open};
+use crate::support::followed::{Followed, Told, open, try_open};
 use crate::support::path::Dice;
 use crate::support::producer::Producer;
 use crate::support::{eventually, watchdog};
@@ -152,6 +153,52 @@ fn a_node_is_asked_only_while_something_waits_and_then_not_too_often() {
     persist_all(&producer);
     followed.until(|(_, seqno, what)| *seqno == 11 && what.starts_with("later"));
     assert_eq!(followed.connection.stats().lost(), 0);
+    followed.close();
+    producer.check();
+}
+
+/// The shortest of the waits between a vbucket and the last of so many behind it that are all on disk.
+fn quickest(producer: &Producer, followed: &Followed, vbuckets: u16, rounds: Range<u32>) -> Duration {
+    // A marker, and a change with a key of three bytes, its collection among them.
+    const BYTES: u64 = (24 + 20) + (24 + 31 + 3 + 2);
+    let round = |number: u32| {
+        let stats = followed.connection.stats();
+        let before = stats.window_bytes();
+        producer.put(0, &format!("d{number}"), "{}");
+        eventually("it waits", || stats.window_bytes() >= before + BYTES);
+        // They are put together while the first one waits.
+        for vb in 1..vbuckets {
+            producer.put(vb, &format!("d{number}"), "{}");
+            producer.persist(vb, u64::MAX);
+        }
+        eventually("all were sent", || stats.window_bytes() >= before + BYTES * u64::from(vbuckets));
+        producer.persist(0, u64::MAX);
+        let is_of_round = |(_, _, what): &&Told| what.starts_with(&format!("d{number}="));
+        let first = followed.until(|told| told.0 == 0 && is_of_round(&told));
+        let began = Instant::now();
+        let mut left = usize::from(vbuckets) - first.iter().filter(is_of_round).count();
+        while left > 0 {
+            left -= followed.next().iter().filter(is_of_round).count();
+        }
+        began.elapsed()
+    };
+    rounds.map(round).min().unwrap()
+}
+
+#[test]
+fn nothing_waits_for_vbuckets_that_were_not_asked_for_yet() {
+    const MANY: u16 = 1024;
+    let producer = Producer::start(MANY);
+    producer.behave(|behaviour| behaviour.keeps_in_memory = true);
+    let followed = held(&producer);
+    for vb in 0..MANY {
+        followed.follow(vb, dormouse::timestamp::Position::ZERO);
+    }
+    // What comes first comes from disk.
+    quickest(&producer, &followed, MANY, 0..1);
+    // Eight times as many as are asked for at once: a wait after each time but the last would be 226 milliseconds.
+    let took = quickest(&producer, &followed, MANY, 1..7);
+    assert!(took < Duration::from_millis(120), "{took:?}");
     followed.close();
     producer.check();
 }

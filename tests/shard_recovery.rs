@@ -30,6 +30,7 @@ for_each_store! {
     the_oldest_points_go_where_there_are_too_many,
     points_are_kept_by_themselves_at_intervals,
     no_point_is_kept_while_changes_stand_behind_their_position,
+    a_window_whose_end_is_never_told_is_no_hindrance_after_a_restart,
     pinned_files_are_a_shard_whatever_happens_to_theirs,
     a_locked_shard_pins_and_keeps_nothing,
     a_first_snapshot_that_begins_again_replaces_what_it_brought_before,
@@ -295,7 +296,27 @@ fn no_point_is_kept_while_changes_stand_behind_their_position(kind: StoreKind) {
     // The next stream brings the changes in order, and has not come to the third yet.
     apply(only(&set), batch(0, 0, &[("c", &["k"]), ("b", &["k"])]));
     assert_eq!(only(&set).keep_point(&watchdog()).unwrap(), None);
+    close(set);
+    // From where it stands nobody could tell any more that there is a third, so it stands before all of them.
+    let set = open(kind, dir.path(), 1, &manual());
+    assert_eq!(only(&set).keep_point(&watchdog()).unwrap(), None);
+    apply(only(&set), batch(0, 0, &[("c", &["k"]), ("b", &["k"])]));
+    assert_eq!(only(&set).keep_point(&watchdog()).unwrap(), None);
     apply(only(&set), batch(0, 2, &[("a", &["k"])]));
+    assert!(only(&set).keep_point(&watchdog()).unwrap().is_some());
+}
+
+fn a_window_whose_end_is_never_told_is_no_hindrance_after_a_restart(kind: StoreKind) {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(kind, dir.path(), 1, &manual());
+    let mut first = batch(0, 0, &[("a", &["k"]), ("b", &["k"])]);
+    // The third change is one that nobody is told of.
+    first.advances[0].to = Position { snap_start: Seqno(0), snap_end: Seqno(3), ..first.advances[0].to };
+    apply(only(&set), first);
+    assert!(only(&set).keep_point(&watchdog()).unwrap().is_some());
+    close(set);
+    let set = open(kind, dir.path(), 1, &manual());
+    assert_eq!(reached(only(&set), 1), 2);
     assert!(only(&set).keep_point(&watchdog()).unwrap().is_some());
 }
 

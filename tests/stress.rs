@@ -100,7 +100,7 @@ impl Fixture {
             dice: Dice::new(seed ^ 0xffff),
         };
         let config = KvDataConfig {
-            node: fixture.node,
+            number: fixture.node,
             workers: 1 + dice.choose(3),
             vbuckets: VBUCKETS,
             shards: 1 + dice.choose(4),

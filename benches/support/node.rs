@@ -72,6 +72,8 @@ struct Stream {
     vb: u16,
     opaque: u32,
     at: u64,
+    /// Last seqno of the window that was begun.
+    end: u64,
 }
 
 /// One connection.
@@ -90,6 +92,12 @@ struct Session<'a> {
 fn frame<'a>(opcode: Opcode, extras: &'a [u8], key: &'a [u8], value: &'a [u8]) -> Frame<'a> {
     let (magic, framing): (_, &[u8]) = (Magic::Request, &[]);
     Frame { magic, opcode, datatype: 0, vb_or_status: 0, opaque: 0, cas: 0, framing, extras, key, value }
+}
+
+/// Begins a window.
+fn marker(stream: &Stream, extras: &[u8], out: &mut Vec<u8>) {
+    let marker = frame(Opcode::DCP_SNAPSHOT_MARKER, extras, &[], &[]);
+    Frame { vb_or_status: stream.vb, opaque: stream.opaque, ..marker }.encode(out).unwrap();
 }
 
 impl<'a> Session<'a> {
@@ -145,12 +153,14 @@ impl<'a> Session<'a> {
             if stream.at >= allowed {
                 continue;
             }
-            let end = allowed.min(stream.at + RUN);
-            let marker = [&(stream.at + 1).to_be_bytes()[..], &end.to_be_bytes(), &[0, 0, 0, 1]].concat();
-            let opcode = Opcode::DCP_SNAPSHOT_MARKER;
-            let marker =
-                Frame { vb_or_status: stream.vb, opaque: stream.opaque, ..frame(opcode, &marker, &[], &[]) };
-            marker.encode(out).unwrap();
+            if stream.at >= stream.end {
+                // What is there at first comes from disk, in one window from where it was asked for.
+                let (start, kind) = if stream.at == 0 { (0, 6) } else { (stream.at + 1, 1) };
+                stream.end = allowed;
+                let window = [start, allowed].map(u64::to_be_bytes).concat();
+                marker(stream, &[&window[..], &[0, 0, 0, kind]].concat(), out);
+            }
+            let end = stream.end.min(stream.at + RUN);
             template[6..8].copy_from_slice(&stream.vb.to_be_bytes());
             template[12..16].copy_from_slice(&stream.opaque.to_be_bytes());
             while stream.at < end {
@@ -202,7 +212,7 @@ impl<'a> Session<'a> {
             Opcode::DCP_FAILOVER_LOG => log,
             Opcode::DCP_STREAM_REQ => {
                 let at = u64::from_be_bytes(asked.extras[8..16].try_into().unwrap());
-                self.streams.push(Stream { vb: asked.vb_or_status, opaque: asked.opaque, at });
+                self.streams.push(Stream { vb: asked.vb_or_status, opaque: asked.opaque, at, end: at });
                 log
             }
             _ => Vec::new(),

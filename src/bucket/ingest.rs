@@ -372,7 +372,7 @@ impl Bucket {
         let endpoint: Arc<dyn Endpoint> = Arc::new(ShardEndpoint::new(shards));
         let (upstream, batches) = bounded(self.config.queue_batches.max(1));
         let kvdata_config = KvDataConfig {
-            node: 0,
+            number: 0,
             workers: self.config.workers.clamp(1, spec.shards),
             vbuckets: spec.vbuckets,
             shards: spec.shards,

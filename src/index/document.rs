@@ -25,6 +25,8 @@ use std::str::Utf8Error;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use crate::event::Xattrs;
+
 /// The most arrays and objects that may lie within each other in a document.
 pub const DOCUMENT_DEPTH_MAX: usize = 128;
 
@@ -46,18 +48,30 @@ pub enum DocumentError {
 /// A document that an evaluator is asked about. Its value is made when it is first asked for.
 pub struct Document<'d> {
     text: Option<&'d [u8]>,
+    xattrs: Xattrs<'d>,
     value: OnceCell<Value>,
 }
 
 impl<'d> Document<'d> {
     /// A document of JSON.
     pub fn json(text: &'d [u8]) -> Self {
-        Self { text: Some(text), value: OnceCell::new() }
+        Self { text: Some(text), xattrs: Xattrs::default(), value: OnceCell::new() }
     }
 
     /// A document of anything else. Its value is null.
     pub fn binary() -> Self {
-        Self { text: None, value: OnceCell::new() }
+        Self { text: None, xattrs: Xattrs::default(), value: OnceCell::new() }
+    }
+
+    /// The same document with these extended attributes.
+    #[must_use]
+    pub fn with_xattrs(self, xattrs: Xattrs<'d>) -> Self {
+        Self { xattrs, ..self }
+    }
+
+    /// Its extended attributes, those of the system among them. Documents of files have none.
+    pub fn xattrs(&self) -> Xattrs<'d> {
+        self.xattrs.clone()
     }
 
     /// The text, if it is JSON.

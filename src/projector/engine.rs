@@ -36,7 +36,7 @@ use crate::shard::InstId;
 /// ```
 pub trait Evaluator: Send + Sync {
     /// Adds the encoded keys of the document to `out`, which comes empty. The document was checked as a whole; its
-    /// value is made when the first evaluator asks for it.
+    /// value is made when the first evaluator asks for it. Its extended attributes are as they came.
     fn keys(&self, id: &str, document: &Document<'_>, out: &mut KeyList) -> anyhow::Result<()>;
 
     /// What the keys are made of, where they are those of a definition. Such evaluators are not asked for keys: one
@@ -78,7 +78,7 @@ pub struct Engine {
 /// The engines that evaluate a document together. A set never changes; another one takes its place between two
 /// batches.
 #[derive(Clone, Default)]
-pub struct EngineSet {
+pub(super) struct EngineSet {
     engines: Vec<Engine>,
     /// Instances that are filled by another data path, and are to join this one.
     joining: Arc<[InstId]>,
@@ -91,13 +91,13 @@ pub struct EngineSet {
 impl EngineSet {
     /// This set with `more` in it; of several engines of the same instance the last one stays.
     #[must_use]
-    pub fn with(&self, more: &[Engine]) -> Self {
+    pub(super) fn with(&self, more: &[Engine]) -> Self {
         self.with_all(more, Vec::new())
     }
 
     /// The same, for engines whose instances join: see [`WriteBatch::joining`](crate::shard::batch::WriteBatch).
     #[must_use]
-    pub fn with_joining(&self, more: &[Engine]) -> Self {
+    pub(super) fn with_joining(&self, more: &[Engine]) -> Self {
         self.with_all(more, more.iter().map(|engine| engine.inst).collect())
     }
 
@@ -114,7 +114,7 @@ impl EngineSet {
 
     /// This set without the engines of `instances`.
     #[must_use]
-    pub fn without(&self, instances: &[InstId]) -> Self {
+    pub(super) fn without(&self, instances: &[InstId]) -> Self {
         let engines: Vec<Engine> =
             self.engines.iter().filter(|engine| !instances.contains(&engine.inst)).cloned().collect();
         Self::of(engines, &self.joining)
@@ -133,7 +133,7 @@ impl EngineSet {
     }
 
     /// The engines.
-    pub fn engines(&self) -> &[Engine] {
+    pub(super) fn engines(&self) -> &[Engine] {
         &self.engines
     }
 
@@ -148,12 +148,12 @@ impl EngineSet {
     }
 
     /// The instances of those that do not join, in the same order.
-    pub fn instances(&self) -> Arc<[InstId]> {
+    pub(super) fn instances(&self) -> Arc<[InstId]> {
         Arc::clone(&self.instances)
     }
 
     /// The instances of those that join, in the same order.
-    pub fn joining(&self) -> Arc<[InstId]> {
+    pub(super) fn joining(&self) -> Arc<[InstId]> {
         Arc::clone(&self.joining)
     }
 }

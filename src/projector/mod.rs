@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`Feed`] keeps the books of one topic: which streams were asked for, which are active, and why a data path
-//! ended. A [`KvData`] is the data path of one node; it and each of its workers have a control thread
+//! ended. A [`KvData`] is one data path, which all nodes feed; it and each of its workers have a control thread
 //! (`gen_server`) and a data thread. Control never waits for data, and data never waits for a lock. What went wrong in
 //! the system that this re-imagines, and what became of each of its hazards, stands in [`hazards`].
 //!
@@ -18,7 +18,7 @@
 //! | `gen_server` of a worker | `vbc-N-W` | the `KvData` closes it, or its data thread has ended |
 //! | `run` of a worker | `vbd-N-W` | its `gen_server` ends it, nothing can come any more, or an apply failed |
 //!
-//! `N` is the number of the node, `W` that of the worker.
+//! `N` is the number of the data path, `W` that of the worker.
 //!
 //! Invariants:
 //! * A signal is given by dropping its only holder, so it is given once on every way out, also by a panic.
@@ -36,7 +36,7 @@ mod worker;
 
 pub use books::{Books, StreamCounts, StreamState};
 pub use endpoint::{Endpoint, EndpointRefused, ShardEndpoint};
-pub use engine::{Engine, EngineSet, Evaluator};
+pub use engine::{Engine, Evaluator};
 pub use feed::{Feed, FeedError, FeedLink, Keyspace};
 pub use kvdata::{EndReason, KvData, KvDataConfig, KvStats, RequestError, StillRunning};
 pub use worker::{Tuning, WorkerStats};

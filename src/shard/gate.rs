@@ -61,6 +61,24 @@ impl Tracked {
     fn is_ordered(&self) -> bool {
         self.position.seqno >= self.unordered_up_to
     }
+
+    /// The position that is written: where changes are ahead of it, the one before all of them with all of them in its
+    /// window, as it was within the out-of-order snapshot. A window alone does not tell them: one that is in order may
+    /// end with changes that nobody is told of.
+    fn saved(&self) -> Position {
+        if self.is_ordered() {
+            return self.position;
+        }
+        let (start, snap_end) = (Seqno::default(), self.unordered_up_to);
+        Position { seqno: start, snap_start: start, snap_end, ..self.position }
+    }
+
+    /// From what [`Tracked::saved`] gave. A window that is in order has a change up to its position.
+    fn loaded(position: Position) -> Self {
+        let is_ordered = position.seqno > Seqno::default();
+        let unordered_up_to = if is_ordered { Seqno::default() } else { position.snap_end };
+        Self { position, unordered_up_to, ..Self::default() }
+    }
 }
 
 impl Gate {
@@ -93,8 +111,7 @@ impl Gate {
             let mut all = vec![Tracked::default(); self.generations.len()];
             for (vb, position) in positions {
                 if let Some(tracked) = self.slot(vb).and_then(|slot| all.get_mut(slot)) {
-                    // The window may have been an out-of-order one.
-                    *tracked = Tracked { position, unordered_up_to: position.snap_end, ..Tracked::default() };
+                    *tracked = Tracked::loaded(position);
                 }
             }
             self.instances.insert(inst, all);
@@ -344,7 +361,7 @@ impl Gate {
         let mut moved = Vec::new();
         for (inst, tracked) in &self.instances {
             let slots = tracked.iter().enumerate().filter(|(_, t)| t.moved);
-            moved.extend(slots.map(|(slot, t)| (*inst, self.vb(slot), t.position)));
+            moved.extend(slots.map(|(slot, t)| (*inst, self.vb(slot), t.saved())));
         }
         self.instances.values_mut().flatten().for_each(|tracked| tracked.moved = false);
         self.uncommitted_bytes = 0;

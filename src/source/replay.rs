@@ -371,7 +371,7 @@ impl Replay {
         *seqno = seqno.next();
         *moved = true;
         let kind = match value {
-            Some(value) => EventKind::Mutation { key, value, datatype: Datatype::JSON },
+            Some(value) => EventKind::Mutation { key, value, xattrs_len: 0, datatype: Datatype::JSON },
             None if is_expiry => EventKind::Expiration { key },
             None => EventKind::Deletion { key },
         };

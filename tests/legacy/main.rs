@@ -3,11 +3,19 @@
 //!
 //! Each promise is kept or broken by a whole process, so each is tried in a process of its own: without an order this
 //! program starts itself once for each of [`PROMISES`], two at a time, and tells how they ended.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a panic is the failure of a test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a panic is the failure of a test"
+)]
 
 mod day;
 mod forked;
+mod gone;
 mod hung;
+#[path = "../support/little_node.rs"]
+mod little_node;
 mod poisoned;
 mod process;
 mod service;
@@ -36,6 +44,8 @@ const PROMISES: &[Promise] = &[
     ("forks_under_load_are_refused_at_once", forked::under_load, as_it_is),
     ("nothing_of_the_environment_is_read", poisoned::environment, poisoned::prepare),
     ("a_server_that_goes_away_raises_no_signal", poisoned::broken_pipe, as_it_is),
+    ("a_node_that_goes_away_raises_no_signal", gone::while_it_is_answered, as_it_is),
+    ("a_signal_ends_no_read_and_no_write_of_a_node", gone::and_signals, as_it_is),
 ];
 
 struct Running {

@@ -101,6 +101,20 @@ pub(crate) fn tasks(process: u32) -> Vec<(String, u64)> {
     tasks
 }
 
+/// The number of the thread of this name. A thread that was just started names itself a moment later.
+pub(crate) fn task(name: &str) -> i32 {
+    let is_it = |task: &fs::DirEntry| {
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+    };
+    let mut found = None;
+    eventually("a thread of its name", || {
+        let mut tasks = fs::read_dir("/proc/self/task").unwrap().map(Result::unwrap);
+        found = tasks.find(is_it);
+        found.is_some()
+    });
+    found.unwrap().file_name().into_string().unwrap().parse().unwrap()
+}
+
 /// Waits until `holds`.
 pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();

@@ -157,7 +157,7 @@ impl Events {
 
     pub(crate) fn put_as(mut self, datatype: Datatype, vb: u16, seqno: u64, id: &str, value: &str) -> Self {
         let (key, value) = (self.text(id), self.text(value));
-        self.event(vb, seqno, EventKind::Mutation { key, value, datatype })
+        self.event(vb, seqno, EventKind::Mutation { key, value, xattrs_len: 0, datatype })
     }
 
     pub(crate) fn delete(mut self, vb: u16, seqno: u64, id: &str) -> Self {
@@ -188,8 +188,13 @@ impl Path {
         let recorder = Arc::new(Recorder::default());
         let endpoint: Arc<dyn Endpoint> = Arc::<Recorder>::clone(&recorder);
         let (upstream, batches) = bounded(2);
-        let config =
-            KvDataConfig { node, workers: 2, vbuckets: VBUCKETS, shards: SHARDS, worker_queue_batches: 2 };
+        let config = KvDataConfig {
+            number: node,
+            workers: 2,
+            vbuckets: VBUCKETS,
+            shards: SHARDS,
+            worker_queue_batches: 2,
+        };
         let kvdata = KvData::start(&config, &endpoint, batches, &link, &logger).unwrap();
         Self { node, generation, feed, recorder, kvdata, upstream: Some(upstream) }
     }

@@ -34,7 +34,7 @@ pub(crate) fn told(event: &DcpEvent, buffer: &[u8]) -> Told {
             format!("window {start} {end}{}", if each_once { " once" } else { "" })
         }
         EventKind::OsoSnapshot { edge } => format!("{edge:?}"),
-        EventKind::Mutation { key, value, datatype } => {
+        EventKind::Mutation { key, value, datatype, .. } => {
             format!("{}={} {}", text(key), text(value), datatype.0)
         }
         EventKind::Deletion { key } => format!("-{}", text(key)),

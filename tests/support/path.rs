@@ -341,8 +341,13 @@ fn document(batch: &mut EventBatch, vb: VbId, seqno: u64, roll: u64) {
     let kind = match roll {
         50..60 => EventKind::Deletion { key },
         60..66 => EventKind::Expiration { key },
-        66 => EventKind::Mutation { key: span("_txn:1"), value: span("x"), datatype: Datatype::XATTR },
-        _ => EventKind::Mutation { key, value: span("{\"a\":1}"), datatype: Datatype::JSON },
+        66 => EventKind::Mutation {
+            key: span("_txn:1"),
+            value: span("x"),
+            xattrs_len: 0,
+            datatype: Datatype::XATTR,
+        },
+        _ => EventKind::Mutation { key, value: span("{\"a\":1}"), xattrs_len: 0, datatype: Datatype::JSON },
     };
     push(batch, vb, seqno, kind);
 }

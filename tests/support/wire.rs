@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use dormouse::source::dcp::{Decoded, FRAME_BYTES_MAX, Frame, Message};
+use dormouse::source::dcp::{Decoded, FRAME_BYTES_MAX, Frame, Message, Opcode};
 use serde_json::Value;
 
 /// The lines of a file of frames.
@@ -32,7 +32,18 @@ pub(crate) fn whole(bytes: &[u8]) -> Frame<'_> {
     }
 }
 
-/// The message that some bytes are, on a connection without collections.
+/// The message that some bytes are.
 pub(crate) fn message(bytes: &[u8]) -> Message<'_> {
-    Message::decode(&whole(bytes), false).unwrap()
+    Message::decode(&whole(bytes)).unwrap()
+}
+
+/// A message of a connection without collections as it is on one that has them: its key begins with the default one.
+pub(crate) fn in_default_collection(bytes: &[u8]) -> Vec<u8> {
+    let frame = whole(bytes);
+    let is_document =
+        matches!(frame.opcode, Opcode::DCP_MUTATION | Opcode::DCP_DELETION | Opcode::DCP_EXPIRATION);
+    let key = [if is_document { &b"\0"[..] } else { b"" }, frame.key].concat();
+    let mut written = Vec::new();
+    Frame { key: &key, ..frame }.encode(&mut written).unwrap();
+    written
 }

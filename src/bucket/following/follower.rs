@@ -178,7 +178,7 @@ impl<'b> Follower<'b> {
         let endpoint: Arc<dyn Endpoint> = Arc::new(NotedEndpoint::new(self.bucket.shards(), &notes));
         let (upstream, batches) = bounded(config.queue_batches.max(1));
         let shape = KvDataConfig {
-            node: u16::try_from(self.paths.len()).unwrap_or(u16::MAX),
+            number: u16::try_from(self.paths.len()).unwrap_or(u16::MAX),
             workers: config.workers.clamp(1, self.spec.shards),
             vbuckets: self.spec.vbuckets,
             shards: self.spec.shards,

@@ -1,4 +1,4 @@
-//! The data path of one node: a control thread and a data thread that share only `req_ts`.
+//! A data path: a control thread and a data thread that share only `req_ts`.
 //!
 //! See the [projector](super) for the picture, and the two files for each thread's contract. A [`KvData`] is the
 //! handle: requests are synchronous with a deadline, and after the end of `gen_server` every present and future
@@ -34,8 +34,8 @@ const REQUESTS_MAX: usize = 16;
 /// The shape of a data path.
 #[derive(Debug, Clone)]
 pub struct KvDataConfig {
-    /// Number of the node, for the threads' names.
-    pub node: u16,
+    /// Number of the data path, for the threads' names.
+    pub number: u16,
     /// Workers; at least one.
     pub workers: u16,
     /// The bucket's number of vbuckets.
@@ -44,6 +44,14 @@ pub struct KvDataConfig {
     pub shards: u16,
     /// Batches that wait for each worker.
     pub worker_queue_batches: usize,
+}
+
+impl KvDataConfig {
+    /// The worker of each vbucket: those of a shard have the same.
+    fn routes(&self) -> Vec<u16> {
+        let workers = self.workers.max(1);
+        (0..self.vbuckets).map(|vb| ShardId::of_vb(VbId(vb), self.shards).0 % workers).collect()
+    }
 }
 
 /// Why a data path ended.
@@ -136,7 +144,7 @@ impl Team {
         let (mut workers, mut senders) = (Vec::new(), Vec::new());
         for number in 0..count {
             let config = WorkerConfig {
-                node: config.node,
+                path: config.number,
                 number,
                 workers: count,
                 shards: config.shards,
@@ -177,6 +185,38 @@ pub struct KvData {
     threads: Mutex<Vec<Thread<()>>>,
 }
 
+/// Starts both threads of a data path, or none: then the workers are ended and joined.
+fn spawn(
+    number: u16,
+    roster: &Roster,
+    run_scatter: impl FnOnce(&str) + Send + 'static,
+    server: GenServer,
+    holders: Holders,
+) -> std::io::Result<Vec<Thread<()>>> {
+    let name = format!("kv-data-{number}");
+    let data = match roster.spawn(name.clone(), move || run_scatter(&name)) {
+        Ok(data) => data,
+        Err(error) => {
+            Worker::close_all(server.workers);
+            return Err(error);
+        }
+    };
+    let name = format!("kv-ctl-{number}");
+    let control = roster.spawn_with(name.clone(), (server, holders), move |(server, holders)| {
+        server.run(&name, holders);
+    });
+    match control {
+        Ok(control) => Ok(vec![data, control]),
+        Err((error, given)) => {
+            if let Some((server, holders)) = given {
+                server.finish(EndReason::Closed, holders);
+            }
+            let _ = data.join(&Until::default());
+            Err(error)
+        }
+    }
+}
+
 impl KvData {
     /// Starts the threads, all or none. Events come from `upstream`; what becomes of the streams is told to `link`.
     pub fn start(
@@ -186,7 +226,7 @@ impl KvData {
         link: &FeedLink,
         logger: &Logger,
     ) -> std::io::Result<Self> {
-        let logger = logger.new(o!("node" => config.node, "generation" => link.generation().0));
+        let logger = logger.new(o!("path" => config.number, "generation" => link.generation().0));
         let roster = Roster::default();
         let team = Team::start(config, endpoint, link, &roster, &logger)?;
         let (requests_tx, requests) = bounded(REQUESTS_MAX);
@@ -197,14 +237,11 @@ impl KvData {
         let run_scatter_fin = Cancel::new();
         let req_ts = Arc::new(Mutex::new(TsVbuuid::default()));
         let stats = Arc::new(KvStats::new(config.vbuckets));
-        let workers = config.workers.max(1);
         let scatter = RunScatter {
             upstream,
             fin: run_scatter_fin.fin().clone(),
             workers: team.senders,
-            routes: (0..config.vbuckets)
-                .map(|vb| ShardId::of_vb(VbId(vb), config.shards).0 % workers)
-                .collect(),
+            routes: config.routes(),
             link: link.clone(),
             req_ts: Arc::clone(&req_ts),
             stats: Arc::clone(&stats),
@@ -226,31 +263,8 @@ impl KvData {
             run_scatter_fin: CancelOnDrop(run_scatter_fin.clone()),
             done: done_holder,
         };
-        let data_name = format!("kv-data-{}", config.node);
-        let control_name = format!("kv-ctl-{}", config.node);
-        let name = data_name.clone();
-        let data = roster.spawn(data_name, move || scatter.run(&name, &hand_over_tx, scatter_holder));
-        let data = match data {
-            Ok(data) => data,
-            Err(error) => {
-                Worker::close_all(server.workers);
-                return Err(error);
-            }
-        };
-        let name = control_name.clone();
-        let control = roster.spawn_with(control_name, (server, holders), move |(server, holders)| {
-            server.run(&name, holders);
-        });
-        let control = match control {
-            Ok(control) => control,
-            Err((error, given)) => {
-                if let Some((server, holders)) = given {
-                    server.finish(EndReason::Closed, holders);
-                }
-                let _ = data.join(&Until::default());
-                return Err(error);
-            }
-        };
+        let run_scatter = move |name: &str| scatter.run(name, &hand_over_tx, scatter_holder);
+        let threads = spawn(config.number, &roster, run_scatter, server, holders)?;
         Ok(Self {
             requests: requests_tx,
             gen_server_stop,
@@ -259,7 +273,7 @@ impl KvData {
             stats,
             worker_stats: team.stats,
             roster,
-            threads: Mutex::new(vec![data, control]),
+            threads: Mutex::new(threads),
         })
     }
 

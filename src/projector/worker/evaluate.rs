@@ -12,7 +12,7 @@ use slog::{Logger, warn};
 
 use crate::event::{
     Datatype, DcpEvent, EventKind, Generation, OsoEdge, Seqno, Span, StreamEndReason, StreamStatus, VbId,
-    VbUuid,
+    VbUuid, Xattrs,
 };
 use crate::index::{DOCUMENT_KEY_BYTES_MAX, DOCUMENT_KEYS_MAX, Document, Extract, KeyList};
 use crate::shard::ShardId;
@@ -273,8 +273,16 @@ impl Evaluation {
             EventKind::Mutation { key, datatype, .. } if is_transaction(key.of(with.buffer), datatype) => {
                 self.counts.transactions += 1;
             }
-            EventKind::Mutation { key, value, datatype } => {
-                self.evaluate_document(event, key, Some((value, datatype)), with, batch);
+            EventKind::Mutation { key, value, xattrs_len, datatype } => {
+                let buffer = with.buffer;
+                // A binary document has no members: only its key and its attributes can be indexed.
+                let document = if datatype.has(Datatype::JSON) {
+                    Document::json(value.of(buffer))
+                } else {
+                    Document::binary()
+                };
+                let document = document.with_xattrs(Xattrs::of(value.before(xattrs_len).of(buffer)));
+                self.evaluate_document(event, key, Some(&document), with, batch);
             }
             EventKind::Deletion { key } | EventKind::Expiration { key } => {
                 self.evaluate_document(event, key, None, with, batch);
@@ -288,7 +296,7 @@ impl Evaluation {
         &mut self,
         event: &DcpEvent,
         key: Span,
-        value: Option<(Span, Datatype)>,
+        document: Option<&Document<'_>>,
         with: &With<'_>,
         batch: &mut WriteBatch,
     ) {
@@ -299,12 +307,8 @@ impl Evaluation {
         }
         let doc_id = batch.add_document(key.of(buffer));
         let id = std::str::from_utf8(key.of(buffer)).ok();
-        let document = value.map(|(value, datatype)| {
-            // A binary document has no members: only its key can be indexed.
-            if datatype.has(Datatype::JSON) { Document::json(value.of(buffer)) } else { Document::binary() }
-        });
         let plan = engines.plan();
-        let read = if let Some(text) = document.as_ref().and_then(Document::text) {
+        let read = if let Some(text) = document.and_then(Document::text) {
             plan.read(text, &mut self.extract)
         } else {
             // Every path is missing.
@@ -313,7 +317,7 @@ impl Evaluation {
         };
         for (engine, planned) in engines.planned() {
             self.keys.clear();
-            let problem = match (id, &document, &read) {
+            let problem = match (id, document, &read) {
                 (_, None, _) => None,
                 (None, Some(_), _) => Some("its key is not UTF-8".to_owned()),
                 (_, Some(_), Err(error)) => Some(error.to_string()),

@@ -93,7 +93,9 @@ pub(super) enum WorkerEnd {
 
 #[derive(Debug, Clone)]
 pub(super) struct WorkerConfig {
-    pub(super) node: u16,
+    /// Number of the data path.
+    pub(super) path: u16,
+    /// Number of the worker.
     pub(super) number: u16,
     pub(super) workers: u16,
     pub(super) shards: u16,
@@ -209,7 +211,7 @@ impl Worker {
         roster: &Roster,
         logger: &Logger,
     ) -> std::io::Result<(Self, Sender<Scattered>)> {
-        let (node, number) = (config.node, config.number);
+        let (path, number) = (config.path, config.number);
         let logger = logger.new(slog::o!("worker" => number));
         let (data, events) = bounded(config.queue_batches);
         let (orders_tx, data_orders) = bounded(1);
@@ -217,7 +219,7 @@ impl Worker {
         let (data_ended_holder, data_ended) = fin();
         let control_logger = logger.clone();
         let run = Run::new(config, events, data_orders, run_fin, reports.installed, endpoint, stats, logger);
-        let data_thread = roster.spawn(format!("vbd-{node}-{number}"), move || {
+        let data_thread = roster.spawn(format!("vbd-{path}-{number}"), move || {
             // Dropped on every way out: the control thread sees that the data thread is ending.
             let _ended = data_ended_holder;
             run.run()
@@ -226,7 +228,7 @@ impl Worker {
         let (stop, stopped) = fin();
         let (end_tx, end) = bounded(1);
         let server = gen_server::GenServer {
-            name: format!("vbc-{node}-{number}"),
+            name: format!("vbc-{path}-{number}"),
             orders: control_orders,
             data_orders: orders_tx,
             stopped,
@@ -235,7 +237,7 @@ impl Worker {
             end: end_tx,
             logger: control_logger,
         };
-        let control = roster.spawn_with(format!("vbc-{node}-{number}"), data_thread, move |data_thread| {
+        let control = roster.spawn_with(format!("vbc-{path}-{number}"), data_thread, move |data_thread| {
             server.run(run_fin_holder, data_thread);
         });
         match control {

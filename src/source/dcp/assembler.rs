@@ -1,9 +1,9 @@
-//! From bytes of a socket to batches of events, without a copy of what is not compressed.
+//! From bytes of a socket to batches of events, without a copy.
 //!
-//! Bytes are read into the buffer that becomes the batch's, and keys and values are slices of it. What was inflated
-//! stands behind them. The part of a frame that is there when a batch is cut off is copied to the next buffer.
+//! Bytes are read into the buffer that becomes the batch's, and keys and values are slices of it. The part of a frame
+//! that is there when a batch is cut off is copied to the next buffer.
 
-use crate::event::{DcpEvent, EventBatch, EventKind, Generation, Span};
+use crate::event::{DcpEvent, EventBatch, Generation, Span};
 
 use super::queue::Ready;
 
@@ -23,19 +23,9 @@ pub(super) struct Assembler {
 #[derive(Default)]
 pub(super) struct PendingEvents {
     pub(super) events: Vec<DcpEvent>,
-    /// What stands behind the buffer once the batch is cut off.
-    pub(super) inflated: Vec<u8>,
-    /// Events whose value is in there.
-    inflated_events: Vec<usize>,
+    /// There are values among them that are compressed.
+    pub(super) has_compressed: bool,
     pub(super) ack_bytes: u64,
-}
-
-impl PendingEvents {
-    /// Adds an event whose value is a slice of `inflated`.
-    pub(super) fn push_inflated(&mut self, event: DcpEvent) {
-        self.inflated_events.push(self.events.len());
-        self.events.push(event);
-    }
 }
 
 /// Where `part` lies in `buffer`, of which it is a slice.
@@ -67,7 +57,7 @@ impl Assembler {
 
     /// Whether the batch has what a batch has.
     pub(super) fn is_full(&self) -> bool {
-        self.parsed >= self.batch_bytes || self.pending.inflated.len() >= self.batch_bytes
+        self.parsed >= self.batch_bytes
     }
 
     /// Whether a frame of so many bytes, of which a part is there, fits behind what was parsed.
@@ -96,21 +86,15 @@ impl Assembler {
     /// Cuts a batch off. `None` where nothing was in it for anybody.
     pub(super) fn cut(&mut self) -> Option<Ready> {
         let is_wanted = !self.pending.events.is_empty() || self.pending.ack_bytes > 0;
-        let mut buffer = self.take_parsed(!self.pending.events.is_empty());
+        let buffer = self.take_parsed(!self.pending.events.is_empty());
         if !is_wanted {
             return None;
         }
-        let base = buffer.len();
-        buffer.append(&mut self.pending.inflated);
         let next = Vec::with_capacity(self.pending.events.len());
-        let mut events = std::mem::replace(&mut self.pending.events, next);
-        for index in self.pending.inflated_events.drain(..) {
-            if let Some(DcpEvent { kind: EventKind::Mutation { value, .. }, .. }) = events.get_mut(index) {
-                *value = value.shifted(base);
-            }
-        }
+        let next = PendingEvents { events: next, ..PendingEvents::default() };
+        let PendingEvents { events, has_compressed, ack_bytes } = std::mem::replace(&mut self.pending, next);
         let batch = EventBatch { generation: self.generation, events, buffer, charge: None };
-        Some(Ready { batch, ack_bytes: std::mem::take(&mut self.pending.ack_bytes) })
+        Some(Ready { batch, ack_bytes, has_compressed })
     }
 
     /// The bytes that were frames, where they are wanted. The rest moves to the front of a buffer of the usual size.
@@ -130,6 +114,9 @@ impl Assembler {
             }
             let mut parsed = std::mem::replace(&mut self.buffer, next);
             parsed.truncate(self.parsed);
+            if self.parsed < parsed.capacity() / 4 {
+                parsed.shrink_to_fit();
+            }
             parsed
         };
         self.filled = rest.len();

@@ -4,10 +4,9 @@
 //!   snappy( attributes length, 4 bytes | { pair length, 4 bytes | name 0 value 0 } … | document )
 //! ```
 //!
-//! Invariant: nothing is inflated beyond the caller's limit; attributes are read from where they are, and only as
-//! far as somebody asks for them.
+//! Invariant: nothing is inflated beyond the caller's limit.
 
-use crate::event::Datatype;
+use crate::event::{Datatype, Xattrs};
 
 /// The bit of the datatype that says that the whole value is compressed.
 const SNAPPY: Datatype = Datatype(0x02);
@@ -89,42 +88,22 @@ impl<'a> Body<'a> {
     /// Takes a value apart that is not compressed.
     pub(super) fn split(datatype: u8, value: &'a [u8]) -> Result<Self, BodyError> {
         if !Datatype(datatype).has(Datatype::XATTR) {
-            return Ok(Self { xattrs: Xattrs(&[]), document: value });
+            return Ok(Self { xattrs: Xattrs::default(), document: value });
         }
         let split = value.split_first_chunk::<4>().and_then(|(len, rest)| {
             let (pairs, document) = rest.split_at_checked(u32::from_be_bytes(*len) as usize)?;
-            Some(Self { xattrs: Xattrs(pairs), document })
+            Some(Self { xattrs: Xattrs::of(pairs), document })
         });
         split.ok_or(BodyError::Xattrs)
+    }
+
+    /// Bytes of the extended attributes, right before the document.
+    pub(super) fn xattrs_len(&self) -> u32 {
+        u32::try_from(self.xattrs.as_bytes().len()).unwrap_or_default()
     }
 
     /// The datatype of the document alone.
     pub fn document_datatype(datatype: u8) -> Datatype {
         Datatype(datatype & !SNAPPY.0)
-    }
-}
-
-/// Extended attributes: names, and values in JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Xattrs<'a>(&'a [u8]);
-
-impl<'a> Iterator for Xattrs<'a> {
-    type Item = Result<(&'a [u8], &'a [u8]), BodyError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let pair = self.0.split_first_chunk::<4>().and_then(|(len, rest)| {
-            let (pair, rest) = rest.split_at_checked(u32::from_be_bytes(*len) as usize)?;
-            self.0 = rest;
-            let pair = pair.strip_suffix(&[0])?;
-            let (name, value) = pair.split_at_checked(memchr::memchr(0, pair)?)?;
-            Some((name, value.get(1..)?))
-        });
-        if pair.is_none() {
-            self.0 = &[];
-        }
-        Some(pair.ok_or(BodyError::Xattrs))
     }
 }

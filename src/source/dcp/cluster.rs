@@ -8,10 +8,11 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use slog::{Logger, debug};
 
 use super::config::{DcpConfig, Login, Tls};
-use super::connection::{Connection, DcpOutput};
+use super::connection::Connection;
 use super::error::OpenError;
 use super::handshake;
 use super::map::{ClusterMap, MapError, Network};
+use super::sender::DcpOutput;
 use super::url::{ClusterUrl, NodeAddress};
 use crate::thread::{Stopped, Until};
 

@@ -38,15 +38,17 @@ pub struct DcpConfig {
     /// fails. That costs the time until they are there, and a bucket that is kept in memory alone never comes on. A
     /// failover to a node that does not have what the failed one had on disk still takes changes back.
     pub persisted_only: bool,
-    /// Bytes that the producer may send before they are acknowledged. A connection holds no more than these and one
-    /// frame in memory, beside what its byte budget grants.
+    /// Bytes that the producer may send before they are acknowledged. While nobody takes batches a connection keeps
+    /// these and one frame, as they came, in buffers that are filled by half at least, and some 40 bytes for each
+    /// message; beside that there is what its byte budget grants, and one batch whose values are being inflated.
     pub window_bytes: u32,
     /// How often the producer asks whether anybody is there. A connection that hears nothing for twice as long is
     /// given up.
     pub noop_interval: Duration,
     /// How long each step of opening a connection, and each write, may take.
     pub step_timeout: Duration,
-    /// A batch is sent when its buffer has this many bytes, or when the next read would wait.
+    /// A batch is sent when its buffer has this many bytes, or when the next read would wait. One of inflated values is
+    /// longer by one value at the most.
     pub batch_bytes: usize,
 }
 

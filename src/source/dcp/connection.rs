@@ -14,79 +14,29 @@
 //! the byte.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, TryRecvError};
+use crossbeam::channel::{Receiver, TryRecvError};
 use parking_lot::Mutex;
-use slog::{Logger, info, o, warn};
+use slog::{Logger, o};
 
 use super::answer::{FailoverLog, vb_seqnos};
 use super::assembler::Assembler;
 use super::config::DcpConfig;
-use super::error::{ConnectionError, DcpEnd, DcpRequestError, OpenError};
+use super::error::{DcpEnd, DcpRequestError, OpenError};
 use super::frame::FRAME_BYTES_MAX;
 use super::handshake::{self, Opened};
 use super::leb128::CollectionId;
 use super::opcode::Opcode;
 use super::persisted::Hold;
-use super::queue::{Next, Queue, Ready};
+use super::queue::Queue;
 use super::reader::{Reader, Streams};
 use super::request::{Request, StreamRequest};
-use super::socket::Socket;
-use super::stats::{DcpStats, add};
+use super::sender::{BatchSender, DcpOutput};
+use super::shared::Shared;
+use super::stats::DcpStats;
 use super::streams::{Answer, Book};
-use crate::event::{ByteBudget, EventBatch, Generation, Seqno, VbId};
-use crate::thread::{
-    self, Cancel, Fin, FinHolder, JoinError, Process, RecvError, Roster, Thread, Until, fin,
-};
-
-/// Where batches go, and on whose account.
-#[derive(Debug, Clone)]
-pub struct DcpOutput {
-    /// Life of the streams that events belong to.
-    pub generation: Generation,
-    /// Takes the batches. When nobody is left at the other end, the connection ends.
-    pub batches: Sender<EventBatch>,
-    /// Batches weigh on it from when they are handed on.
-    pub budget: ByteBudget,
-}
-
-/// What the threads of a connection share.
-pub(super) struct Shared {
-    pub(super) socket: Arc<Socket>,
-    pub(super) book: Book,
-    pub(super) queue: Queue,
-    pub(super) stats: Arc<DcpStats>,
-    /// Given when nothing more is to be done, also not what has been read.
-    pub(super) stop: Cancel,
-    /// What failed first that was not the reader's.
-    pub(super) failure: Mutex<Option<ConnectionError>>,
-    /// How long nothing may be heard.
-    pub(super) silence: Duration,
-}
-
-impl Shared {
-    /// A write ends at the socket's deadline. One that fails ends the connection, which ends what was asked for.
-    fn send(&self, opcode: Opcode, request: &Request<'_>, opaque: u32) -> Result<(), DcpRequestError> {
-        let mut bytes = Vec::new();
-        request.encode(opaque, &mut bytes)?;
-        self.socket.send(&bytes).map_err(|source| {
-            self.socket.shut_down();
-            DcpRequestError::Write { opcode, source }
-        })
-    }
-
-    pub(super) fn close_stream(&self, vb: VbId) -> Result<(), DcpRequestError> {
-        let opaque = self.book.close_stream(vb)?;
-        self.send(Opcode::DCP_CLOSE_STREAM, &Request::CloseStream(vb), opaque)
-    }
-
-    /// Ends the connection. What was read before is handed on all the same: the reader sees the end, and tells why.
-    pub(super) fn fail(&self, error: ConnectionError) {
-        self.failure.lock().get_or_insert(error);
-        self.socket.shut_down();
-    }
-}
+use crate::event::{Seqno, VbId};
+use crate::thread::{self, Cancel, Fin, JoinError, Process, RecvError, Roster, Thread, Until, fin};
 
 /// An open connection. Dropping it stops it; its threads then end by themselves.
 pub struct Connection {
@@ -94,7 +44,6 @@ pub struct Connection {
     vbuckets: u16,
     collection: CollectionId,
     name: String,
-    cluster_config: String,
     /// Given when everything was handed on that will be.
     ended: Fin,
     roster: Roster,
@@ -134,9 +83,9 @@ impl Connection {
             cause: std::io::Error::from(e).into(),
         })?;
         let logger = logger.new(o!("node" => config.address.to_string(), "connection" => name.clone()));
-        let Opened { socket, half, rest, cluster_config } = handshake::open(config, &name, until)?;
+        let Opened { socket, half, rest } = handshake::open(config, &name, until)?;
         let batch_bytes = config.batch_bytes.max(4096);
-        let limit_bytes = config.window_bytes as usize + FRAME_BYTES_MAX;
+        let limit_bytes = u64::from(config.window_bytes) + FRAME_BYTES_MAX as u64;
         let shared = Arc::new(Shared {
             socket,
             book: Book::default(),
@@ -152,8 +101,15 @@ impl Connection {
         let (ended_holder, ended) = fin();
         let window_bytes = u64::from(config.window_bytes);
         let hold = config.persisted_only.then(|| Hold::new(config.step_timeout, &logger));
-        let sender =
-            BatchSender { shared: Arc::clone(&shared), output, hold, window_bytes, owed_bytes: 0, logger };
+        let sender = BatchSender {
+            shared: Arc::clone(&shared),
+            output,
+            hold,
+            window_bytes,
+            batch_bytes,
+            owed_bytes: 0,
+            logger,
+        };
         let roster = Roster::default();
         let spawned = |cause: std::io::Error| {
             shared.stop.cancel();
@@ -172,17 +128,12 @@ impl Connection {
         let (vbuckets, collection) = (config.vbuckets, config.collection);
         let threads = Mutex::new(Threads { reader: Some(reader), sender: Some(sender) });
         let process = Process::current();
-        Ok(Self { shared, vbuckets, collection, name, cluster_config, ended, roster, threads, process })
+        Ok(Self { shared, vbuckets, collection, name, ended, roster, threads, process })
     }
 
     /// What it is called at the server.
     pub fn name(&self) -> &str {
         &self.name
-    }
-
-    /// The cluster's configuration as of the opening, in JSON.
-    pub fn cluster_config(&self) -> &str {
-        &self.cluster_config
     }
 
     /// What it counted.
@@ -243,12 +194,6 @@ impl Connection {
         Ok(SeqnosAnswer(answer))
     }
 
-    /// The cluster's configuration as it is now, in JSON.
-    pub fn fetch_cluster_config(&self, until: &Until) -> Result<String, DcpRequestError> {
-        let value = self.call(Opcode::GET_CLUSTER_CONFIG, &Request::ClusterConfig, until)?;
-        Ok(String::from_utf8_lossy(&value).into_owned())
-    }
-
     fn call(&self, opcode: Opcode, request: &Request<'_>, until: &Until) -> Result<Vec<u8>, DcpRequestError> {
         let (opaque, answer) = self.shared.book.call(opcode)?;
         self.shared.send(opcode, request, opaque)?;
@@ -263,14 +208,18 @@ impl Connection {
         answer.value(opcode)
     }
 
-    /// Ends it at once, without waiting: nothing more is read, handed on or acknowledged, and streams get no end.
+    /// Ends it at once, without waiting: nothing more is read, handed on or acknowledged, and streams get no end. In a
+    /// forked process nothing happens: the socket is the other's.
     pub fn stop(&self) {
-        self.shared.stop.cancel();
-        self.shared.socket.shut_down();
+        if self.process.is_current() {
+            self.shared.stop.cancel();
+            self.shared.socket.shut_down();
+        }
     }
 
     /// Stops it and joins its threads. Tells how it ended, which is by itself where that came first; `None` where an
-    /// earlier call has told it. After an error it may be called again.
+    /// earlier call has told it. After an error it may be called again. In a forked process nothing is stopped, and the
+    /// threads that are named run in the other one.
     pub fn close(&self, until: &Until) -> Result<Option<DcpEnd>, DcpStillRunning> {
         self.stop();
         self.join(until)
@@ -315,80 +264,6 @@ impl SeqnosAnswer {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // In a forked process the socket is the other's too.
-        if self.process.is_current() {
-            self.stop();
-        }
-    }
-}
-
-/// The thread `dcp-send-N`: hands batches on and acknowledges them.
-struct BatchSender {
-    shared: Arc<Shared>,
-    output: DcpOutput,
-    hold: Option<Hold>,
-    window_bytes: u64,
-    /// Bytes that were handed on and not acknowledged.
-    owed_bytes: u64,
-    logger: Logger,
-}
-
-impl BatchSender {
-    /// The thread's body.
-    fn run(mut self, _ended: FinHolder) -> DcpEnd {
-        let end = self.send_all();
-        // The reader ends with it, whatever it waits for.
-        self.shared.stop.cancel();
-        self.shared.socket.shut_down();
-        match &end {
-            DcpEnd::Failed(error) => warn!(self.logger, "a connection ended: {error}"),
-            DcpEnd::Stopped | DcpEnd::ReceiverGone => info!(self.logger, "a connection was closed"),
-        }
-        end
-    }
-
-    fn send_all(&mut self) -> DcpEnd {
-        let stop = self.shared.stop.fin().clone();
-        loop {
-            let Ready { mut batch, ack_bytes } = match self.shared.queue.pop(&stop) {
-                None => return DcpEnd::Stopped,
-                Some(Next::End(end)) => return end,
-                Some(Next::Batch(ready)) => ready,
-            };
-            if let Some(hold) = &mut self.hold
-                && hold.settle(&mut batch, &self.shared).is_err()
-            {
-                return DcpEnd::Stopped;
-            }
-            if !batch.events.is_empty() {
-                let charge = self.output.budget.charge(batch.weight_bytes(), &stop);
-                let Some(charge) = charge else { return DcpEnd::Stopped };
-                batch.charge = Some(charge);
-                if thread::send(&self.output.batches, batch, &stop).is_err() {
-                    return if stop.is_given() { DcpEnd::Stopped } else { DcpEnd::ReceiverGone };
-                }
-            }
-            self.acknowledge(ack_bytes);
-        }
-    }
-
-    fn acknowledge(&mut self, bytes: u64) {
-        self.owed_bytes += bytes;
-        if self.owed_bytes < self.window_bytes / 5 {
-            return;
-        }
-        let owed = u32::try_from(self.owed_bytes).unwrap_or(u32::MAX);
-        let mut frame = Vec::new();
-        let written = match Request::BufferAck(owed).encode(0, &mut frame) {
-            Ok(_) => self.shared.socket.send(&frame),
-            Err(error) => Err(std::io::Error::other(error)),
-        };
-        match written {
-            Ok(()) => {
-                self.owed_bytes -= u64::from(owed);
-                add(&self.shared.stats.acked_bytes, u64::from(owed));
-            }
-            Err(error) => self.shared.fail(ConnectionError::Write(error)),
-        }
+        self.stop();
     }
 }

@@ -19,9 +19,6 @@ pub const HEADER_BYTES: usize = 24;
 /// The longest frame that a server sends unless it is set to more, in bytes: `max_packet_size` of the KV engine.
 pub const FRAME_BYTES_MAX: usize = 30 * 1024 * 1024;
 
-/// Kind of the framing extra that carries the number of a stream.
-const FRAMING_STREAM_ID: u32 = 2;
-
 /// What a frame is, and how its header is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Magic {
@@ -93,7 +90,7 @@ pub struct Frame<'a> {
     pub opaque: u32,
     /// Version of a document.
     pub cas: u64,
-    /// Framing extras: none where the framing is not flexible.
+    /// Framing extras, unread: none where the framing is not flexible.
     pub framing: &'a [u8],
     /// Fixed fields of the opcode.
     pub extras: &'a [u8],
@@ -130,9 +127,6 @@ pub enum FrameError {
         /// The limit.
         limit: usize,
     },
-    /// The framing extras are cut off.
-    #[error("cannot read a frame of {0}: its framing extras are cut off")]
-    Framing(Opcode),
     /// A part is longer than a header can say.
     #[error("cannot write a frame of {0}: a part of it is too long")]
     Unwritable(Opcode),
@@ -219,26 +213,5 @@ impl<'a> Frame<'a> {
             out.extend_from_slice(part);
         }
         Ok(())
-    }
-
-    /// The number of the stream that the frame belongs to, where the framing extras tell one.
-    pub fn stream_id(&self) -> Result<Option<u16>, FrameError> {
-        let cut_off = || FrameError::Framing(self.opcode);
-        let mut rest = self.framing;
-        let mut found = None;
-        while let Some((first, after)) = rest.split_first() {
-            rest = after;
-            // Fifteen in a half of the byte means that the number goes on in a byte of its own.
-            let mut number = |half: u8| {
-                let more = if half == 15 { rest.split_off_first().ok_or_else(cut_off)? } else { &0 };
-                Ok(u32::from(half) + u32::from(*more))
-            };
-            let (kind, len) = (number(first >> 4)?, number(first & 15)? as usize);
-            let content = rest.split_off(..len).ok_or_else(cut_off)?;
-            if kind == FRAMING_STREAM_ID {
-                found = Some(u16::from_be_bytes(content.try_into().map_err(|_| cut_off())?));
-            }
-        }
-        Ok(found)
     }
 }

@@ -40,8 +40,6 @@ pub(super) struct Opened {
     pub(super) half: ReadHalf,
     /// What was read behind the last answer.
     pub(super) rest: Vec<u8>,
-    /// The cluster's configuration, in JSON.
-    pub(super) cluster_config: String,
 }
 
 struct Talk<'a> {
@@ -56,7 +54,7 @@ struct Talk<'a> {
 /// Connects and agrees on everything.
 pub(super) fn open(config: &DcpConfig, name: &str, until: &Until) -> Result<Opened, OpenError> {
     let at = |step: &str| at_step(config, step);
-    let (mut talk, cluster_config) = greet(config, until)?;
+    let mut talk = greet(config, until)?;
     let open = Request::DcpOpen { name, flags: OPEN_FLAGS };
     talk.ask(&open).map_err(at("opening DCP"))?;
     for (name, value) in talk.controls() {
@@ -68,14 +66,16 @@ pub(super) fn open(config: &DcpConfig, name: &str, until: &Until) -> Result<Open
     }
     let quiet = config.noop_interval.saturating_mul(2);
     talk.socket.set_read_timeout(quiet).map_err(|e| at("connecting")(e.into()))?;
-    Ok(Opened { socket: talk.socket, half: talk.half, rest: talk.read, cluster_config })
+    Ok(Opened { socket: talk.socket, half: talk.half, rest: talk.read })
 }
 
 /// The cluster's configuration, in JSON, over a connection of its own that is closed again.
 pub(super) fn cluster_config(config: &DcpConfig, until: &Until) -> Result<String, OpenError> {
-    let (talk, cluster_config) = greet(config, until)?;
+    let mut talk = greet(config, until)?;
+    let asked = talk.ask(&Request::ClusterConfig);
     talk.socket.shut_down();
-    Ok(cluster_config)
+    let json = asked.map_err(at_step(config, "asking for the cluster's configuration"))?;
+    Ok(String::from_utf8_lossy(&json).into_owned())
 }
 
 fn at_step(config: &DcpConfig, step: &str) -> impl FnOnce(OpenCause) -> OpenError + use<> {
@@ -83,8 +83,8 @@ fn at_step(config: &DcpConfig, step: &str) -> impl FnOnce(OpenCause) -> OpenErro
     move |cause| OpenError { address, step, cause }
 }
 
-/// Connects, logs in, selects the bucket, and asks for the cluster's configuration.
-fn greet<'a>(config: &'a DcpConfig, until: &'a Until) -> Result<(Talk<'a>, String), OpenError> {
+/// Connects, logs in and selects the bucket.
+fn greet<'a>(config: &'a DcpConfig, until: &'a Until) -> Result<Talk<'a>, OpenError> {
     let at = |step: &str| at_step(config, step);
     let step = Instant::now() + config.step_timeout;
     let tcp = Socket::connect(config.address, step, until).map_err(at("connecting"))?;
@@ -95,9 +95,7 @@ fn greet<'a>(config: &'a DcpConfig, until: &'a Until) -> Result<(Talk<'a>, Strin
     talk.agree().map_err(at("HELLO"))?;
     talk.log_in().map_err(at("logging in"))?;
     talk.ask(&Request::SelectBucket(&config.bucket)).map_err(at("selecting the bucket"))?;
-    let cluster_config =
-        talk.ask(&Request::ClusterConfig).map_err(at("asking for the cluster's configuration"))?;
-    Ok((talk, String::from_utf8_lossy(&cluster_config).into_owned()))
+    Ok(talk)
 }
 
 impl Talk<'_> {

@@ -62,7 +62,7 @@ impl SnapshotMarker {
 /// A key and its collection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DocumentKey<'a> {
-    /// The collection: the default one on a connection without collections.
+    /// The collection.
     pub collection: CollectionId,
     /// The key itself.
     pub name: &'a [u8],
@@ -200,10 +200,10 @@ impl Fields<'_> {
 }
 
 impl<'a> Message<'a> {
-    /// Reads what a producer tells with a request. Keys begin with the id of their collection where the connection
-    /// has `collections`.
-    pub fn decode(frame: &Frame<'a>, collections: bool) -> Result<Self, MessageError> {
-        let parts = Parts { frame: *frame, collections };
+    /// Reads what a producer tells with a request, on a connection that has agreed on collections: each key begins with
+    /// the id of its own.
+    pub fn decode(frame: &Frame<'a>) -> Result<Self, MessageError> {
+        let parts = Parts { frame: *frame };
         match frame.opcode {
             Opcode::DCP_MUTATION => parts.mutation().map(Self::Mutation),
             Opcode::DCP_DELETION => parts.deletion().map(Self::Deletion),
@@ -221,7 +221,6 @@ impl<'a> Message<'a> {
 
 struct Parts<'a> {
     frame: Frame<'a>,
-    collections: bool,
 }
 
 impl<'a> Parts<'a> {
@@ -265,11 +264,8 @@ impl<'a> Parts<'a> {
 
     fn key(&self) -> Result<DocumentKey<'a>, MessageError> {
         let key = self.frame.key;
-        let (collection, name) = if self.collections {
-            CollectionId::split(key).ok_or(MessageError::Collection(self.frame.opcode))?
-        } else {
-            (CollectionId::default(), key)
-        };
+        let (collection, name) =
+            CollectionId::split(key).ok_or(MessageError::Collection(self.frame.opcode))?;
         if name.is_empty() || name.len() > KEY_BYTES_MAX {
             return Err(self.length("key", key));
         }

@@ -7,6 +7,12 @@
 //! Which node has which vbucket stands in a [`ClusterMap`], which any node of a [`Cluster`] gives. Where streams begin,
 //! and what becomes of one that ended, is decided above: a connection tells everything that happens to a stream as an
 //! event, and asks for nothing by itself.
+//!
+//! A stream is of one collection, which is named by its id alone. The manifest of collections is not asked for, so a
+//! request has no `uid` of one, and a node does not answer that the manifest is ahead of its own. The default collection
+//! is in every manifest that it was not dropped from, so no node is behind on it. A node that has not heard yet of
+//! another collection says that it is unknown, which is what it says of one that was dropped: following ends with that
+//! reason, and may begin again where it ended.
 
 mod answer;
 mod assembler;
@@ -17,6 +23,7 @@ mod connection;
 mod error;
 mod frame;
 mod handshake;
+mod inflate;
 mod leb128;
 mod map;
 mod message;
@@ -26,16 +33,18 @@ mod queue;
 mod reader;
 mod request;
 mod sasl;
+mod sender;
+mod shared;
 mod socket;
 mod stats;
 mod streams;
 mod url;
 
 pub use answer::{AnswerError, FailoverLog, Observed, features, stream_status, vb_seqnos};
-pub use body::{Body, BodyError, Xattrs};
+pub use body::{Body, BodyError};
 pub use cluster::{Cluster, ClusterCause, ClusterError};
 pub use config::{DcpConfig, Login, NAME_BYTES_MAX, Tls};
-pub use connection::{Connection, DcpOutput, DcpStillRunning, SeqnosAnswer};
+pub use connection::{Connection, DcpStillRunning, SeqnosAnswer};
 pub use error::{ConnectionError, DcpEnd, DcpRequestError, OpenCause, OpenError};
 pub use frame::{Decoded, FRAME_BYTES_MAX, Frame, FrameError, HEADER_BYTES, Magic};
 pub use leb128::CollectionId;
@@ -45,5 +54,6 @@ pub use message::{
 };
 pub use opcode::{Feature, Opcode, Status};
 pub use request::{Request, StreamRequest};
+pub use sender::DcpOutput;
 pub use stats::DcpStats;
 pub use url::{ClusterUrl, ClusterUrlError, NodeAddress};

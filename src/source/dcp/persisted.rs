@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 use slog::{Logger, warn};
 
 use super::answer::Observed;
-use super::connection::Shared;
 use super::error::{ConnectionError, DcpRequestError};
 use super::opcode::{Opcode, Status};
 use super::request::Request;
+use super::shared::Shared;
 use super::stats::add;
 use crate::event::{DcpEvent, EventBatch, EventKind, OsoEdge, Seqno, StreamStatus, VbId, VbUuid};
 use crate::thread::{self, RecvError, Stopped, Until};
@@ -126,10 +126,7 @@ impl Hold {
     fn wait(&mut self, mut wanted: Wanted, shared: &Shared) -> Result<(), Halted> {
         let mut pause = WAITS.0;
         loop {
-            let waits = |vb: &VbId, seqno: &mut Seqno| {
-                self.vbs.get(vb).is_some_and(|kept| !kept.is_lost && kept.persisted < *seqno)
-            };
-            wanted.retain(waits);
+            wanted.retain(|vb, seqno| self.is_behind(*vb, *seqno));
             if wanted.is_empty() {
                 return Ok(());
             }
@@ -145,13 +142,19 @@ impl Hold {
                 }
                 return Ok(());
             }
-            if wanted.iter().any(|(vb, seqno)| self.vbs.get(vb).is_some_and(|kept| kept.persisted < *seqno)) {
+            // Those that were not asked for yet have nothing to wait for.
+            if wanted.iter().take(ASKED_MAX).any(|(vb, seqno)| self.is_behind(*vb, *seqno)) {
                 if shared.stop.fin().wait(&Until::within(pause)).is_ok() {
                     return Err(Halted);
                 }
                 pause = (pause * 2).min(WAITS.1);
             }
         }
+    }
+
+    /// Whether a change of a vbucket is not on disk yet and may come there.
+    fn is_behind(&self, vb: VbId, seqno: Seqno) -> bool {
+        self.vbs.get(&vb).is_some_and(|kept| !kept.is_lost && kept.persisted < seqno)
     }
 
     fn lose(&mut self, vb: VbId) {

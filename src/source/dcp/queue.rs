@@ -5,7 +5,10 @@
 //! overshoot. That lets the reader go on reading while nobody takes batches, and answer what the producer asks in
 //! the meantime. A producer that sends more makes the reader wait: the bound holds in any case.
 //!
-//! Small batches are put together while they wait, so that their number is bounded by their bytes.
+//! Invariant: the bound is on the bytes that count on the window, so that no producer who keeps to its window makes the
+//! reader wait. What they take in memory is in proportion: values wait as they came, compressed perhaps, and there is
+//! an event for each message. Small batches are put together while they wait, so that their number is bounded by their
+//! bytes, and every two neighbours fill a buffer.
 
 use std::collections::VecDeque;
 
@@ -20,6 +23,8 @@ use crate::thread::Fin;
 pub(super) struct Ready {
     pub(super) batch: EventBatch,
     pub(super) ack_bytes: u64,
+    /// There are values in it that have yet to be inflated.
+    pub(super) has_compressed: bool,
 }
 
 impl Ready {
@@ -32,6 +37,7 @@ impl Ready {
 struct Inner {
     batches: VecDeque<Ready>,
     held_bytes: usize,
+    ack_bytes: u64,
     end: Option<DcpEnd>,
 }
 
@@ -39,7 +45,8 @@ pub(super) struct Queue {
     inner: Mutex<Inner>,
     /// Two small batches are put together up to here.
     batch_bytes: usize,
-    limit_bytes: usize,
+    /// Of bytes that are to be acknowledged.
+    limit_bytes: u64,
     filled: (Sender<()>, Receiver<()>),
     room: (Sender<()>, Receiver<()>),
 }
@@ -52,7 +59,7 @@ pub(super) enum Next {
 }
 
 impl Queue {
-    pub(super) fn new(batch_bytes: usize, limit_bytes: usize) -> Self {
+    pub(super) fn new(batch_bytes: usize, limit_bytes: u64) -> Self {
         Self { inner: Mutex::default(), batch_bytes, limit_bytes, filled: bounded(1), room: bounded(1) }
     }
 
@@ -63,7 +70,7 @@ impl Queue {
 
     /// Puts a batch in, after waiting until there is less than the limit. `false` when `fin` was given first.
     pub(super) fn push(&self, ready: Ready, fin: &Fin) -> bool {
-        while self.held_bytes() >= self.limit_bytes {
+        while self.inner.lock().ack_bytes >= self.limit_bytes {
             select_biased! {
                 recv(fin.receiver()) -> _ => return false,
                 recv(self.room.1) -> _ => {}
@@ -71,11 +78,13 @@ impl Queue {
         }
         {
             let mut inner = self.inner.lock();
+            inner.ack_bytes += ready.ack_bytes;
             match inner.batches.back_mut() {
                 Some(last) if last.batch.buffer.len() + ready.batch.buffer.len() <= self.batch_bytes => {
                     let before = last.held_bytes();
                     last.batch.append(&ready.batch);
                     last.ack_bytes += ready.ack_bytes;
+                    last.has_compressed |= ready.has_compressed;
                     let grown = last.held_bytes() - before;
                     inner.held_bytes += grown;
                 }
@@ -105,6 +114,7 @@ impl Queue {
                 let mut inner = self.inner.lock();
                 if let Some(ready) = inner.batches.pop_front() {
                     inner.held_bytes -= ready.held_bytes();
+                    inner.ack_bytes -= ready.ack_bytes;
                     drop(inner);
                     let _ = self.room.0.try_send(());
                     return Some(Next::Batch(ready));

@@ -11,18 +11,18 @@ use slog::{Logger, debug, warn};
 
 use super::answer::{said, stream_status};
 use super::assembler::{Assembler, PendingEvents, span_in};
-use super::body::{Body, BodyError, inflate, is_compressed};
-use super::connection::Shared;
+use super::body::{Body, is_compressed};
 use super::error::{ConnectionError, DcpEnd};
 use super::frame::{Decoded, FRAME_BYTES_MAX, Frame};
 use super::leb128::CollectionId;
 use super::message::{DocumentKey, Message, Mutation};
 use super::opcode::{Opcode, Status};
 use super::request::Request;
+use super::shared::Shared;
 use super::socket::ReadHalf;
 use super::stats::add;
 use super::streams::{Answer, Pending};
-use crate::event::{DcpEvent, EventKind, Seqno, Span, StreamEndReason, StreamStatus, SystemEvent, VbId};
+use crate::event::{Datatype, DcpEvent, EventKind, Seqno, StreamEndReason, StreamStatus, SystemEvent, VbId};
 use crate::thread::catch;
 
 /// A stream that has begun.
@@ -184,7 +184,7 @@ impl Streams {
             return Err(ConnectionError::Magic(frame.opcode).into());
         }
         let vb = VbId(frame.vb_or_status);
-        let message = Message::decode(frame, true).map_err(|error| ConnectionError::Message { vb, error })?;
+        let message = Message::decode(frame).map_err(|error| ConnectionError::Message { vb, error })?;
         if message == Message::Noop {
             return self.answer_noop(frame.opaque);
         }
@@ -207,11 +207,9 @@ impl Streams {
             return Ok(());
         }
         if let Some(live) = slot {
-            let wants = Wants { collection: self.collection, vb, bad_values: 0 };
-            let bad_values = wants.take(buffer, &message, live, out);
-            if bad_values > 0 {
-                add(&self.shared.stats.bad_values, bad_values);
-                warn!(self.logger, "a value cannot be read and counts as empty"; "vbucket" => vb.0, "seqno" => live.highest.0);
+            let wants = Wants { collection: self.collection, vb, has_bad_value: false };
+            if wants.take(buffer, &message, live, out) {
+                self.shared.note_bad_value(vb, live.highest, &self.logger);
             }
         }
         Ok(())
@@ -278,12 +276,19 @@ impl Streams {
 struct Wants {
     collection: CollectionId,
     vb: VbId,
-    bad_values: u64,
+    has_bad_value: bool,
 }
 
 impl Wants {
-    /// Adds the event of a message; gives the number of values in it that cannot be read.
-    fn take(mut self, buffer: &[u8], message: &Message<'_>, live: &mut Live, out: &mut PendingEvents) -> u64 {
+    /// Adds the event of a message; gives whether it has a value that cannot be read. Whether one that is compressed can
+    /// be is seen later.
+    fn take(
+        mut self,
+        buffer: &[u8],
+        message: &Message<'_>,
+        live: &mut Live,
+        out: &mut PendingEvents,
+    ) -> bool {
         let vb = self.vb;
         let at = |live: &mut Live, seqno: Seqno| {
             live.highest = live.highest.max(seqno);
@@ -324,7 +329,7 @@ impl Wants {
             }
             Message::StreamEnd(_) | Message::Noop | Message::Unknown => {}
         }
-        self.bad_values
+        self.has_bad_value
     }
 
     /// Documents of other collections only move the stream on.
@@ -345,32 +350,20 @@ impl Wants {
             return;
         }
         let key = span_in(buffer, mutation.key.name);
-        let datatype = Body::document_datatype(mutation.datatype);
-        let event = |value| DcpEvent { vb, seqno, kind: EventKind::Mutation { key, value, datatype } };
-        let value = if is_compressed(mutation.datatype) {
-            inflated_span(mutation, out).map(|value| (value, true))
+        let kind = if is_compressed(mutation.datatype) {
+            out.has_compressed = true;
+            let (value, datatype) = (span_in(buffer, mutation.value), Datatype(mutation.datatype));
+            EventKind::Mutation { key, value, xattrs_len: 0, datatype }
         } else {
             let body = Body::split(mutation.datatype, mutation.value);
-            body.map(|body| (span_in(buffer, body.document), false))
+            self.has_bad_value = body.is_err();
+            let read = body.map(|body| (span_in(buffer, body.document), body.xattrs_len()));
+            let (value, xattrs_len) = read.unwrap_or_default();
+            let datatype = Body::document_datatype(mutation.datatype);
+            EventKind::Mutation { key, value, xattrs_len, datatype }
         };
-        match value {
-            Ok((value, true)) => out.push_inflated(event(value)),
-            Ok((value, false)) => out.events.push(event(value)),
-            // Its old entry goes, and the stream goes on: the same bytes would come again on any connection.
-            Err(_) => {
-                self.bad_values += 1;
-                out.events.push(event(Span::default()));
-            }
-        }
+        out.events.push(DcpEvent { vb, seqno, kind });
     }
-}
-
-/// Inflates a value; gives where its document is in what was inflated.
-fn inflated_span(mutation: &Mutation<'_>, out: &mut PendingEvents) -> Result<Span, BodyError> {
-    let start = out.inflated.len();
-    inflate(mutation.value, FRAME_BYTES_MAX, &mut out.inflated)?;
-    let body = Body::split(mutation.datatype, out.inflated.get(start..).unwrap_or_default());
-    body.map(|body| span_in(&out.inflated, body.document))
 }
 
 /// What happened to a collection or scope; `None` where this version does not know it.

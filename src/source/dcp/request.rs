@@ -75,7 +75,7 @@ pub enum Request<'a> {
         /// Its value.
         value: &'a str,
     },
-    /// A stream, of one collection or of the whole bucket.
+    /// A stream, of one collection or of the whole bucket. It names no manifest: see the [module](super).
     Stream(&'a StreamRequest, Option<CollectionId>),
     /// The end of a stream.
     CloseStream(VbId),

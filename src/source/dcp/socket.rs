@@ -1,7 +1,8 @@
 //! A socket that one thread reads and several write to, with TLS or without.
 //!
 //! A read waits without holding anything that a writer needs. Every write has the socket's deadline, and the socket
-//! can be shut down from any thread, which ends every read and write.
+//! can be shut down from any thread, which ends every read and write. A signal that comes in between ends neither, and
+//! none is raised by a write to a node that has gone.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -16,6 +17,27 @@ use rustls::ClientConnection;
 use super::config::Tls;
 use super::error::OpenCause;
 use crate::thread::Until;
+
+/// The socket as a session of TLS writes to it, which would write several pieces at once where it can: of the system's
+/// calls only the one for a single piece raises no signal when the other side has gone, and that signal ends a host
+/// whose `main` is not Rust's.
+struct PieceWriter<'a>(&'a TcpStream);
+
+impl Write for PieceWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.0.write(bytes) {
+                // The system itself does not go on after a signal with what has a deadline.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                written => return written,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// How often a wait looks whether its limit has ended.
 const SLICE: Duration = Duration::from_millis(25);
@@ -118,7 +140,7 @@ impl Socket {
 
     fn flush(&self, session: &mut ClientConnection) -> io::Result<()> {
         while session.wants_write() {
-            session.write_tls(&mut &self.tcp)?;
+            session.write_tls(&mut PieceWriter(&self.tcp))?;
         }
         Ok(())
     }

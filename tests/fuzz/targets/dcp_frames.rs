@@ -4,7 +4,7 @@
 #![no_main]
 
 use dormouse::source::dcp::{
-    Body, CollectionId, Decoded, FailoverLog, Frame, HEADER_BYTES, Message, Status, features, stream_status,
+    Body, Decoded, FailoverLog, Frame, HEADER_BYTES, Message, Status, features, stream_status,
     vb_seqnos,
 };
 use libfuzzer_sys::fuzz_target;
@@ -36,8 +36,8 @@ fn value(datatype: u8, value: &[u8]) {
     assert!(scratch.capacity() <= 2 * LIMIT, "{} bytes were allocated", scratch.capacity());
 }
 
-fn message(frame: &Frame<'_>, collections: bool) {
-    let Ok(message) = Message::decode(frame, collections) else { return };
+fn message(frame: &Frame<'_>) {
+    let Ok(message) = Message::decode(frame) else { return };
     let key = match message {
         Message::Mutation(mutation) => {
             assert_eq!([mutation.value, mutation.meta].concat(), frame.value);
@@ -53,11 +53,7 @@ fn message(frame: &Frame<'_>, collections: bool) {
         _ => return,
     };
     let mut written = Vec::new();
-    if collections {
-        key.collection.put(&mut written);
-    } else {
-        assert_eq!(key.collection, CollectionId::default());
-    }
+    key.collection.put(&mut written);
     written.extend_from_slice(key.name);
     assert_eq!(written, frame.key);
 }
@@ -70,9 +66,7 @@ fuzz_target!(|data: &[u8]| {
                 let mut written = Vec::new();
                 frame.encode(&mut written).expect("what was read can be written");
                 assert_eq!(written, rest[..len]);
-                let _ = frame.stream_id();
-                message(&frame, false);
-                message(&frame, true);
+                message(&frame);
                 let _ = stream_status(Status(frame.vb_or_status), frame.value);
                 if let Ok(seqnos) = vb_seqnos(frame.value) {
                     assert_eq!(seqnos.len() * 10, frame.value.len());

@@ -5,70 +5,43 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, bounded};
 use dormouse::event::{ByteBudget, EventKind, Generation, StreamStatus, VbId};
 use dormouse::source::dcp::{
-    Connection, DcpConfig, DcpOutput, Decoded, FRAME_BYTES_MAX, Frame, Login, Magic, Opcode, StreamRequest,
+    Connection, DcpConfig, DcpOutput, FRAME_BYTES_MAX, Login, Opcode, StreamRequest,
 };
 use dormouse::thread::{self, RecvError, Until};
 use dormouse::timestamp::Position;
 use libfuzzer_sys::fuzz_target;
 use slog::{Discard, Logger, o};
 
+#[path = "../../support/little_node.rs"]
+mod little_node;
+mod server;
+
+use little_node::{Answer, serve, yes};
+use server::Server;
+
 const STREAMS: u16 = 2;
 
-struct Server {
-    address: SocketAddr,
-    bytes: Sender<Vec<u8>>,
-}
-
-static SERVER: LazyLock<Server> = LazyLock::new(|| {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-    let address = listener.local_addr().expect("an address");
-    let (bytes, told) = bounded::<Vec<u8>>(1);
-    drop(
-        thread::spawn("fuzz-server", move || {
-            while let Ok(bytes) = thread::recv(&told, &Until::default()) {
-                serve(listener.accept().expect("a connection").0, &bytes);
-            }
-        })
-        .expect("a thread"),
-    );
-    Server { address, bytes }
-});
+static SERVER: LazyLock<Server> = LazyLock::new(|| Server::start(say));
 
 /// Says yes to everything until all streams are asked for, and then these bytes.
-fn serve(mut tcp: TcpStream, bytes: &[u8]) {
-    let (mut read, mut streams) = (Vec::new(), 0);
-    while streams < STREAMS {
-        let mut room = [0; 4096];
-        let Ok(len @ 1..) = tcp.read(&mut room) else { return };
-        read.extend_from_slice(&room[..len]);
-        while let Ok(Decoded::Whole(asked, taken)) = Frame::decode(&read, FRAME_BYTES_MAX) {
-            streams += u16::from(asked.opcode == Opcode::DCP_STREAM_REQ);
-            let value: &[u8] = match asked.opcode {
-                Opcode::HELLO => asked.value,
-                Opcode::SASL_LIST_MECHS => b"PLAIN",
-                Opcode::DCP_STREAM_REQ => &[1; 16],
-                _ => &[],
-            };
-            let (magic, vb_or_status, key, extras): (_, _, &[u8], &[u8]) = (Magic::Response, 0, &[], &[]);
-            let mut answer = Vec::new();
-            let frame = Frame { magic, vb_or_status, key, extras, value, ..asked };
-            frame.encode(&mut answer).expect("an answer is short");
-            if tcp.write_all(&answer).is_err() {
-                return;
-            }
-            read.drain(..taken);
-        }
+fn say(mut tcp: TcpStream, bytes: &[u8]) {
+    let mut streams = 0;
+    let are_asked_for = serve(&mut tcp, |asked| {
+        streams += u16::from(asked.opcode == Opcode::DCP_STREAM_REQ);
+        Some(Answer { is_last: streams == STREAMS, ..yes(asked) })
+    });
+    if are_asked_for {
+        let _ = tcp.write_all(bytes);
+        let _ = tcp.shutdown(Shutdown::Write);
+        while let Ok(1..) = tcp.read(&mut [0; 4096]) {}
     }
-    let _ = tcp.write_all(bytes);
-    let _ = tcp.shutdown(Shutdown::Write);
-    while let Ok(1..) = tcp.read(&mut [0; 4096]) {}
 }
 
 /// Takes batches until the connection ends; gives the ends of each vbucket's streams.
@@ -83,7 +56,12 @@ fn take(batches: &Receiver<dormouse::event::EventBatch>, soon: &Until) -> BTreeM
         };
         for event in &batch.events {
             let spans = match event.kind {
-                EventKind::Mutation { key, value, .. } => vec![key, value],
+                EventKind::Mutation { key, value, xattrs_len, datatype } => {
+                    assert!(datatype.0 & 2 == 0, "a value is compressed");
+                    let xattrs = value.before(xattrs_len).of(&batch.buffer);
+                    assert_eq!(xattrs.len(), xattrs_len as usize);
+                    vec![key, value]
+                }
                 EventKind::Deletion { key } | EventKind::Expiration { key } => vec![key],
                 _ => vec![],
             };
@@ -105,14 +83,12 @@ fn take(batches: &Receiver<dormouse::event::EventBatch>, soon: &Until) -> BTreeM
 }
 
 fuzz_target!(|data: &[u8]| {
-    let server = &*SERVER;
-    let (_holder, never) = thread::fin();
-    assert!(thread::send(&server.bytes, data.to_vec(), &never).is_ok(), "the server is there");
+    SERVER.hand(data);
     let login = Login { user: "u".to_owned(), password: "p".to_owned(), plain_without_tls: true };
     let config = DcpConfig {
         window_bytes: 4096,
         batch_bytes: 4096,
-        ..DcpConfig::new(server.address, "b", STREAMS, login)
+        ..DcpConfig::new(SERVER.address, "b", STREAMS, login)
     };
     let (sender, batches) = bounded(1);
     let output = DcpOutput { generation: Generation(1), batches: sender, budget: ByteBudget::new(1 << 20) };
