@@ -243,7 +243,10 @@ fn every_call_of_a_resume(kind: StoreKind, archive: &Archive) {
             if !failing.has_failed() {
                 let files = resumed.unwrap().files;
                 // All of them where the last one came whole and its answer was lost.
-                assert!(kept_max >= files - 1, "what was downloaded is downloaded again: {kept_max} of {files}");
+                assert!(
+                    kept_max >= files - 1,
+                    "what was downloaded is downloaded again: {kept_max} of {files}"
+                );
                 return;
             }
             resumed.unwrap_err();
