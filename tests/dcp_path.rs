@@ -128,7 +128,7 @@ fn an_evaluator_of_a_host_is_given_the_extended_attributes() {
     let set = create(StoreKind::Memdb, folder.path(), SHARDS, &manual());
     let path = Path::start(&set, &producer.config(), 64, 1);
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let seer = {
+    let evaluator = {
         let seen = Arc::clone(&seen);
         move |id: &str, document: &Document<'_>, _: &mut KeyList| {
             let rank = document.xattrs().get("rank").map(|rank| String::from_utf8(rank.to_vec()).unwrap());
@@ -137,7 +137,7 @@ fn an_evaluator_of_a_host_is_given_the_extended_attributes() {
         }
     };
     path.kvdata
-        .add_engines(vec![Engine { inst: InstId(2), evaluator: Arc::new(seer) }], &watchdog())
+        .add_engines(vec![Engine { inst: InstId(2), evaluator: Arc::new(evaluator) }], &watchdog())
         .unwrap();
     let with = [&[0, 0, 0, 11, 0, 0, 0, 7][..], b"rank\x007\0", br#"{"a":1}"#].concat();
     for (id, compresses) in [("plain", false), ("compressed", true)] {

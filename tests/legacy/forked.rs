@@ -32,13 +32,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const FORKS: u32 = 40;
 
 /// Ends a fork with what came of `work`.
-fn end_child(work: impl FnOnce()) -> ! {
+pub(crate) fn end_child(work: impl FnOnce()) -> ! {
     let outcome = catch_unwind(AssertUnwindSafe(work));
     exit(i32::from(outcome.is_err()))
 }
 
 /// Waits for the end of a fork, in which nothing may have failed.
-fn wait_for(child: i32) {
+pub(crate) fn wait_for(child: i32) {
     let began = Instant::now();
     let status = loop {
         if let Some(status) = waitpid_nohang(child).unwrap() {

@@ -1,20 +1,23 @@
-//! Nodes of a cluster that go away, and signals that come while one is waited for.
+//! Nodes of a cluster that go away, signals that come while one is waited for, and forks with a connection to one.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, bounded};
 use dormouse::event::{ByteBudget, EventBatch, Generation, VbId};
 use dormouse::source::dcp::{Connection, DcpConfig, DcpEnd, DcpOutput, Login, Opcode, Request, Tls};
+use fork::{Fork, fork};
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGPIPE, SIGUSR1};
 use slog::{Discard, Logger, o};
 
-use crate::little_node::{serve, yes};
+use crate::forked::{end_child, wait_for};
+use crate::little_node::{Answer, serve, yes};
 use crate::process::{eventually, task};
 use crate::service::minutes;
 
@@ -47,7 +50,7 @@ impl Node {
                 .unwrap();
             rustls::ServerConnection::new(Arc::new(server)).unwrap()
         });
-        let thread = std::thread::spawn(move || {
+        let serve_one = move || {
             let (tcp, _) = listener.accept().unwrap();
             let mut wire: Box<dyn Wire> = match session {
                 None => Box::new(tcp),
@@ -60,7 +63,8 @@ impl Node {
             });
             assert!(is_agreed, "the connection was not opened");
             then(&mut *wire);
-        });
+        };
+        let thread = std::thread::Builder::new().name("t-node".to_owned()).spawn(serve_one).unwrap();
         Self { config, thread }
     }
 
@@ -110,12 +114,12 @@ pub(crate) fn and_signals() {
     let came = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGUSR1, Arc::clone(&came)).unwrap();
     for is_tls in [false, true] {
-        let (go_on, told) = bounded::<()>(1);
+        let (go_on, told) = channel::<()>();
         let node = Node::start(is_tls, move |wire| {
             let mut wire = wire;
             serve(&mut wire, |asked| {
                 let is_last = asked.opcode == Opcode::DCP_FAILOVER_LOG;
-                Some(crate::little_node::Answer { is_last, ..yes(asked) })
+                Some(Answer { is_last, ..yes(asked) })
             });
             // What is asked from here on waits, until it is told.
             told.iter().next();
@@ -124,20 +128,20 @@ pub(crate) fn and_signals() {
         let (connection, _batches) = node.connect(7);
         interrupt("dcp-read-7", &came);
         connection.failover_log(VbId(0), &minutes(1)).unwrap();
-        let (asked, is_enough) = (AtomicU64::new(0), AtomicBool::new(false));
+        let (count, is_enough) = (AtomicU64::new(0), AtomicBool::new(false));
         std::thread::scope(|scope| {
             let ask = || {
                 while !is_enough.load(Ordering::SeqCst) {
                     connection.close_stream(VbId(0)).unwrap();
-                    asked.fetch_add(1, Ordering::SeqCst);
+                    count.fetch_add(1, Ordering::SeqCst);
                 }
             };
             let asker =
                 std::thread::Builder::new().name("t-asker".to_owned()).spawn_scoped(scope, ask).unwrap();
             eventually("a write that waits", || {
-                let before = asked.load(Ordering::SeqCst);
+                let before = count.load(Ordering::SeqCst);
                 std::thread::park_timeout(Duration::from_millis(20));
-                before > 0 && asked.load(Ordering::SeqCst) == before
+                before > 0 && count.load(Ordering::SeqCst) == before
             });
             interrupt("t-asker", &came);
             is_enough.store(true, Ordering::SeqCst);
@@ -148,4 +152,22 @@ pub(crate) fn and_signals() {
         assert!(matches!(connection.close(&minutes(1)), Ok(Some(DcpEnd::Stopped))));
         node.thread.join().unwrap();
     }
+}
+
+pub(crate) fn in_a_fork() {
+    let node = Node::start(false, |wire| {
+        let mut wire = wire;
+        serve(&mut wire, |asked| Some(yes(asked)));
+    });
+    let (connection, _batches) = node.connect(9);
+    match fork().unwrap() {
+        Fork::Child => end_child(|| {
+            let running = connection.close(&minutes(1)).unwrap_err().threads;
+            assert!(running.contains(&"dcp-read-9".to_owned()), "{running:?}");
+        }),
+        Fork::Parent(child) => wait_for(child),
+    }
+    connection.failover_log(VbId(0), &minutes(1)).unwrap();
+    assert!(matches!(connection.close(&minutes(1)), Ok(Some(DcpEnd::Stopped))));
+    node.thread.join().unwrap();
 }

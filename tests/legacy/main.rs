@@ -45,6 +45,7 @@ const PROMISES: &[Promise] = &[
     ("nothing_of_the_environment_is_read", poisoned::environment, poisoned::prepare),
     ("a_server_that_goes_away_raises_no_signal", poisoned::broken_pipe, as_it_is),
     ("a_node_that_goes_away_raises_no_signal", gone::while_it_is_answered, as_it_is),
+    ("a_fork_leaves_a_connection_to_a_node_alone", gone::in_a_fork, as_it_is),
     ("a_signal_ends_no_read_and_no_write_of_a_node", gone::and_signals, as_it_is),
 ];
 
