@@ -60,6 +60,7 @@ mod pause_faults;
 mod pause_hammer;
 mod pause_ingest;
 mod pause_invariants;
+mod pause_members;
 mod pause_state;
 mod persisted;
 mod projector;

@@ -49,5 +49,5 @@ pub use ingest::{IngestError, IngestOptions, IngestProgress, IngestReport};
 pub use meta::{BucketMeta, BucketName, BucketNameError, BucketSpec, IndexEntry, IndexState, SourceKind};
 pub use pause_error::PauseError;
 pub use pausing::{PauseOptions, PauseReport};
-pub use resuming::{ResumeError, ResumeReport};
+pub use resuming::{ResumeError, ResumeOptions, ResumeReport};
 pub use tasks::{CancelError, TaskBusy, TaskId, TaskKind, TaskList, TaskState, TaskStatus, WaitError};

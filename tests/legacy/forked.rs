@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use dormouse::bucket::{
     Bucket, BucketConfig, BucketError, BucketSpec, CancelError, CloseError, DataDir, DataDirError,
-    IndexError, IngestError, PauseError, ResumeError, TaskId, WaitError,
+    IndexError, IngestError, PauseError, ResumeError, ResumeOptions, TaskId, WaitError,
 };
 use dormouse::index::KeyRange;
 use dormouse::objstore::FileStore;
@@ -61,8 +61,11 @@ fn try_everything(data: &DataDir, bucket: &mut Bucket, archive: &FileStore) {
     assert_forked!(data.create_bucket(&named("new"), BucketSpec::default(), &config), BucketError::Forked);
     assert_forked!(data.drop_bucket(&name), BucketError::Forked);
     assert_forked!(data.recover(&name, &config.logger), BucketError::Forked);
-    assert_forked!(data.plan_resume(&name, archive, None, &until), ResumeError::Forked);
-    assert_forked!(data.resume(&name, archive, None, &config, &until, &mut |_| {}), ResumeError::Forked);
+    assert_forked!(data.plan_resume(&name, archive, ResumeOptions::default(), &until), ResumeError::Forked);
+    assert_forked!(
+        data.resume(&name, archive, ResumeOptions::default(), &config, &until, &mut |_| {}),
+        ResumeError::Forked
+    );
     assert_forked!(data.wait_for_tasks(0, &until), WaitError::Forked);
     assert_forked!(data.cancel_task(TaskId(1), &until), CancelError::Forked);
     assert_forked!(bucket.ensure_index(&by_n(), false), IndexError::Forked);
