@@ -57,6 +57,7 @@ mod pause_cancel;
 mod pause_crash;
 mod pause_doubt;
 mod pause_faults;
+mod pause_golden;
 mod pause_hammer;
 mod pause_ingest;
 mod pause_invariants;
