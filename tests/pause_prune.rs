@@ -105,7 +105,9 @@ fn pause_with_prunes(inner: &dyn ObjectStore, number: usize, hours: Hours) -> us
     let before = |call: usize, operation: Operation, key: Option<&ObjectKey>| {
         if call == number {
             let hours = if has_looked.load(Ordering::SeqCst) { [0, 11] } else { hours };
-            hours.into_iter().for_each(|hours| prune_at(inner, at(hours)));
+            for hours in hours {
+                prune_at(inner, at(hours));
+            }
         }
         let looks =
             operation == Operation::List && key.is_some_and(|key| key.as_str().ends_with("/condemned"));

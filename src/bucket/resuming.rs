@@ -516,15 +516,12 @@ fn find_pause(
     let given_up = there.map(|meta| meta.given_up_in(&archive)).unwrap_or_default();
     let newest = || -> Result<PauseId, ResumeError> {
         let pauses = list_pauses(store, &part, until).map_err(failed)?;
-        match pauses.into_iter().rfind(|pause| !given_up.contains(pause)) {
-            Some(newest) => Ok(newest),
-            None => {
-                let parts = list_parts(store, Some(name.as_str()), until).map_err(failed)?;
-                let members = parts.iter().map(BucketPart::membership).filter(|other| *other != member);
-                let (bucket, store, members) = (part.clone(), store.describe(), members.collect());
-                Err(ResumeError::NoPause { bucket, store, members })
-            }
+        if let Some(newest) = pauses.into_iter().rfind(|pause| !given_up.contains(pause)) {
+            return Ok(newest);
         }
+        let parts = list_parts(store, Some(name.as_str()), until).map_err(failed)?;
+        let members = parts.iter().map(BucketPart::membership).filter(|other| *other != member).collect();
+        Err(ResumeError::NoPause { bucket: part.clone(), store: store.describe(), members })
     };
     let pause = options.pause.map_or_else(newest, Ok)?;
     let manifest = Manifest::read(store, &part, pause, until).map_err(failed)?;

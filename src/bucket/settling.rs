@@ -143,7 +143,9 @@ impl Bucket {
                 let mut guards = lock_sealed(self.set.shards(), &owner)
                     .map_err(|error| PauseError::Lock { bucket, error })?;
                 // Until it is on record that the pause is not there, no write is taken.
-                guards.iter_mut().for_each(|guard| guard.seal_on_drop(&owner));
+                for guard in &mut guards {
+                    guard.seal_on_drop(&owner);
+                }
                 self.record(Event::Absent)?;
                 guards.iter_mut().for_each(ShardLock::open_on_drop);
                 drop(guards);
