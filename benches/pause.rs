@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use dormouse::bucket::{
     Bucket, BucketConfig, BucketName, BucketSpec, DataDir, IngestOptions, PauseOptions, PauseReport,
+    ResumeOptions,
 };
 use dormouse::index::IndexDefinition;
 use dormouse::objstore::{FileStore, ObjectKey, ObjectStore};
@@ -192,7 +193,9 @@ impl World {
     }
 
     fn wake(&self, store: &dyn ObjectStore) {
-        self.data.resume(&name(), store, None, &self.config, &Until::default(), &mut |_| {}).unwrap();
+        self.data
+            .resume(&name(), store, ResumeOptions::default(), &self.config, &Until::default(), &mut |_| {})
+            .unwrap();
     }
 }
 
@@ -275,7 +278,8 @@ fn resume_elsewhere(world: &World, store: &dyn ObjectStore) -> Duration {
     let dir = tempfile::tempdir_in(world.dir.path()).unwrap();
     let data = DataDir::open_or_create(dir.path()).unwrap();
     let began = Instant::now();
-    data.resume(&name(), store, None, &world.config, &Until::default(), &mut |_| {}).unwrap();
+    data.resume(&name(), store, ResumeOptions::default(), &world.config, &Until::default(), &mut |_| {})
+        .unwrap();
     began.elapsed()
 }
 

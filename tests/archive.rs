@@ -5,22 +5,23 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 use dormouse::objstore::{
     Body, FileStore, ObjectKey, ObjectStore, Operation, Page, PageMark, StoreCause, StoreError,
 };
 use dormouse::pause::{
-    CheckError, Difference, DownloadError, ImageFile, KnownHashes, Manifest, PauseId, Progress, Reusable,
-    Staged, UploadError, UploadOptions, UploadPlan, Uploaded, VerifyError, Way, check_local, download,
-    list_pauses, plan_upload, take_up, upload, verify,
+    CheckError, Difference, DownloadError, ImageFile, KnownHashes, Manifest, PauseId, Progress, RecordError,
+    Reusable, Staged, Standing, UploadError, UploadOptions, UploadPlan, Uploaded, VerifyError, Way,
+    check_local, download, list_pauses, plan_upload, take_up, upload, verify,
 };
 use dormouse::thread::{Cancel, Stopped, Until};
 use tempfile::TempDir;
 
 use crate::support::stores::memory::MemoryStore;
 use crate::support::{
-    BUCKET, FailingStore, Fails, archive, attempt, cancelled, eventually, forever, image, tree,
-    upload_options, watchdog,
+    BUCKET, FailingStore, Fails, archive, attempt, cancelled, eventually, forever, image, part, reusable,
+    tree, upload_options, watchdog,
 };
 
 /// A folder with files of two shards, and a store beside them. Two of the four files are equal.
@@ -241,7 +242,7 @@ fn an_object_of_the_parent_that_is_gone_or_cut_is_not_named_again() {
     fs::remove_file(archive.join(parent.files[0].object.as_str())).unwrap();
     cut(&archive.join(parent.files[1].object.as_str()), 2);
     let other = "00000000000000cc".parse().unwrap();
-    let reusable = Reusable::find(BUCKET, Some(&parent), other, &scene.store, &forever()).unwrap();
+    let reusable = reusable(&scene.store, Some(&parent), other, &forever()).unwrap();
     let mut expected = Reusable::default();
     expected.add(&parent.files[3..]);
     assert_eq!(reusable, expected);
@@ -252,7 +253,7 @@ fn what_an_attempt_uploaded_before_it_was_interrupted_is_not_uploaded_again() {
     let scene = Scene::new();
     scene.upload(&scene.plan(), &scene.store).unwrap();
     let plan = |attempt| {
-        let reusable = Reusable::find(BUCKET, None, attempt, &scene.store, &forever()).unwrap();
+        let reusable = reusable(&scene.store, None, attempt, &forever()).unwrap();
         let options = UploadOptions { attempt, ..upload_options(&scene.store) };
         plan_upload(&options, &scene.files, &reusable, &mut KnownHashes::default(), &forever()).unwrap()
     };
@@ -325,7 +326,7 @@ fn whichever_call_fails_no_manifest_appears_and_the_next_attempt_succeeds() {
             let parent = (pauses_before == 1).then(|| scene.archived());
             let failing = FailingStore::new(&scene.store, number, Fails::Before);
             let result = scene.archive(&failing, second(), parent.as_ref());
-            let listed = list_pauses(&scene.store, BUCKET, &forever()).unwrap();
+            let listed = list_pauses(&scene.store, &part(BUCKET), &forever()).unwrap();
             if !failing.has_failed() {
                 assert!(number > failing.calls());
                 result.unwrap();
@@ -350,8 +351,8 @@ fn whichever_answer_is_lost_a_manifest_that_appears_is_whole() {
             break;
         }
         result.unwrap_err();
-        for pause in list_pauses(&scene.store, BUCKET, &forever()).unwrap() {
-            let manifest = Manifest::read(&scene.store, BUCKET, pause, &forever()).unwrap();
+        for pause in list_pauses(&scene.store, &part(BUCKET), &forever()).unwrap() {
+            let manifest = Manifest::read(&scene.store, &part(BUCKET), pause, &forever()).unwrap();
             assert_eq!(verify(&manifest, &scene.store, &forever()).unwrap(), []);
         }
     }
@@ -516,8 +517,8 @@ fn a_cancel_stops_every_walk() {
     let until = cancelled();
     let planned = scene.plan_after(&Reusable::default(), &mut KnownHashes::default(), &until);
     assert!(matches!(planned, Err(UploadError::Stopped(_))));
-    let found = Reusable::find(BUCKET, Some(&manifest), attempt(), &scene.store, &until);
-    assert!(matches!(found, Err(UploadError::Stopped(_))));
+    let looked = Standing::look(&scene.store, &part(BUCKET), SystemTime::now(), &until);
+    assert!(matches!(looked, Err(RecordError::Store(StoreError { cause: StoreCause::Stopped(_), .. }))));
     let downloaded =
         download(&manifest, &scene.store, &scene.path("staging"), &Staged::default(), &until, &mut |_| {});
     assert!(matches!(downloaded, Err(DownloadError::Stopped(_))));

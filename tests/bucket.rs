@@ -4,7 +4,7 @@ use std::path::Path;
 
 use dormouse::bucket::{
     Bucket, BucketConfig, BucketError, BucketSpec, DataDir, IndexError, IngestError, IngestOptions,
-    PauseError, PauseOptions, ResumeError,
+    PauseError, PauseOptions, ResumeError, ResumeOptions,
 };
 use dormouse::event::{Seqno, VbId};
 use dormouse::index::{IndexDefinition, KeyRange, ScanQuery};
@@ -138,8 +138,10 @@ fn a_bucket_that_still_lies_there_is_switched_on_without_a_download() {
     pause(&bucket, &world.store, false).unwrap();
     assert!(matches!(pause(&bucket, &world.store, false), Err(PauseError::Paused { .. })));
     close(bucket);
-    let resumed =
-        world.data.resume(&named("b"), &world.store, None, &world.config, &watchdog(), &mut |_| {}).unwrap();
+    let resumed = world
+        .data
+        .resume(&named("b"), &world.store, ResumeOptions::default(), &world.config, &watchdog(), &mut |_| {})
+        .unwrap();
     assert_eq!(resumed.downloaded_files, 0);
     let bucket = world.open("b");
     assert_eq!(scan(&bucket), ids(0..30));
@@ -211,12 +213,19 @@ fn a_resume_that_is_cancelled_at_any_time_leaves_local_state_as_it_was() {
         let cancel = Cancel::new();
         let until = Until::new(None, cancel.clone());
         let mut calls = 0;
-        let resumed = world.data.resume(&named("b"), &store, None, &world.config, &until, &mut |_| {
-            calls += 1;
-            if calls > cancelled {
-                cancel.cancel();
-            }
-        });
+        let resumed = world.data.resume(
+            &named("b"),
+            &store,
+            ResumeOptions::default(),
+            &world.config,
+            &until,
+            &mut |_| {
+                calls += 1;
+                if calls > cancelled {
+                    cancel.cancel();
+                }
+            },
+        );
         if resumed.is_ok() {
             break;
         }

@@ -6,15 +6,15 @@ use std::io::Write;
 use dormouse::objstore::{CHUNK_BYTES, Content, ContentHash, Encoding, FileStore, ObjectStore};
 use dormouse::pause::{
     BadObject, Difference, DownloadError, ImageFile, KnownHashes, Manifest, PauseId, Reusable, Staged,
-    Stored, UploadOptions, check_local, download, object_key, plan_upload, upload, verify, weigh,
+    Stored, UploadOptions, check_local, download, plan_upload, upload, verify, weigh,
 };
 use tempfile::TempDir;
 
 use crate::support::stores::memory::MemoryStore;
 use crate::support::stores::{chunks_of, content, put};
 use crate::support::{
-    ALL_FAILS, BUCKET, FailingStore, Fails, archive_as, attempt, forever, image, manifest, tree,
-    upload_options, watchdog,
+    ALL_FAILS, BUCKET, FailingStore, Fails, archive_as, attempt, forever, image, manifest, part, reusable,
+    tree, upload_options, watchdog,
 };
 
 /// A folder with files, of which two compress well, and an archive beside them in a folder or in memory.
@@ -82,7 +82,7 @@ impl Scene {
         (named.length_bytes, named.hash) = (file.len() as u64, hash(file));
         let (length_bytes, hash) = (object.len() as u64, hash(object));
         named.stored = Some(Stored { encoding: Encoding::Zstd, length_bytes, hash });
-        named.object = object_key(BUCKET, hash, attempt()).unwrap();
+        named.object = part(BUCKET).object_key(hash, attempt()).unwrap();
         put(&*self.store, named.object.as_str(), object);
         forged
     }
@@ -188,7 +188,7 @@ fn what_an_attempt_stored_before_it_was_interrupted_is_not_stored_again() {
             upload(&plan, (&*scene.store, &to), reusable, known, &forever(), &mut |_| {}).unwrap()
         };
         let before = upload_all(&mut Reusable::default());
-        let mut found = Reusable::find(BUCKET, None, attempt(), &*scene.store, &forever()).unwrap();
+        let mut found = reusable(&*scene.store, None, attempt(), &forever()).unwrap();
         let again = upload_all(&mut found);
         assert_eq!((&again.files, again.new.files), (&before.files, 0));
         assert_eq!(before.new.files, 4);
@@ -288,7 +288,7 @@ fn whichever_call_fails_compressed_objects_in_parts_are_uploaded_afterwards() {
             assert!(number > 10, "an upload has more calls than {number}");
             return;
         }
-        let mut found = Reusable::find(BUCKET, None, attempt(), &memory, &forever()).unwrap();
+        let mut found = reusable(&memory, None, attempt(), &forever()).unwrap();
         let (known, scratch) = (&mut KnownHashes::default(), tempfile::tempdir().unwrap());
         let plan = plan_upload(&options, &files, &found, known, &forever()).unwrap();
         let to = scratch.path().join("encoded");

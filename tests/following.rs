@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dormouse::bucket::{
     DataDir, FollowEnd, FollowError, FollowOptions, FollowProgress, IndexError, IndexState, IngestError,
-    IngestOptions,
+    IngestOptions, ResumeOptions,
 };
 use dormouse::event::VbId;
 use dormouse::index::{IndexDefinition, KeyRange};
@@ -129,8 +129,16 @@ fn a_bucket_that_was_rolled_back_sleeps_and_wakes_up_where_it_is(store: StoreKin
     pause(&consumer.bucket, &archive, false).unwrap();
     consumer.close();
     let data = DataDir::open(folder.path()).unwrap();
-    let resume =
-        || data.resume(&"travel".parse().unwrap(), &archive, None, &config(), &watchdog(), &mut |_| {});
+    let resume = || {
+        data.resume(
+            &"travel".parse().unwrap(),
+            &archive,
+            ResumeOptions::default(),
+            &config(),
+            &watchdog(),
+            &mut |_| {},
+        )
+    };
     assert_eq!(once_free(resume).unwrap().downloaded_files, 0);
     drop(data);
     write(&producer, &mut dice, 300);

@@ -269,7 +269,7 @@ const ASKS: &[(&str, &[(&str, &str)])] = &[
         "SystemTime::now",
         &[
             ("bucket/folder.rs", "since when the folder is held, for whoever is refused"),
-            ("bucket/meta.rs", "the age of an attempt, which prunes go by"),
+            ("bucket/carriage.rs", "how long an object has been condemned"),
             ("bucket/pausing.rs", "when a pause was made, in its manifest"),
             ("shard/gate.rs", "the age of the newest recovery point"),
             ("shard/recovery.rs", "when a recovery point was made"),

@@ -8,13 +8,14 @@ use dormouse::durable::seal;
 use dormouse::event::Generation;
 use dormouse::objstore::{Body, Encoding, FileStore, ObjectStore};
 use dormouse::pause::{
-    AttemptId, IdError, Manifest, ManifestError, Membership, PauseId, Stored, UploadOptions, check_local,
-    download, list_pauses, object_key, verify,
+    AttemptId, IdError, Manifest, ManifestError, Membership, PauseId, SMALL_BYTES_MAX, Stored, UploadOptions,
+    check_local, download, list_pauses, verify,
 };
 use tempfile::TempDir;
 
 use crate::support::{
-    BUCKET, FailingStore, Fails, archive, archive_as, forever, image, key, manifest, tree, upload_options,
+    BUCKET, FailingStore, Fails, archive, archive_as, forever, image, key, manifest, part, tree,
+    upload_options,
 };
 
 const FIRST: &str = "0000000001-00000000000000aa";
@@ -38,7 +39,7 @@ fn manifest_path(folder: &TempDir) -> PathBuf {
 }
 
 fn read(store: &FileStore) -> Result<Manifest, ManifestError> {
-    Manifest::read(store, BUCKET, id(FIRST), &forever())
+    Manifest::read(store, &part(BUCKET), id(FIRST), &forever())
 }
 
 /// The error of reading `manifest` after it was written, sealed, past all checks, as pause [`FIRST`].
@@ -55,7 +56,7 @@ fn refusal(manifest: &Manifest) -> String {
 fn a_published_manifest_is_read_back_as_it_was() {
     let (_folder, store, manifest) = archived();
     assert_eq!(read(&store).unwrap(), manifest);
-    assert_eq!(list_pauses(&store, BUCKET, &forever()).unwrap(), [manifest.pause]);
+    assert_eq!(list_pauses(&store, &part(BUCKET), &forever()).unwrap(), [manifest.pause]);
 }
 
 #[test]
@@ -84,6 +85,18 @@ fn a_manifest_that_is_cut_at_any_length_is_refused() {
 }
 
 #[test]
+fn a_manifest_that_is_too_large_is_refused_and_not_read() {
+    let (folder, store, _) = archived();
+    let file = fs::File::options().write(true).open(manifest_path(&folder)).unwrap();
+    file.set_len(SMALL_BYTES_MAX + 1).unwrap();
+    let error = read(&store).unwrap_err();
+    assert!(matches!(error, ManifestError::TooLarge { .. }), "{error}");
+    file.set_len(SMALL_BYTES_MAX).unwrap();
+    let error = read(&store).unwrap_err();
+    assert!(matches!(error, ManifestError::Damaged { .. }), "{error}");
+}
+
+#[test]
 fn a_manifest_under_another_pauses_key_or_bucket_is_refused() {
     let (folder, store, _) = archived();
     let sealed = fs::read(manifest_path(&folder)).unwrap();
@@ -92,8 +105,8 @@ fn a_manifest_under_another_pauses_key_or_bucket_is_refused() {
     {
         store.put(&key(&place), Body::Bytes(&sealed), &forever()).unwrap();
     }
-    let other_pause = Manifest::read(&store, BUCKET, id(SECOND), &forever());
-    let other_bucket = Manifest::read(&store, "other", id(FIRST), &forever());
+    let other_pause = Manifest::read(&store, &part(BUCKET), id(SECOND), &forever());
+    let other_bucket = Manifest::read(&store, &part("other"), id(FIRST), &forever());
     assert!(matches!(other_pause, Err(ManifestError::Invalid { .. })), "{other_pause:?}");
     assert!(matches!(other_bucket, Err(ManifestError::Invalid { .. })), "{other_bucket:?}");
 }
@@ -131,7 +144,7 @@ fn a_manifest_that_names_an_object_of_another_bucket_or_content_is_refused() {
     let (_folder, _, manifest) = archived();
     let attempt: AttemptId = "00000000000000bb".parse().unwrap();
     let hash = manifest.files[0].hash;
-    let foreign = object_key("other", hash, attempt).unwrap();
+    let foreign = part("other").object_key(hash, attempt).unwrap();
     let other_content = manifest.files[1].object.clone();
     for object in [foreign, other_content, key(&format!("{BUCKET}/objects/{hash}"))] {
         let mut manifest = manifest.clone();
@@ -163,7 +176,7 @@ fn an_invalid_manifest_is_not_published() {
     manifest.pause = id(SECOND);
     manifest.files[0].shard = dormouse::shard::ShardId(9);
     assert!(matches!(manifest.publish(&store, &forever()), Err(ManifestError::Invalid { .. })));
-    assert_eq!(list_pauses(&store, BUCKET, &forever()).unwrap(), [id(FIRST)]);
+    assert_eq!(list_pauses(&store, &part(BUCKET), &forever()).unwrap(), [id(FIRST)]);
 }
 
 #[test]
@@ -188,7 +201,7 @@ fn a_publish_whose_answer_was_lost_succeeds_when_it_is_tried_again() {
 #[test]
 fn a_pause_that_is_not_there_is_named() {
     let (_folder, store, _) = archived();
-    let error = Manifest::read(&store, BUCKET, id(SECOND), &forever()).unwrap_err();
+    let error = Manifest::read(&store, &part(BUCKET), id(SECOND), &forever()).unwrap_err();
     assert!(error.to_string().starts_with(&format!("bucket {BUCKET} has no pause {SECOND} in ")), "{error}");
 }
 
@@ -208,8 +221,8 @@ fn pauses_are_listed_oldest_first_and_foreign_names_are_left_out() {
     ] {
         store.put(&key(&format!("{BUCKET}/manifests/{name}")), Body::Bytes(b""), &forever()).unwrap();
     }
-    assert_eq!(list_pauses(&store, BUCKET, &forever()).unwrap(), [id(FIRST), id(SECOND), id(later)]);
-    assert_eq!(list_pauses(&store, "never-paused", &forever()).unwrap(), []);
+    assert_eq!(list_pauses(&store, &part(BUCKET), &forever()).unwrap(), [id(FIRST), id(SECOND), id(later)]);
+    assert_eq!(list_pauses(&store, &part("never-paused"), &forever()).unwrap(), []);
 }
 
 #[test]
@@ -220,8 +233,10 @@ fn two_manifests_of_one_generation_are_an_error_that_names_both() {
     for pause in [FIRST, rival] {
         manifest(id(pause), None, Vec::new()).publish(&store, &forever()).unwrap();
     }
-    let error = list_pauses(&store, BUCKET, &forever()).unwrap_err().to_string();
-    assert!(error.contains(FIRST) && error.contains(rival), "{error}");
+    let error = list_pauses(&store, &part(BUCKET), &forever()).unwrap_err().to_string();
+    for pause in [FIRST, rival] {
+        assert!(error.contains(&format!("{BUCKET}/manifests/{pause}.manifest")), "{error}");
+    }
 }
 
 #[test]
@@ -229,7 +244,7 @@ fn a_bucket_whose_name_would_leave_its_place_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let store = FileStore::open(folder.path()).unwrap();
     for bucket in ["", "..", "a/b", "a\\b"] {
-        let error = list_pauses(&store, bucket, &forever()).unwrap_err();
+        let error = list_pauses(&store, &part(bucket), &forever()).unwrap_err();
         assert!(matches!(error, ManifestError::Bucket { .. }), "{bucket:?}: {error}");
     }
 }
@@ -279,9 +294,9 @@ fn long_text() -> String {
 /// Checks an archive of format `version`, and that it gives back these files.
 fn assert_is_restored(version: u32, expected: &[(&str, &str)]) {
     let store = FileStore::open(&golden(version)).unwrap();
-    let pauses = list_pauses(&store, BUCKET, &forever()).unwrap();
+    let pauses = list_pauses(&store, &part(BUCKET), &forever()).unwrap();
     assert_eq!(pauses, [id(FIRST)]);
-    let manifest = Manifest::read(&store, BUCKET, pauses[0], &forever()).unwrap();
+    let manifest = Manifest::read(&store, &part(BUCKET), pauses[0], &forever()).unwrap();
     assert_eq!((manifest.bucket_uuid, manifest.format_version()), (0xfedc_ba98_7654_3210, version));
     assert_eq!(verify(&manifest, &store, &forever()).unwrap(), []);
     let staging = tempfile::tempdir().unwrap();

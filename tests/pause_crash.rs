@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dormouse::bucket::{BucketConfig, BucketState, DataDir};
+use dormouse::bucket::{BucketConfig, BucketState, DataDir, ResumeOptions};
 use dormouse::objstore::FileStore;
 use dormouse::shard::StoreKind;
 use serde_json::{Value, json};
@@ -75,7 +75,8 @@ fn sleep(order: &Value) {
         pause(&bucket, &store, order["evict"] == true).unwrap();
         close(bucket);
     } else {
-        let resume = || data.resume(&named("b"), &store, None, &config, &watchdog(), &mut |_| {});
+        let resume =
+            || data.resume(&named("b"), &store, ResumeOptions::default(), &config, &watchdog(), &mut |_| {});
         once_free(resume).unwrap();
     }
 }

@@ -1,13 +1,15 @@
 //! A pause whose manifest may be there or not: no change is taken until the archive has been asked.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use dormouse::bucket::{
     Bucket, BucketError, BucketState, IndexError, IngestError, PauseError, PauseOptions, ResumeError,
 };
 use dormouse::index::{IndexDefinition, KeyRange};
-use dormouse::objstore::{FileStore, ObjectStore};
-use dormouse::shard::StoreKind;
+use dormouse::objstore::{FileStore, ObjectKey, ObjectStore, Operation};
+use dormouse::pause::{Manifest, list_pauses};
+use dormouse::shard::{LockError, StoreKind};
 use dormouse::thread::{Cancel, Until};
 
 use crate::support::buckets::{
@@ -15,7 +17,7 @@ use crate::support::buckets::{
 };
 use crate::support::shards::for_each_store;
 use crate::support::stores::lost::LostStore;
-use crate::support::{forever, watchdog};
+use crate::support::{FailingStore, Fails, forever, part, watchdog};
 
 for_each_store! {
     a_pause_that_is_in_doubt_takes_no_changes_and_is_settled_by_the_next_pause,
@@ -30,11 +32,11 @@ fn bucket(world: &World) -> Bucket {
 
 /// Pauses into a store that is lost with the manifest: whether that arrived is known to the archive alone. A cancel
 /// ends the wait for it, and is not taken for an answer.
-fn doubtful_pause(world: &World, bucket: &Bucket, arrives: bool) {
+fn doubtful_pause<'a>(world: &'a World, bucket: &Bucket, arrives: bool) -> LostStore<'a> {
     let cancel = Cancel::new();
-    let tell = || cancel.cancel();
+    let told = cancel.clone();
     let mut lost = LostStore::with_the_manifest(&world.store, arrives);
-    lost.on_manifest = Some(&tell);
+    lost.on_manifest = Some(Box::new(move || told.cancel()));
     let doubtful = bucket
         .pause(&lost, PauseOptions::default(), &Until::new(None, cancel.clone()), &mut |_| {})
         .unwrap_err();
@@ -47,6 +49,7 @@ fn doubtful_pause(world: &World, bucket: &Bucket, arrives: bool) {
     }
     assert!(!is_locked(bucket), "a lock is left");
     assert_eq!(world.pauses("b"), usize::from(arrives));
+    lost
 }
 
 fn assert_takes_no_changes(bucket: &Bucket) {
@@ -150,4 +153,113 @@ fn a_pause_that_kept_its_data_is_evicted_by_another_call() {
     assert_eq!(world.local().len(), 1);
     let refused = world.data.open_bucket(&named("b"), &world.config).err();
     assert!(matches!(refused, Some(BucketError::Evicted { .. })));
+}
+
+/// The state of the bucket cannot be recorded while this is there.
+struct NoRecord(PathBuf);
+
+impl NoRecord {
+    fn of(world: &World) -> Self {
+        let place = world.dir.path().join("data/buckets/b/bucket.meta.tmp");
+        std::fs::create_dir(&place).unwrap();
+        Self(place)
+    }
+}
+
+impl Drop for NoRecord {
+    fn drop(&mut self) {
+        std::fs::remove_dir(&self.0).unwrap();
+    }
+}
+
+#[test]
+fn a_pause_that_cannot_be_settled_on_record_leaves_its_shards_closed() {
+    let world = World::new();
+    let bucket = bucket(&world);
+    doubtful_pause(&world, &bucket, false);
+    let no_record = NoRecord::of(&world);
+    let refused = pause(&bucket, &world.store, false).unwrap_err();
+    assert!(matches!(refused, PauseError::Step { .. }), "{refused}");
+    for shard in bucket.shards() {
+        assert!(matches!(shard.lock("the test", &forever()), Err(LockError::Sealed { .. })));
+    }
+    assert_takes_no_changes(&bucket);
+    drop(no_record);
+    pause(&bucket, &world.store, false).unwrap();
+    assert_eq!(world.pauses("b"), 1);
+}
+
+/// What the next pauses make of a manifest that appears before call `late` of the first of them.
+fn pauses_around_a_late_manifest(late: usize) -> usize {
+    let world = World::new();
+    let bucket = bucket(&world);
+    let lost = doubtful_pause(&world, &bucket, false);
+    let BucketState::InDoubt { pause: given_up, .. } = bucket.describe().state else { unreachable!() };
+    let arrive = |number: usize, _: Operation, _: Option<&ObjectKey>| {
+        if number == late {
+            lost.arrive_late();
+        }
+    };
+    let mut store = FailingStore::new(&world.store, 0, Fails::Before);
+    store.before = Some(&arrive);
+    store.one_at_a_time = true;
+    pause(&bucket, &store, false).unwrap();
+    let first = list_pauses(&world.store, &part("b"), &forever()).unwrap();
+    let BucketState::Paused { pause: newest, .. } = bucket.describe().state else { unreachable!() };
+    assert_eq!(first.last(), Some(&newest), "call {late}");
+    let calls = store.calls();
+    close(bucket);
+    // Whatever was not there by now appears, and is not taken for the newest.
+    lost.arrive_late();
+    world.resume("b", &watchdog()).unwrap();
+    let bucket = world.open("b");
+    assert_eq!(scan(&bucket), ids(0..30));
+    ingest(&bucket, lines(30..60)).unwrap();
+    pause(&bucket, &world.store, true).unwrap();
+    close(bucket);
+    let pauses = list_pauses(&world.store, &part("b"), &forever()).unwrap();
+    assert_eq!(pauses.contains(&given_up), newest == given_up, "call {late}: {pauses:?}");
+    world.resume("b", &watchdog()).unwrap();
+    assert_eq!(scan(&world.open("b")), ids(0..60), "call {late}");
+    calls
+}
+
+#[test]
+fn a_manifest_that_appears_after_its_pause_was_given_up_counts_for_nothing() {
+    let mut late = 1;
+    while late <= pauses_around_a_late_manifest(late) {
+        late += 1;
+    }
+    assert!(late > 10, "a pause has more calls than that");
+}
+
+#[test]
+fn a_pause_whose_answer_was_lost_and_that_was_not_there_is_given_up_with_its_generation() {
+    let world = World::new();
+    let bucket = bucket(&world);
+    let mut lost = LostStore::with_the_manifest(&world.store, false);
+    lost.comes_back_after = 3;
+    pause(&bucket, &lost, false).unwrap_err();
+    assert_eq!(bucket.describe().state, BucketState::Online);
+    lost.arrive_late();
+    let given_up = list_pauses(&world.store, &part("b"), &forever()).unwrap();
+    pause(&bucket, &world.store, false).unwrap();
+    let pauses = list_pauses(&world.store, &part("b"), &forever()).unwrap();
+    assert_eq!((given_up.len(), pauses.len()), (1, 1));
+    assert!(pauses[0].generation() > given_up[0].generation());
+    let manifest = Manifest::read(&world.store, &part("b"), pauses[0], &forever()).unwrap();
+    assert_eq!(manifest.parent, None, "what was given up is no parent");
+}
+
+#[test]
+fn a_bucket_that_was_switched_on_is_resumed_also_where_nothing_can_be_cleared_away() {
+    let world = World::new();
+    let bucket = bucket(&world);
+    pause(&bucket, &world.store, false).unwrap();
+    close(bucket);
+    let stuck = world.dir.path().join("data/staging/resume-0000000009-00000000000000aa-b");
+    std::fs::write(&stuck, "no folder, as a download would be").unwrap();
+    world.resume("b", &watchdog()).unwrap();
+    assert_eq!(scan(&world.open("b")), ids(0..30));
+    std::fs::remove_file(&stuck).unwrap();
 }

@@ -108,7 +108,7 @@ fn changes_before_and_after_several_pauses_count_once(kind: StoreKind) {
     for round in 0..3 {
         let bucket = world.open("b");
         ingest(&bucket, lines(0..20 * (round + 1))).unwrap();
-        let failing = FailingStore::new(&world.store, 5, Fails::Before);
+        let failing = FailingStore::new(&world.store, 7, Fails::Before);
         assert!(pause(&bucket, &failing, false).is_err());
         ingest(&bucket, lines(10..20 * (round + 1) + 5)).unwrap();
         assert_eq!(scan(&bucket), ids(0..20 * (round + 1) + 5));

@@ -3,16 +3,18 @@
 use std::fs;
 use std::path::PathBuf;
 
-use dormouse::bucket::{Bucket, BucketError, BucketState, PauseError, PauseOptions, ResumeError};
+use dormouse::bucket::{
+    Bucket, BucketError, BucketState, PauseError, PauseOptions, ResumeError, ResumeOptions,
+};
 use dormouse::index::{IndexDefinition, KeyRange};
-use dormouse::pause::{Manifest, list_pauses, verify};
+use dormouse::pause::{FORMAT_VERSIONS, Manifest, list_pauses, verify};
 use dormouse::shard::StoreKind;
 use dormouse::thread::{Cancel, Until};
 use dormouse::timestamp::TsVbuuid;
 
 use crate::support::buckets::{World, by_n, close, ids, ingest, is_locked, lines, named, pause, scan};
 use crate::support::shards::for_each_store;
-use crate::support::{FailingStore, Fails, forever, tree, watchdog};
+use crate::support::{FailingStore, Fails, forever, part, tree, watchdog};
 
 for_each_store! {
     every_kind_of_index_comes_back_with_its_positions,
@@ -70,6 +72,13 @@ fn archived(world: &World) -> Vec<PathBuf> {
     tree(&archive).into_keys().map(|name| archive.join(name)).collect()
 }
 
+/// A manifest as a version writes it that this program does not know.
+fn of_a_newer_version(manifest: &[u8]) -> Vec<u8> {
+    let newer = FORMAT_VERSIONS.end() + 1;
+    let text = String::from_utf8(manifest.to_vec()).unwrap();
+    text.replacen("manifest 1 ", &format!("manifest {newer} "), 1).into_bytes()
+}
+
 fn an_archive_that_is_not_whole_is_refused_and_nothing_local_changes(kind: StoreKind) {
     let world = World::of(kind);
     let bucket = bucket(&world);
@@ -80,14 +89,18 @@ fn an_archive_that_is_not_whole_is_refused_and_nothing_local_changes(kind: Store
         let content = fs::read(&path).unwrap();
         let mut flipped = content.clone();
         flipped[content.len() / 2] ^= 1;
-        let newer = String::from_utf8_lossy(&content).replacen("manifest 1 ", "manifest 2 ", 1).into_bytes();
-        let damaged = [Some(flipped), Some(content[..content.len() / 2].to_vec()), Some(newer), None];
-        for damage in damaged.into_iter().filter(|damage| damage.as_ref() != Some(&content)) {
-            match damage {
+        let is_manifest = path.extension().is_some_and(|extension| extension == "manifest");
+        let newer = is_manifest.then(|| of_a_newer_version(&content));
+        let cut = content[..content.len() / 2].to_vec();
+        let damaged = [Some(flipped), Some(cut), None].into_iter().chain(newer.clone().map(Some));
+        for damage in damaged {
+            match &damage {
                 Some(bytes) => fs::write(&path, bytes).unwrap(),
                 None => fs::remove_file(&path).unwrap(),
             }
-            world.resume("b", &watchdog()).unwrap_err();
+            let refused = world.resume("b", &watchdog()).unwrap_err().to_string();
+            let is_newer = damage.is_some() && damage == newer;
+            assert_eq!(refused.contains("use a newer dormouse"), is_newer, "{refused}");
             assert!(world.local() == before, "{}: local state changed", path.display());
             world.forget_downloads();
         }
@@ -95,7 +108,14 @@ fn an_archive_that_is_not_whole_is_refused_and_nothing_local_changes(kind: Store
     }
     let archive = world.dir.path().join("archive");
     fs::rename(archive.join("b"), archive.join("c")).unwrap();
-    let foreign = world.data.resume(&named("c"), &world.store, None, &world.config, &watchdog(), &mut |_| {});
+    let foreign = world.data.resume(
+        &named("c"),
+        &world.store,
+        ResumeOptions::default(),
+        &world.config,
+        &watchdog(),
+        &mut |_| {},
+    );
     assert!(matches!(foreign, Err(ResumeError::Manifest { .. })), "{foreign:?}");
     fs::rename(archive.join("c"), archive.join("b")).unwrap();
     assert!(world.local() == before);
@@ -108,23 +128,23 @@ fn a_later_pause_leaves_an_earlier_one_whole_at_every_call(kind: StoreKind) {
     let bucket = bucket(&world);
     pause(&bucket, &world.store, false).unwrap();
     close(bucket);
-    let first = list_pauses(&world.store, "b", &forever()).unwrap()[0];
+    let first = list_pauses(&world.store, &part("b"), &forever()).unwrap()[0];
     world.resume("b", &watchdog()).unwrap();
     let bucket = world.open("b");
     ingest(&bucket, lines(30..60)).unwrap();
     for number in 1.. {
         let failing = FailingStore::new(&world.store, number, Fails::After);
         let paused = pause(&bucket, &failing, false);
-        let manifest = Manifest::read(&world.store, "b", first, &forever()).unwrap();
+        let manifest = Manifest::read(&world.store, &part("b"), first, &forever()).unwrap();
         assert!(verify(&manifest, &world.store, &forever()).unwrap().is_empty(), "call {number}");
         // The last answer that is lost, that of the manifest, is found out.
         if paused.is_ok() {
             break;
         }
     }
-    let pauses = list_pauses(&world.store, "b", &forever()).unwrap();
+    let pauses = list_pauses(&world.store, &part("b"), &forever()).unwrap();
     assert_eq!(pauses.len(), 2);
-    assert_eq!(Manifest::read(&world.store, "b", pauses[1], &forever()).unwrap().parent, Some(first));
+    assert_eq!(Manifest::read(&world.store, &part("b"), pauses[1], &forever()).unwrap().parent, Some(first));
 }
 
 fn a_cancel_at_any_progress_leaves_a_bucket_that_is_online_and_indexes_that_may_change(kind: StoreKind) {
@@ -167,9 +187,14 @@ fn a_caller_that_panics_leaves_no_lock_and_nothing_half_done(kind: StoreKind) {
     let before = world.local();
     panics(&mut || {
         let (name, until) = (named("b"), watchdog());
-        let _ = world
-            .data
-            .resume(&name, &world.store, None, &world.config, &until, &mut |_| panic!("on purpose"));
+        let _ = world.data.resume(
+            &name,
+            &world.store,
+            ResumeOptions::default(),
+            &world.config,
+            &until,
+            &mut |_| panic!("on purpose"),
+        );
     });
     assert!(world.local() == before);
     world.resume("b", &watchdog()).unwrap();
@@ -207,8 +232,8 @@ fn a_resume_without_room_is_refused_before_anything_is_downloaded(kind: StoreKin
     let bucket = bucket(&world);
     pause(&bucket, &world.store, true).unwrap();
     close(bucket);
-    let first = list_pauses(&world.store, "b", &forever()).unwrap()[0];
-    let mut manifest = Manifest::read(&world.store, "b", first, &forever()).unwrap();
+    let first = list_pauses(&world.store, &part("b"), &forever()).unwrap()[0];
+    let mut manifest = Manifest::read(&world.store, &part("b"), first, &forever()).unwrap();
     manifest.pause = "0000000002-00000000000000aa".parse().unwrap();
     manifest.files[0].length_bytes = u64::MAX / 2;
     manifest.publish(&world.store, &forever()).unwrap();

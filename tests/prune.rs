@@ -10,7 +10,7 @@ use dormouse::pause::{
 use tempfile::TempDir;
 
 use crate::support::stores::memory::MemoryStore;
-use crate::support::{BUCKET, FailingStore, Fails, archive, forever, image, tree, watchdog};
+use crate::support::{BUCKET, FailingStore, Fails, archive, forever, image, part, tree, watchdog};
 
 struct Scene {
     folder: TempDir,
@@ -44,7 +44,7 @@ impl Scene {
     }
 
     fn prune(&self, keep: Option<usize>, later: Duration) -> PruneReport {
-        prune(&self.store, BUCKET, &self.options(keep, later), &watchdog()).unwrap()
+        prune(&self.store, &part(BUCKET), &self.options(keep, later), &watchdog()).unwrap()
     }
 
     fn files(&self) -> Vec<String> {
@@ -81,7 +81,7 @@ fn what_only_removed_pauses_named_is_deleted_after_the_grace_time_and_not_before
     assert_eq!((report.condemned_objects, report.deleted_objects), (1, 0));
     assert_eq!(scene.objects(), 3);
     assert_eq!(scene.prune(Some(1), HOUR * 23), PruneReport::default(), "it is condemned already");
-    let report = scene.prune(Some(1), HOUR * 24);
+    let report = scene.prune(Some(1), HOUR * 25);
     assert_eq!((report.deleted_objects, report.condemned_objects), (1, 0));
     assert_eq!(scene.objects(), 2);
     assert!(verify(&second, &scene.store, &forever()).unwrap().is_empty());
@@ -92,18 +92,18 @@ fn what_only_removed_pauses_named_is_deleted_after_the_grace_time_and_not_before
 fn a_pause_that_names_a_condemned_object_saves_it() {
     let scene = Scene::new();
     let first = scene.pause(1, None);
-    let second = scene.pause(2, Some(&first));
-    scene.prune(Some(1), NOW);
+    scene.pause(2, Some(&first));
+    let own = "own-1".parse().unwrap();
+    let own =
+        |manifest: &Manifest| manifest.files.iter().find(|file| file.name == own).unwrap().object.clone();
+    assert_eq!(scene.prune(Some(1), NOW).condemned_objects, 1);
     // It began before the first pause was removed, and reuses what that one had.
-    let files: Vec<ImageFile> = vec![image(scene.folder.path(), 1, "own-1", b"content of 1 alone")];
-    let mut third = second.clone();
-    third.pause = pause_id(3);
-    third.files.clone_from(&first.files);
-    third.publish(&scene.store, &forever()).unwrap();
+    let files = [image(scene.folder.path(), 1, "own-1", b"content of 1 alone")];
+    let third = archive(&scene.store, pause_id(3), &files, Some(&first), &forever()).unwrap();
+    assert_eq!(own(&third), own(&first), "it is what was condemned");
     let report = scene.prune(Some(1), HOUR * 25);
-    assert_eq!(report.deleted_objects, 0);
+    assert_eq!((report.deleted_objects, report.removed_pauses.len()), (0, 1));
     assert!(verify(&third, &scene.store, &forever()).unwrap().is_empty());
-    drop(files);
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn parts_that_nobody_finished_are_given_up_after_the_grace_time_and_not_before()
     let (left, of_another, now) = (begin(BUCKET), begin("another"), SystemTime::now());
     let prune_at = |later: Duration, dry_run| {
         let options = PruneOptions { keep: None, grace: GRACE_DEFAULT, now: now + later, dry_run };
-        prune(&memory, BUCKET, &options, &watchdog()).unwrap()
+        prune(&memory, &part(BUCKET), &options, &watchdog()).unwrap()
     };
     assert_eq!(prune_at(NOW, true).condemned_uploads, 1);
     assert_eq!(prune_at(NOW, false).condemned_uploads, 1);
@@ -153,7 +153,7 @@ fn files_that_puts_left_half_written_go_when_nobody_has_written_to_them_for_the_
     }
     assert_eq!(scene.prune(None, HOUR * 23).deleted_leftovers, 0);
     let dry = PruneOptions { dry_run: true, ..scene.options(None, HOUR * 25) };
-    assert_eq!(prune(&scene.store, BUCKET, &dry, &watchdog()).unwrap().deleted_leftovers, 2);
+    assert_eq!(prune(&scene.store, &part(BUCKET), &dry, &watchdog()).unwrap().deleted_leftovers, 2);
     assert_eq!(scene.files().len(), before.len() + 2);
     assert_eq!(scene.prune(None, HOUR * 25).deleted_leftovers, 2);
     assert_eq!(scene.files(), before);
@@ -164,7 +164,7 @@ fn the_newest_pause_stays_whatever_is_asked() {
     let scene = Scene::new();
     scene.pause(1, None);
     assert!(scene.prune(Some(0), NOW).removed_pauses.is_empty());
-    assert_eq!(list_pauses(&scene.store, BUCKET, &forever()).unwrap(), [pause_id(1)]);
+    assert_eq!(list_pauses(&scene.store, &part(BUCKET), &forever()).unwrap(), [pause_id(1)]);
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn a_dry_run_tells_what_would_be_done_and_changes_nothing() {
     scene.pause(2, Some(&first));
     let before = scene.files();
     let dry = PruneOptions { dry_run: true, ..scene.options(Some(1), NOW) };
-    let told = prune(&scene.store, BUCKET, &dry, &watchdog()).unwrap();
+    let told = prune(&scene.store, &part(BUCKET), &dry, &watchdog()).unwrap();
     assert_eq!(scene.files(), before);
     assert_eq!(told, scene.prune(Some(1), NOW));
 }
@@ -186,7 +186,7 @@ fn an_archive_with_a_damaged_manifest_is_not_pruned() {
     let manifest = scene.folder.path().join(format!("archive/{BUCKET}/manifests/{}.manifest", pause_id(1)));
     std::fs::write(&manifest, b"nothing of ours").unwrap();
     let before = scene.files();
-    let refused = prune(&scene.store, BUCKET, &scene.options(None, HOUR * 25), &watchdog());
+    let refused = prune(&scene.store, &part(BUCKET), &scene.options(None, HOUR * 25), &watchdog());
     assert!(matches!(refused, Err(PruneError::Manifest(_))), "{refused:?}");
     assert_eq!(scene.files(), before);
 }
@@ -201,7 +201,7 @@ fn a_prune_that_fails_at_any_call_is_finished_by_the_next_ones() {
             let second = scene.pause(2, Some(&first));
             let failing = FailingStore::new(&scene.store, fail_at, fails);
             let outcome = [NOW, HOUR * 25]
-                .map(|later| prune(&failing, BUCKET, &scene.options(Some(1), later), &watchdog()));
+                .map(|later| prune(&failing, &part(BUCKET), &scene.options(Some(1), later), &watchdog()));
             if !failing.has_failed() {
                 assert!(outcome.iter().all(Result::is_ok));
                 break;

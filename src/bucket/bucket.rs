@@ -10,7 +10,7 @@ use slog::{Discard, Logger, debug, info, o, trace};
 
 use crate::event::{Generation, VbId};
 use crate::index::{IndexDefinition, IndexName, OpenScans};
-use crate::pause::{BucketState, Event, Refusal};
+use crate::pause::{BucketPart, BucketState, Event, Refusal};
 use crate::shard::{
     InstId, InstanceError, InstanceStart, Shard, ShardSet, ShardSetConfig, ShardSpec, ShardStatus, take_turn,
 };
@@ -235,7 +235,7 @@ impl Bucket {
         let next = self.meta().after(event)?;
         debug!(self.logger, "a step begins"; "state" => %next.state);
         self.change_meta(|meta| {
-            (meta.state, meta.attempt) = (next.state, next.attempt);
+            (meta.state, meta.attempt, meta.given_up) = (next.state, next.attempt, next.given_up);
             also(meta);
         })?;
         debug!(self.logger, "a step is recorded");
@@ -245,6 +245,11 @@ impl Bucket {
     /// Its name.
     pub fn name(&self) -> BucketName {
         self.meta().name.clone()
+    }
+
+    /// Its place in an archive.
+    pub(super) fn part(&self) -> BucketPart {
+        self.meta().part()
     }
 
     /// The metadata as it is now.

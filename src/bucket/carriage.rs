@@ -1,19 +1,19 @@
 //! What one pause carries into the archive, round by round.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use crate::objstore::{ObjectKey, ObjectStore};
 use crate::pause::{
-    AttemptId, ImageFile, KnownHashes, Manifest, NewObjects, PauseId, Progress, Reusable, UploadOptions,
-    UploadPlan, Uploaded, plan_upload, upload, weigh,
+    AttemptId, BucketPart, ImageFile, KnownHashes, Manifest, NewObjects, PauseId, Progress, Reusable,
+    Standing, UploadOptions, UploadPlan, Uploaded, plan_upload, upload, weigh,
 };
 use crate::shard::ShardId;
 use crate::shard::store::{PinnedFiles, ShardFile};
 use crate::thread::Until;
 
 use super::bucket::Bucket;
-use super::meta::BucketName;
+use super::meta::{BucketName, PauseAttempt};
 use super::pause_error::PauseError;
 use super::pausing::{PauseOptions, PauseReport, millis};
 
@@ -37,6 +37,18 @@ pub(super) struct Carriage<'a> {
     /// Bytes of files whose objects are durable.
     done_bytes: u64,
     new: NewObjects,
+    /// When it was last looked at what stands in the archive.
+    looked: Instant,
+}
+
+/// Looks at what stands in the archive of a bucket.
+pub(super) fn look(
+    store: &dyn ObjectStore,
+    (part, bucket): (&BucketPart, &BucketName),
+    until: &Until,
+) -> Result<Standing, PauseError> {
+    Standing::look(store, part, SystemTime::now(), until)
+        .map_err(|error| PauseError::Records { bucket: bucket.clone(), error })
 }
 
 /// What came of a round.
@@ -50,22 +62,46 @@ impl<'a> Carriage<'a> {
         bucket: &Bucket,
         (store, options): (&'a dyn ObjectStore, PauseOptions),
         parent: Option<&Manifest>,
-        attempt: AttemptId,
-        until: &Until,
+        attempt: &PauseAttempt,
+        standing: &Standing,
     ) -> Result<Self, PauseError> {
-        let (data_dir, bucket) = (&bucket.data_dir, bucket.name());
+        let (data_dir, part, bucket) = (&bucket.data_dir, bucket.part(), bucket.name());
         let scratch = data_dir.staged("encoded", bucket.as_str());
-        let reusable = Reusable::find(bucket.as_str(), parent, attempt, store, until)
+        let reusable = Reusable::find(&part, parent, &attempt.all(), standing)
             .map_err(|error| PauseError::Upload { bucket: bucket.clone(), error })?;
         let options = UploadOptions {
-            bucket: bucket.to_string(),
-            attempt,
+            bucket: part,
+            attempt: attempt.attempt,
             encoding: options.encoding(),
             takes_drafts: store.in_drafts().is_some(),
         };
         let known = KnownHashes::read_by(store.parallel());
         let new = NewObjects::default();
-        Ok(Self { bucket, store, options, reusable, known, scratch, done_bytes: 0, new })
+        let looked = Instant::now();
+        Ok(Self { bucket, store, options, reusable, known, scratch, done_bytes: 0, new, looked })
+    }
+
+    /// What its objects are called by.
+    pub(super) fn attempt(&self) -> AttemptId {
+        self.options.attempt
+    }
+
+    /// Calls further objects by another attempt.
+    pub(super) fn rename(&mut self, attempt: AttemptId) {
+        self.options.attempt = attempt;
+    }
+
+    /// When [`Carriage::look`] began the last time.
+    pub(super) fn looked(&self) -> Instant {
+        self.looked
+    }
+
+    /// Looks at what stands in the archive. Nothing else is named without being uploaded from now on.
+    pub(super) fn look(&mut self, until: &Until) -> Result<Standing, PauseError> {
+        self.looked = Instant::now();
+        let standing = look(self.store, (&self.options.bucket, &self.bucket), until)?;
+        self.reusable.keep_standing(&standing);
+        Ok(standing)
     }
 
     fn images(&self, shards: &[(ShardId, &[ShardFile])]) -> Result<Vec<ImageFile>, PauseError> {

@@ -3,14 +3,13 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use crate::durable::{self, AtPath, PathError, UnsealError};
 use crate::event::{VBUCKETS_MAX, VbUuid};
 use crate::index::IndexDefinition;
-use crate::pause::{AttemptId, BucketState, Event, Membership, Refusal};
+use crate::pause::{AttemptId, BucketPart, BucketState, Event, IdError, Membership, PauseId, Refusal};
 use crate::shard::{InstId, StoreKind};
 
 /// The metadata's file within the bucket's folder.
@@ -20,6 +19,8 @@ const VERSION: u32 = 1;
 /// The most shards of a bucket.
 const SHARDS_MAX: u16 = 1024;
 const NAME_BYTES_MAX: usize = 100;
+/// Pauses that were given up and are remembered, at most.
+const GIVEN_UP_MAX: usize = 32;
 
 /// Name of a bucket, by the rules of Couchbase: 1 to 100 of ASCII letters, digits and `_ - . %`, with no dot first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -193,6 +194,9 @@ pub struct BucketMeta {
     /// A pause that uploaded something and did not come to its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<PauseAttempt>,
+    /// Pauses that are not there and may still appear, oldest first. Later pauses have later generations.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub given_up: Vec<GivenUp>,
 }
 
 /// A pause that uploads something.
@@ -200,23 +204,38 @@ pub struct BucketMeta {
 pub struct PauseAttempt {
     /// What its objects are called by.
     pub attempt: AttemptId,
+    /// What it called them by before some of them were condemned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<AttemptId>,
     /// URL of the archive.
     pub archive: String,
-    /// When it began, in milliseconds since 1970, by the clock of the machine.
-    pub began_ms: u64,
 }
 
 impl PauseAttempt {
-    pub(super) fn begin(attempt: AttemptId, archive: String) -> Self {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { attempt, archive, began_ms: u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX) }
+    pub(super) fn begin(archive: String) -> Result<Self, IdError> {
+        Ok(Self { attempt: AttemptId::generate()?, earlier: Vec::new(), archive })
     }
 
-    /// How long ago it began; for ever where the clock says that it is still to come.
-    pub(super) fn age(&self) -> Duration {
-        let began = UNIX_EPOCH + Duration::from_millis(self.began_ms);
-        SystemTime::now().duration_since(began).unwrap_or(Duration::MAX)
+    /// The same under another name.
+    pub(super) fn renamed(&self) -> Result<Self, IdError> {
+        let renamed = Self::begin(self.archive.clone())?;
+        Ok(Self { earlier: self.all(), ..renamed })
     }
+
+    /// Everything that its objects are called by.
+    pub(super) fn all(&self) -> Vec<AttemptId> {
+        self.earlier.iter().copied().chain([self.attempt]).collect()
+    }
+}
+
+/// A pause whose manifest was put with an unknown outcome and was not there later. It may still appear: a server may
+/// carry a request out long after it was sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenUp {
+    /// The pause.
+    pub pause: PauseId,
+    /// URL of the archive.
+    pub archive: String,
 }
 
 /// Why a bucket's metadata was not read or written.
@@ -262,15 +281,37 @@ impl BucketMeta {
             next_inst: InstId(1),
             state: BucketState::Online,
             attempt: None,
+            given_up: Vec::new(),
         })
+    }
+
+    /// Its place in an archive.
+    pub(super) fn part(&self) -> BucketPart {
+        BucketPart::new(self.name.as_str(), self.spec.membership)
+    }
+
+    /// The pauses that may still appear in the archive with this URL.
+    pub(super) fn given_up_in(&self, archive: &str) -> Vec<PauseId> {
+        let there = self.given_up.iter().filter(|given_up| given_up.archive == archive);
+        there.map(|given_up| given_up.pause).collect()
     }
 
     /// The same bucket after `event`. What an attempt uploaded belongs to the pause that came of it.
     pub(super) fn after(&self, event: Event) -> Result<Self, Refusal> {
+        let is_absent = matches!(event, Event::Absent);
         let state = self.state.after(event)?;
-        let is_paused = matches!(state, BucketState::Paused { .. });
-        let attempt = if is_paused { None } else { self.attempt.clone() };
-        Ok(Self { state, attempt, ..self.clone() })
+        let mut next = Self { state, ..self.clone() };
+        if matches!(next.state, BucketState::Paused { .. }) {
+            next.attempt = None;
+        }
+        if let (true, BucketState::Publishing { pause, archive } | BucketState::InDoubt { pause, archive }) =
+            (is_absent, &self.state)
+        {
+            let forgotten = (next.given_up.len() + 1).saturating_sub(GIVEN_UP_MAX);
+            next.given_up.drain(..forgotten);
+            next.given_up.push(GivenUp { pause: *pause, archive: archive.clone() });
+        }
+        Ok(next)
     }
 
     /// Reads the metadata of the bucket in `folder`.

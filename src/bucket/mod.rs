@@ -55,5 +55,5 @@ pub use meta::{
 };
 pub use pause_error::PauseError;
 pub use pausing::{PauseOptions, PauseReport};
-pub use resuming::{ResumeError, ResumeReport};
+pub use resuming::{ResumeError, ResumeOptions, ResumeReport};
 pub use tasks::{CancelError, TaskBusy, TaskId, TaskKind, TaskList, TaskState, TaskStatus, WaitError};

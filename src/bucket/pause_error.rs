@@ -1,16 +1,13 @@
 //! Why a bucket was not put to sleep.
 
-use std::time::Duration;
-
 use crate::durable::{PathError, RoomError};
-use crate::objstore::KeyError;
-use crate::pause::{IdError, ManifestError, PauseId, UploadError};
+use crate::objstore::{KeyError, ObjectKey};
+use crate::pause::{IdError, ManifestError, PauseId, RecordError, UploadError};
 use crate::shard::{CommitError, LockError};
 use crate::thread::Stopped;
 
 use super::error::{Closed, Forked, StepError};
 use super::meta::BucketName;
-use super::pausing::ATTEMPT_AGE_MAX;
 use super::tasks::TaskBusy;
 
 /// Why a bucket was not paused, or not all of it. Its shards are unlocked, and open for changes unless the bucket is
@@ -136,18 +133,40 @@ pub enum PauseError {
         /// What failed.
         error: UploadError,
     },
-    /// It took so long that what it uploaded first may be pruned.
+    /// What it uploaded is taken away by prunes.
     #[error(
-        "cannot pause bucket {bucket}, which stays online: it began {} ago, and nothing older than {} is published; \
-         pause it again",
-        humantime::format_duration(Duration::from_secs(took.as_secs())),
-        humantime::format_duration(ATTEMPT_AGE_MAX)
+        "cannot pause bucket {bucket}, which stays online: a prune is about to delete the object {object}, or has; \
+         pause it again, which uploads what is missing"
     )]
-    TooLong {
+    Condemned {
         /// The bucket.
         bucket: BucketName,
-        /// How long ago it began.
-        took: Duration,
+        /// One of the objects.
+        object: ObjectKey,
+    },
+    /// The records of prunes, which tell what a pause may rely on.
+    #[error("cannot pause bucket {bucket}, which stays online: {error}")]
+    Records {
+        /// The bucket.
+        bucket: BucketName,
+        /// What failed.
+        error: RecordError,
+    },
+    /// The archive has pauses of another bucket of the same name.
+    #[error(
+        "cannot pause bucket {bucket} in {archive}, which stays online: the pauses there are those of another bucket of \
+         this name, with the id {theirs:016x} instead of {ours:016x}; pause into another archive, or below another \
+         prefix"
+    )]
+    Foreign {
+        /// The bucket.
+        bucket: BucketName,
+        /// URL of the archive.
+        archive: String,
+        /// The id of this bucket.
+        ours: u64,
+        /// That of the one in the archive.
+        theirs: u64,
     },
     /// The archive's manifests.
     #[error("cannot pause bucket {bucket}, which stays online: {error}")]

@@ -7,29 +7,31 @@
 //!
 //! Each step is recorded as the bucket's state before it is made (see [`BucketState`](crate::pause::BucketState)).
 //! What an interrupted pause uploaded is not uploaded again: its attempt is recorded before its first object, and
-//! the next pause into the same archive takes it up.
+//! the next pause into the same archive takes it up, however long ago that was. What a prune is about to delete, or has
+//! deleted meanwhile, is uploaded again, under the name of another attempt: it is looked for after every round, and for
+//! the last time right before the manifest is put.
 //!
 //! The guards of the shards' locks live in this call's frame. They are dropped when it returns, however it
 //! returns, after the state was led back to `online`, or on to `paused` or `in doubt`; the shards stay sealed in the
 //! latter two, so no write is accepted between the cut and the record, and none after it.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use serde::Serialize;
-use slog::{debug, info, warn};
+use slog::{Logger, debug, info, warn};
 
 use crate::durable::require_room;
-use crate::objstore::{Encoding, ObjectStore};
+use crate::objstore::{Encoding, ObjectKey, ObjectStore};
 use crate::pause::{
-    AttemptId, BucketState, Event, GRACE_DEFAULT, Manifest, ManifestFile, PauseId, Progress, Refusal,
-    list_pauses, probe,
+    AttemptId, BucketState, Event, Manifest, ManifestError, ManifestFile, PUBLISH_MAX, PauseId, Progress,
+    Refusal, Standing, list_pauses, probe, withdraw,
 };
 use crate::shard::store::ShardFile;
 use crate::shard::{MergeHold, Shard, ShardId, ShardLock, StoreKind, lock_all};
 use crate::thread::Until;
 
 use super::bucket::Bucket;
-use super::carriage::{Carriage, Pins, pinned_files};
+use super::carriage::{Carriage, Carried, Pins, look, pinned_files};
 use super::error::StepError;
 use super::meta::{BucketMeta, IndexState, PauseAttempt};
 use super::pause_error::PauseError;
@@ -39,8 +41,8 @@ use super::tasks::TaskKind;
 const ROUNDS_MAX: usize = 4;
 /// A round that had no more than this to upload is the last one before the lock.
 const REST_BYTES: u64 = 1024 * 1024;
-/// How long what an attempt uploaded may be used: half of the time after which unnamed objects are removed.
-pub(super) const ATTEMPT_AGE_MAX: Duration = Duration::from_secs(GRACE_DEFAULT.as_secs() / 2);
+/// How often the cut is carried, at most, where a prune takes from the archive what it is to name.
+const CUT_TRIES: usize = 2;
 
 /// How a bucket is put to sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -118,8 +120,9 @@ impl Bucket {
         self.check_pausable()?;
         self.check_room(true)?;
         let parent = self.newest_pause(store, until)?;
-        let attempt = self.attempt_for(store)?;
-        let mut carriage = Carriage::load(self, (store, options), parent.as_ref(), attempt, until)?;
+        let standing = look(store, (&self.part(), &self.name()), until)?;
+        let attempt = self.attempt_for(store, &standing)?;
+        let mut carriage = Carriage::load(self, (store, options), parent.as_ref(), &attempt, &standing)?;
         let pins = self.pin_all(until)?;
         let plan = carriage.weigh(&pinned_files(&pins), until)?;
         Ok(PauseReport { locked_ms: 0, ..carriage.report(None, &plan, began, began) })
@@ -164,12 +167,16 @@ impl Bucket {
         }
         self.check_pausable()?;
         self.check_room(false)?;
-        let (parent, attempt) = self.check_archive(store, until)?;
-        let pause = PauseId::following(parent.as_ref().map(|parent| parent.pause))
-            .map_err(|error| PauseError::Id { bucket: self.name(), error })?;
+        self.withdraw_given_up(store, until);
+        let parent = self.newest_pause(store, until)?;
+        let pause = self.next_pause(store, parent.as_ref())?;
+        let standing = look(store, (&self.part(), &self.name()), until)?;
+        let attempt = self.attempt_for(store, &standing)?;
+        self.probe(attempt.attempt, store, until)?;
 
-        let mut underway = self.begin_pause(pause, attempt, store)?;
-        let mut carriage = Carriage::load(self, (store, options), parent.as_ref(), attempt, until)?;
+        let mut underway = self.begin_pause(pause, &attempt)?;
+        let mut carriage = Carriage::load(self, (store, options), parent.as_ref(), &attempt, &standing)?;
+        drop(standing);
         let _held = self.copy_first(&mut carriage, until, on_progress)?;
         self.record(Event::Cut { pause })?;
         let locked = Instant::now();
@@ -177,12 +184,12 @@ impl Bucket {
         debug!(self.logger, "the shards are locked");
         let cut: Vec<(ShardId, &[ShardFile])> =
             underway.guards.iter().map(|guard| (guard.shard().id(), guard.files())).collect();
-        let carried = carriage.carry(&cut, until, on_progress)?;
-        until.check().map_err(|why| PauseError::Stopped { bucket: self.name(), why })?;
-        self.refuse_if_old()?;
-        let manifest = self.describe_pause(pause, attempt, parent.as_ref(), carried.uploaded.files);
+        let carried = self.carry_cut(&mut carriage, &cut, until, on_progress)?;
+        let manifest =
+            self.describe_pause(pause, carriage.attempt(), parent.as_ref(), carried.uploaded.files);
         self.record(Event::Publishing)?;
-        self.publish(&manifest, store, until)?;
+        let in_time = until.at_most(PUBLISH_MAX.saturating_sub(carriage.looked().elapsed()));
+        self.publish(&manifest, store, &in_time)?;
         debug!(self.logger, "the manifest is published"; "pause" => %pause);
         self.step(Event::Published).map_err(|error| PauseError::Record {
             bucket: self.name(),
@@ -202,58 +209,100 @@ impl Bucket {
         self.step(event).map_err(|error| PauseError::Step { bucket: self.name(), error })
     }
 
-    /// Whether the archive can be read and written. Gives what it has of the bucket, and the attempt that goes on.
-    fn check_archive(
-        &self,
-        store: &dyn ObjectStore,
-        until: &Until,
-    ) -> Result<(Option<Manifest>, AttemptId), PauseError> {
-        let bucket = self.name();
-        let parent = self.newest_pause(store, until)?;
-        let attempt = self.attempt_for(store)?;
-        let left = probe(store, bucket.as_str(), attempt, until)
+    /// Whether the archive can be written.
+    fn probe(&self, attempt: AttemptId, store: &dyn ObjectStore, until: &Until) -> Result<(), PauseError> {
+        let left = probe(store, &self.part(), attempt, until)
             .map_err(|error| PauseError::Probe { bucket: self.name(), error })?;
         if let Some(error) = left {
             warn!(self.logger, "a test object is left for the next prune"; "error" => %error);
         }
-        Ok((parent, attempt))
+        Ok(())
     }
 
-    /// The attempt that an interrupted pause into `store` left, if what it uploaded may still be used, or a new
-    /// one.
-    fn attempt_for(&self, store: &dyn ObjectStore) -> Result<AttemptId, PauseError> {
-        let left = self.meta().attempt.clone();
-        match left.filter(|left| left.archive == store.describe() && left.age() < ATTEMPT_AGE_MAX) {
-            Some(left) => Ok(left.attempt),
-            None => AttemptId::generate().map_err(|error| PauseError::Id { bucket: self.name(), error }),
-        }
+    /// Removes from the archive what was given up and appeared later. Where that fails it is left out all the same.
+    fn withdraw_given_up(&self, store: &dyn ObjectStore, until: &Until) {
+        let given_up = self.meta().given_up_in(&store.describe());
+        tell_withdrawn(withdraw(store, &self.part(), &given_up, until), &self.logger);
     }
 
-    /// What took too long may have been condemned by a prune that saw no manifest name it.
-    fn refuse_if_old(&self) -> Result<(), PauseError> {
-        let age = self.meta().attempt.as_ref().map_or(Duration::ZERO, PauseAttempt::age);
-        if age < ATTEMPT_AGE_MAX {
-            return Ok(());
-        }
-        Err(PauseError::TooLong { bucket: self.name(), took: age })
+    /// The attempt that an interrupted pause into `store` left, or a new one. It has another name where a prune is
+    /// about to delete something that it uploaded.
+    fn attempt_for(&self, store: &dyn ObjectStore, standing: &Standing) -> Result<PauseAttempt, PauseError> {
+        let archive = store.describe();
+        let left = self.meta().attempt.clone().filter(|left| left.archive == archive);
+        let attempt = match left {
+            Some(left) if standing.dooms(left.attempt) => left.renamed(),
+            Some(left) => Ok(left),
+            None => PauseAttempt::begin(archive),
+        };
+        attempt.map_err(|error| PauseError::Id { bucket: self.name(), error })
+    }
+
+    /// The next pause. Its generation is that of no other, also if one that was given up still appears.
+    fn next_pause(&self, store: &dyn ObjectStore, parent: Option<&Manifest>) -> Result<PauseId, PauseError> {
+        let given_up = self.meta().given_up_in(&store.describe());
+        let latest = parent.map(|parent| parent.pause).into_iter().chain(given_up).max();
+        PauseId::following(latest).map_err(|error| PauseError::Id { bucket: self.name(), error })
     }
 
     /// Records the pause, and the attempt before its first object.
-    fn begin_pause(
-        &self,
-        pause: PauseId,
-        attempt: AttemptId,
-        store: &dyn ObjectStore,
-    ) -> Result<Underway<'_>, PauseError> {
-        let archive = store.describe();
-        let left = self.meta().attempt.clone().filter(|left| left.attempt == attempt);
-        if left.is_some() {
-            info!(self.logger, "an interrupted pause is taken up"; "attempt" => %attempt);
+    fn begin_pause(&self, pause: PauseId, attempt: &PauseAttempt) -> Result<Underway<'_>, PauseError> {
+        let goes_on = self.meta().attempt.as_ref().is_some_and(|left| attempt.all().contains(&left.attempt));
+        if goes_on {
+            info!(self.logger, "an interrupted pause is taken up"; "attempt" => %attempt.attempt);
         }
-        let record = left.unwrap_or_else(|| PauseAttempt::begin(attempt, archive.clone()));
-        self.step_with(Event::Began { archive }, |meta| meta.attempt = Some(record))
-            .map_err(|error| PauseError::Step { bucket: self.name(), error })?;
+        self.step_with(Event::Began { archive: attempt.archive.clone() }, |meta| {
+            meta.attempt = Some(attempt.clone());
+        })
+        .map_err(|error| PauseError::Step { bucket: self.name(), error })?;
         Ok(Underway { bucket: self, owner: format!("pause {pause}"), guards: Vec::new() })
+    }
+
+    /// Uploads the rest, until all that the manifest is to name stands in the archive.
+    fn carry_cut(
+        &self,
+        carriage: &mut Carriage<'_>,
+        cut: &[(ShardId, &[ShardFile])],
+        until: &Until,
+        on_progress: &mut dyn FnMut(Progress),
+    ) -> Result<Carried, PauseError> {
+        let mut tries = 0;
+        loop {
+            let carried = carriage.carry(cut, until, on_progress)?;
+            until.check().map_err(|why| PauseError::Stopped { bucket: self.name(), why })?;
+            tries += 1;
+            match self.find_lost(carriage, &carried.uploaded.files, until)? {
+                None => return Ok(carried),
+                Some(object) if tries == CUT_TRIES => {
+                    return Err(PauseError::Condemned { bucket: self.name(), object });
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// An object of one of the files that does not stand in the archive any more. It is uploaded again by the next
+    /// round, under another name: what a prune has begun to delete it may delete at any time.
+    fn find_lost(
+        &self,
+        carriage: &mut Carriage<'_>,
+        files: &[ManifestFile],
+        until: &Until,
+    ) -> Result<Option<ObjectKey>, PauseError> {
+        let standing = carriage.look(until)?;
+        let lost = standing.lacks(files).map(|file| file.object.clone());
+        if let Some(object) = &lost {
+            info!(self.logger, "what a prune takes is uploaded again"; "object" => %object);
+        }
+        let is_gone = |attempt: &PauseAttempt| lost.is_some() || standing.dooms(attempt.attempt);
+        let attempt = self.meta().attempt.clone().filter(is_gone);
+        if let Some(attempt) = attempt {
+            let renamed = attempt.renamed().map_err(|error| PauseError::Id { bucket: self.name(), error })?;
+            carriage.rename(renamed.attempt);
+            self.change_meta(|meta| meta.attempt = Some(renamed))
+                .map_err(|error| PauseError::Step { bucket: self.name(), error: error.into() })?;
+        }
+        Ok(lost)
     }
 
     /// Uploads what is durable already, in rounds, without a lock. What comes back keeps the uploaded files where
@@ -274,10 +323,11 @@ impl Bucket {
         }
         for round in 1..=ROUNDS_MAX {
             let pins = self.pin_all(until)?;
-            let plan = carriage.carry(&pinned_files(&pins), until, on_progress)?.plan;
+            let Carried { plan, uploaded } = carriage.carry(&pinned_files(&pins), until, on_progress)?;
             rounds.push(pins);
             debug!(self.logger, "files were copied without a lock"; "round" => round, "bytes" => plan.new_bytes());
-            if plan.new_bytes() <= REST_BYTES {
+            let lost = self.find_lost(carriage, &uploaded.files, until)?;
+            if lost.is_none() && plan.new_bytes() <= REST_BYTES {
                 break;
             }
         }
@@ -321,11 +371,19 @@ impl Bucket {
             .map_err(|error| PauseError::NoRoom { bucket: self.name(), error })
     }
 
+    /// The newest pause of this very bucket; one that was given up is none.
     fn newest_pause(&self, store: &dyn ObjectStore, until: &Until) -> Result<Option<Manifest>, PauseError> {
-        let bucket = self.name();
+        let (bucket, part, archive) = (self.name(), self.part(), store.describe());
+        let given_up = self.meta().given_up_in(&archive);
         let failed = |error| PauseError::Manifest { bucket: bucket.clone(), error };
-        let newest = list_pauses(store, bucket.as_str(), until).map_err(failed)?.pop();
-        newest.map(|pause| Manifest::read(store, bucket.as_str(), pause, until)).transpose().map_err(failed)
+        let pauses = list_pauses(store, &part, until).map_err(failed)?;
+        let newest = pauses.into_iter().rfind(|pause| !given_up.contains(pause));
+        let newest = newest.map(|pause| Manifest::read(store, &part, pause, until)).transpose();
+        let (newest, ours) = (newest.map_err(failed)?, self.meta().uuid);
+        match newest.as_ref().map(|newest| newest.bucket_uuid).filter(|theirs| *theirs != ours) {
+            Some(theirs) => Err(PauseError::Foreign { bucket, archive, ours, theirs }),
+            None => Ok(newest),
+        }
     }
 
     fn lock_for(&self, owner: &str, until: &Until) -> Result<Vec<ShardLock>, PauseError> {
@@ -382,6 +440,18 @@ fn report_of(manifest: &Manifest, began: Instant) -> PauseReport {
         uploaded_bytes: 0,
         locked_ms: 0,
         total_ms: millis(began),
+    }
+}
+
+/// What became of pauses that were given up and looked for.
+pub(super) fn tell_withdrawn(withdrawn: Result<Vec<PauseId>, ManifestError>, logger: &Logger) {
+    match withdrawn {
+        Ok(appeared) => {
+            for pause in appeared {
+                warn!(logger, "a pause that was given up had appeared and was removed"; "pause" => %pause);
+            }
+        }
+        Err(error) => warn!(logger, "pauses that were given up could not be looked for"; "error" => %error),
     }
 }
 

@@ -16,8 +16,8 @@ use slog::{Logger, debug, info, warn};
 use crate::durable::{PathError, RoomError, require_room};
 use crate::objstore::ObjectStore;
 use crate::pause::{
-    BucketState, CheckError, DownloadError, Event, Manifest, ManifestError, PauseId, Progress, Refusal,
-    Staged, check_local, download, list_pauses, take_up,
+    BucketPart, BucketState, CheckError, DownloadError, Event, Manifest, ManifestError, Membership, PauseId,
+    Progress, Refusal, Staged, check_local, download, list_parts, list_pauses, take_up, withdraw,
 };
 use crate::shard::{LockError, ShardSet, lock_sealed};
 use crate::thread::{Stopped, Until};
@@ -26,9 +26,19 @@ use super::bucket::BucketConfig;
 use super::error::{BucketError, Forked};
 use super::folder::DataDir;
 use super::meta::{BucketMeta, BucketName, MetaError};
-use super::pausing::millis;
+use super::pausing::{millis, tell_withdrawn};
 use super::settling::{Fate, ask};
 use super::tasks::{TaskBusy, TaskKind};
+
+/// Which pause a bucket is woken up from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ResumeOptions {
+    /// The pause; `None` is the newest one.
+    pub pause: Option<PauseId>,
+    /// The member whose pause it is; `None` is the one that the bucket is in the data folder, or the only one where it
+    /// is not there.
+    pub member: Option<Membership>,
+}
 
 /// What a resume did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -56,12 +66,44 @@ pub enum ResumeError {
     #[error(transparent)]
     Forked(#[from] Forked),
     /// The archive has no pause of the bucket.
-    #[error("cannot resume bucket {bucket}: {store} has no pause of it; is the archive the right one?")]
+    #[error("cannot resume bucket {bucket}: {store} has no pause of it{}", instead(members))]
     NoPause {
-        /// The bucket.
-        bucket: BucketName,
+        /// The bucket, and which member of it.
+        bucket: BucketPart,
         /// URL of the archive.
         store: String,
+        /// Those that there are pauses of.
+        members: Vec<Membership>,
+    },
+    /// What is in the data folder is another bucket of the same name.
+    #[error(
+        "cannot resume bucket {bucket} from pause {pause} in {archive}: that is one of another bucket of this name, with \
+         the id {theirs:016x} instead of {ours:016x}; give the archive that this one was paused in, or drop it first"
+    )]
+    Foreign {
+        /// The bucket.
+        bucket: BucketName,
+        /// The pause that is another bucket's.
+        pause: PauseId,
+        /// URL of the archive.
+        archive: String,
+        /// The id of the bucket in the data folder.
+        ours: u64,
+        /// That of the one in the archive.
+        theirs: u64,
+    },
+    /// What is in the data folder is another member.
+    #[error(
+        "cannot resume bucket {bucket} as member {wanted}: in this data folder it is member {there}; resume that one, or \
+         drop it first"
+    )]
+    OtherMember {
+        /// The bucket.
+        bucket: BucketName,
+        /// The member that was asked for.
+        wanted: Membership,
+        /// The member that it is.
+        there: Membership,
     },
     /// It is awake here.
     #[error(
@@ -187,6 +229,14 @@ pub enum ResumeError {
     Meta(#[from] MetaError),
 }
 
+fn instead(members: &[Membership]) -> String {
+    if members.is_empty() {
+        return "; is the archive the right one?".to_owned();
+    }
+    let members: Vec<String> = members.iter().map(ToString::to_string).collect();
+    format!(", but of the members {} of it; say which one to resume", members.join(", "))
+}
+
 /// What there is to do.
 enum Way {
     /// Download into this folder.
@@ -243,14 +293,14 @@ impl DataDir {
         &self,
         name: &BucketName,
         store: &dyn ObjectStore,
-        pause: Option<PauseId>,
+        options: ResumeOptions,
         until: &Until,
     ) -> Result<ResumeReport, ResumeError> {
         let began = Instant::now();
         self.refuse_fork()?;
-        let manifest = find_pause(name, store, pause, until)?;
         let there = self.has_bucket(name).then(|| self.bucket_meta(name)).transpose();
         let there = there.map_err(|error| cannot_open(name, error))?;
+        let manifest = find_pause(name, store, options, there.as_ref(), until)?;
         let way = choose_way(there.as_ref());
         if let Some(meta) = there {
             let lasting = meta.after(Event::Restarted).map_err(|refusal| refused(name, refusal))?;
@@ -261,7 +311,7 @@ impl DataDir {
         Ok(report(&manifest, &way, &Staged::default(), began))
     }
 
-    /// Restores a bucket from its newest pause in `store`, or from `pause`, and leaves it online and closed.
+    /// Restores a bucket from the pause in `store` that `options` name, and leaves it online and closed.
     /// Where the paused bucket still lies in the folder it is checked against the manifest and switched on
     /// without download. What was downloaded stays for another try where the resume does not come to its end. A
     /// bucket that is in doubt is settled first. `on_progress` is called on this thread with the bytes that are
@@ -270,7 +320,7 @@ impl DataDir {
         &self,
         name: &BucketName,
         store: &dyn ObjectStore,
-        pause: Option<PauseId>,
+        options: ResumeOptions,
         config: &BucketConfig,
         until: &Until,
         on_progress: &mut dyn FnMut(Progress),
@@ -283,7 +333,7 @@ impl DataDir {
             task.report(at);
             on_progress(at);
         };
-        let resumed = self.resume_alone(name, store, pause, config, task.until(), &mut on_progress);
+        let resumed = self.resume_alone(name, store, options, config, task.until(), &mut on_progress);
         task.end(resumed)
     }
 
@@ -291,14 +341,18 @@ impl DataDir {
         &self,
         name: &BucketName,
         store: &dyn ObjectStore,
-        pause: Option<PauseId>,
+        options: ResumeOptions,
         config: &BucketConfig,
         until: &Until,
         on_progress: &mut dyn FnMut(Progress),
     ) -> Result<ResumeReport, ResumeError> {
         let began = Instant::now();
         let there = self.settled(name, store, config, until)?;
-        let manifest = find_pause(name, store, pause, until)?;
+        if let Some(meta) = &there {
+            let given_up = meta.given_up_in(&store.describe());
+            tell_withdrawn(withdraw(store, &meta.part(), &given_up, until), &config.logger);
+        }
+        let manifest = find_pause(name, store, options, there.as_ref(), until)?;
         let way = choose_way(there.as_ref());
         let folder = self.bucket_folder(name);
         // Until it is over nobody opens the shards that are here.
@@ -326,7 +380,10 @@ impl DataDir {
             }
         }
         drop(claims);
-        self.forget_resumes(name, None)?;
+        if let Err(error) = self.forget_resumes(name, None) {
+            // The next resume of the bucket removes it.
+            warn!(config.logger, "what an earlier resume had downloaded could not be removed"; "error" => %error);
+        }
         info!(config.logger, "resumed"; "bucket" => %name, "pause" => %manifest.pause);
         Ok(report(&manifest, &way, &staged, began))
     }
@@ -353,7 +410,7 @@ impl DataDir {
         let _claims =
             ShardSet::claim(&folder).map_err(|error| cannot_open(name, BucketError::Shard(error)))?;
         let mut settling = Waking { meta, folder, logger: &config.logger, is_over: false };
-        match ask(store, name.as_str(), pause, until) {
+        match ask(store, &settling.meta.part(), pause, until) {
             Fate::There(_) => {
                 settling.record(Event::Published)?;
                 info!(config.logger, "the pause that was in doubt exists"; "bucket" => %name, "pause" => %pause);
@@ -439,21 +496,41 @@ fn cannot_open(bucket: &BucketName, error: BucketError) -> ResumeError {
     ResumeError::Open { bucket: bucket.clone(), error: Box::new(error) }
 }
 
+/// The manifest of the pause that is asked for, which is one of the bucket that is `there`.
 fn find_pause(
     name: &BucketName,
     store: &dyn ObjectStore,
-    pause: Option<PauseId>,
+    options: ResumeOptions,
+    there: Option<&BucketMeta>,
     until: &Until,
 ) -> Result<Manifest, ResumeError> {
     let failed = |error| ResumeError::Manifest { bucket: name.clone(), error };
-    let pause = match pause {
-        Some(pause) => pause,
-        None => list_pauses(store, name.as_str(), until)
-            .map_err(failed)?
-            .pop()
-            .ok_or_else(|| ResumeError::NoPause { bucket: name.clone(), store: store.describe() })?,
+    let (bucket, archive) = (name.clone(), store.describe());
+    let member = match (options.member, there.map(|meta| meta.spec.membership)) {
+        (Some(wanted), Some(there)) if wanted != there => {
+            return Err(ResumeError::OtherMember { bucket, wanted, there });
+        }
+        (wanted, there) => wanted.or(there).unwrap_or_default(),
     };
-    Manifest::read(store, name.as_str(), pause, until).map_err(failed)
+    let part = BucketPart::new(name.as_str(), member);
+    let given_up = there.map(|meta| meta.given_up_in(&archive)).unwrap_or_default();
+    let newest = || -> Result<PauseId, ResumeError> {
+        let pauses = list_pauses(store, &part, until).map_err(failed)?;
+        if let Some(newest) = pauses.into_iter().rfind(|pause| !given_up.contains(pause)) {
+            return Ok(newest);
+        }
+        let parts = list_parts(store, Some(name.as_str()), until).map_err(failed)?;
+        let members = parts.iter().map(BucketPart::membership).filter(|other| *other != member).collect();
+        Err(ResumeError::NoPause { bucket: part.clone(), store: store.describe(), members })
+    };
+    let pause = options.pause.map_or_else(newest, Ok)?;
+    let manifest = Manifest::read(store, &part, pause, until).map_err(failed)?;
+    match there.map(|meta| meta.uuid).filter(|ours| *ours != manifest.bucket_uuid) {
+        Some(ours) => {
+            Err(ResumeError::Foreign { bucket, pause, archive, ours, theirs: manifest.bucket_uuid })
+        }
+        None => Ok(manifest),
+    }
 }
 
 /// The bucket that a manifest describes, awake.
@@ -466,6 +543,7 @@ fn bucket_of(name: &BucketName, manifest: &Manifest) -> Result<BucketMeta, Resum
         && meta.uuid == manifest.bucket_uuid
         && meta.spec.vbuckets == manifest.vbuckets
         && meta.spec.shards == manifest.shards
+        && meta.spec.membership == manifest.membership
         && meta.spec.problem().is_none()
         && meta.vbuuids.len() == usize::from(manifest.vbuckets);
     if !agrees {

@@ -3,14 +3,18 @@
 //! Whether a pause exists is told by its manifest's key alone. Where the answer to the manifest's put is lost, the key
 //! is read until it is known what became of it, for as long as the caller's limit lasts and a little after; then the
 //! bucket is in doubt. Its shards stay sealed, and the next call that has the archive asks again.
+//!
+//! A manifest that is not there may still appear: the server may carry the put out later. A pause that is taken to be
+//! absent is therefore remembered as given up, with the same record. Its generation is never used again, so no two
+//! pauses share one; where it appears, it counts for nothing and the next pause or resume removes it.
 
 use std::time::Duration;
 
 use slog::{debug, info, warn};
 
 use crate::objstore::{ObjectStore, StoreCause};
-use crate::pause::{BucketState, Event, Manifest, ManifestError, PauseId, VerifyError, verify};
-use crate::shard::lock_sealed;
+use crate::pause::{BucketPart, BucketState, Event, Manifest, ManifestError, PauseId, VerifyError, verify};
+use crate::shard::{ShardLock, lock_sealed};
 use crate::thread::Until;
 
 use super::bucket::Bucket;
@@ -31,7 +35,7 @@ pub(super) enum Fate {
 }
 
 /// Asks the archive whether the pause exists, until that is known or the time is over.
-pub(super) fn ask(store: &dyn ObjectStore, bucket: &str, pause: PauseId, until: &Until) -> Fate {
+pub(super) fn ask(store: &dyn ObjectStore, bucket: &BucketPart, pause: PauseId, until: &Until) -> Fate {
     let mut limits = [until.at_most(ASKING_MAX), Until::within(ASKING_GRACE)].into_iter();
     let mut limit = limits.next().unwrap_or_default();
     loop {
@@ -65,7 +69,7 @@ impl Bucket {
             Err(error) => error,
         };
         let fate = match error {
-            ManifestError::Store(_) => ask(store, &manifest.bucket, manifest.pause, until),
+            ManifestError::Store(_) => ask(store, &manifest.part(), manifest.pause, until),
             // Nothing was put.
             _ => Fate::Absent,
         };
@@ -114,7 +118,7 @@ impl Bucket {
             BucketState::Paused { pause, archive, evicted: false }
                 if evict && archive == store.describe() =>
             {
-                let read = Manifest::read(store, bucket.as_str(), pause, until);
+                let read = Manifest::read(store, &self.part(), pause, until);
                 read.map(Some).map_err(|e| PauseError::Evict { bucket, pause, cause: e.to_string() })
             }
             _ => Ok(None),
@@ -128,16 +132,22 @@ impl Bucket {
         until: &Until,
     ) -> Result<Option<Manifest>, PauseError> {
         let (bucket, archive) = (self.name(), store.describe());
-        match ask(store, bucket.as_str(), pause, until) {
+        match ask(store, &self.part(), pause, until) {
             Fate::There(manifest) => {
                 self.record(Event::Published)?;
                 info!(self.logger, "the pause that was in doubt exists"; "pause" => %pause);
                 Ok(Some(*manifest))
             }
             Fate::Absent => {
-                let guards = lock_sealed(self.set.shards(), &format!("pause {pause}"))
+                let owner = format!("pause {pause}");
+                let mut guards = lock_sealed(self.set.shards(), &owner)
                     .map_err(|error| PauseError::Lock { bucket, error })?;
+                // Until it is on record that the pause is not there, no write is taken.
+                for guard in &mut guards {
+                    guard.seal_on_drop(&owner);
+                }
                 self.record(Event::Absent)?;
+                guards.iter_mut().for_each(ShardLock::open_on_drop);
                 drop(guards);
                 info!(self.logger, "the pause that was in doubt does not exist"; "pause" => %pause);
                 Ok(None)
@@ -155,7 +165,7 @@ impl Bucket {
     ) -> Result<(), PauseError> {
         let (bucket, pause) = (self.name(), manifest.pause);
         let kept = |cause: String| PauseError::Evict { bucket: bucket.clone(), pause, cause };
-        let read = Manifest::read(store, &manifest.bucket, pause, until).map_err(|e| kept(e.to_string()))?;
+        let read = Manifest::read(store, &manifest.part(), pause, until).map_err(|e| kept(e.to_string()))?;
         if read != *manifest {
             return Err(kept("the archive gave back another manifest than the one published".to_owned()));
         }

@@ -4,13 +4,12 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use dormouse::bucket::BucketName;
-use dormouse::objstore::ObjectStore;
-use dormouse::pause::{PauseSummary, PruneOptions, PruneReport, describe_pauses, list_buckets, prune};
-use dormouse::thread::Until;
+use dormouse::pause::{
+    ManifestError, Membership, PauseSummary, PruneError, PruneOptions, PruneReport, describe_pauses, prune,
+};
 use serde::Serialize;
 
-use super::args::{ArchiveArgs, DryRunArgs, Format};
+use super::args::{DryRunArgs, Format, PartArgs};
 use super::output::{self, files};
 use super::session::Session;
 
@@ -25,16 +24,6 @@ pub(super) struct ArchiveVerbArgs {
 enum ArchiveVerb {
     List(ListArgs),
     Prune(PruneArgs),
-}
-
-/// Which part of which archive.
-#[derive(Args)]
-struct PartArgs {
-    #[command(flatten)]
-    archive: ArchiveArgs,
-    /// Only this bucket [default: all]
-    #[arg(long, value_name = "NAME")]
-    bucket: Option<BucketName>,
 }
 
 /// Show the pauses of an archive
@@ -58,7 +47,7 @@ struct PruneArgs {
     /// Keep so many of the newest pauses of each bucket, at least one [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     keep: Option<u32>,
-    /// How long noted objects stay; no pause may take longer than half of it
+    /// How long noted objects stay, an hour at least; those that are noted already stay as long as was said then
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration)]
     grace: Duration,
     #[command(flatten)]
@@ -73,6 +62,7 @@ struct Listing {
 #[derive(Serialize)]
 struct Pruned {
     bucket: String,
+    membership: Membership,
     #[serde(flatten)]
     report: PruneReport,
 }
@@ -82,48 +72,51 @@ struct AllPruned {
     buckets: Vec<Pruned>,
 }
 
-pub(super) fn run(args: &ArchiveVerbArgs, session: &mut Session) -> anyhow::Result<()> {
-    match &args.verb {
-        ArchiveVerb::List(args) => list(args, session),
-        ArchiveVerb::Prune(args) => prune_all(args, session),
+/// What went wrong with some of the buckets, the others being dealt with.
+#[derive(Default)]
+struct Failures(Vec<anyhow::Error>);
+
+impl Failures {
+    /// The first of them is told once the results are.
+    fn tell(self) -> anyhow::Result<()> {
+        let others = self.0.len().saturating_sub(1);
+        let Some(first) = self.0.into_iter().next() else { return Ok(()) };
+        Err(if others == 0 { first } else { first.context(format!("the first of {} failures", others + 1)) })
     }
 }
 
-impl PartArgs {
-    fn buckets(&self, store: &dyn ObjectStore, until: &Until) -> anyhow::Result<Vec<String>> {
-        match &self.bucket {
-            Some(bucket) => Ok(vec![bucket.to_string()]),
-            None => Ok(list_buckets(store, until)?),
-        }
+pub(super) fn run(args: &ArchiveVerbArgs, session: &mut Session) -> anyhow::Result<()> {
+    match &args.verb {
+        ArchiveVerb::List(args) => list(args, session).context("cannot list the archive"),
+        ArchiveVerb::Prune(args) => prune_all(args, session).context("cannot prune the archive"),
     }
 }
 
 fn list(args: &ListArgs, session: &mut Session) -> anyhow::Result<()> {
-    let listing = || -> anyhow::Result<Listing> {
-        let store = args.part.archive.open_existing()?;
-        let mut pauses = Vec::new();
-        for bucket in args.part.buckets(store.as_ref(), &session.until)? {
-            pauses.extend(describe_pauses(store.as_ref(), &bucket, &session.until)?);
+    let store = args.part.archive.open_existing()?;
+    let (mut pauses, mut failures) = (Vec::new(), Failures::default());
+    for part in args.part.parts(store.as_ref(), &session.until)? {
+        match describe_pauses(store.as_ref(), &part, &session.until) {
+            Ok(described) => pauses.extend(described),
+            Err(error @ ManifestError::Store(_)) => return Err(error.into()),
+            Err(error) => failures.0.push(error.into()),
         }
-        Ok(Listing { pauses })
-    };
-    let listing = listing().context("cannot list the archive")?;
-    if session.format == Format::Json {
-        return Ok(session.out.json(&listing)?);
     }
-    for PauseSummary { bucket, pause, created, store, files: count, bytes, object_bytes, .. } in
-        listing.pauses
-    {
+    if session.format == Format::Json {
+        session.out.json(&Listing { pauses })?;
+        return failures.tell();
+    }
+    for summary in pauses {
+        let PauseSummary { pause, created, store, files: count, bytes, object_bytes, .. } = &summary;
         let stored = if object_bytes < bytes {
-            format!(", compressed to {}", output::bytes(object_bytes))
+            format!(", compressed to {}", output::bytes(*object_bytes))
         } else {
             String::new()
         };
-        session
-            .out
-            .line(format!("{bucket}  {pause}  {created}  {store}  {}{stored}", files(count, bytes)))?;
+        let (part, files) = (summary.part(), files(*count, *bytes));
+        session.out.line(format!("{part}  {pause}  {created}  {store}  {files}{stored}"))?;
     }
-    Ok(())
+    failures.tell()
 }
 
 fn prune_all(args: &PruneArgs, session: &mut Session) -> anyhow::Result<()> {
@@ -133,25 +126,31 @@ fn prune_all(args: &PruneArgs, session: &mut Session) -> anyhow::Result<()> {
         now: SystemTime::now(),
         dry_run: args.only.dry_run,
     };
-    let prune_buckets = || -> anyhow::Result<AllPruned> {
-        let store = args.part.archive.open_existing()?;
-        let mut buckets = Vec::new();
-        for bucket in args.part.buckets(store.as_ref(), &session.until)? {
-            let report = prune(store.as_ref(), &bucket, &options, &session.until)?;
-            buckets.push(Pruned { bucket, report });
+    let store = args.part.archive.open_existing()?;
+    let (mut buckets, mut failures) = (Vec::new(), Failures::default());
+    for part in args.part.parts(store.as_ref(), &session.until)? {
+        match prune(store.as_ref(), &part, &options, &session.until) {
+            Ok(report) => {
+                let (bucket, membership) = (part.bucket().to_owned(), part.membership());
+                buckets.push((part, Pruned { bucket, membership, report }));
+            }
+            Err(error @ (PruneError::Store(_) | PruneError::Manifest(ManifestError::Store(_)))) => {
+                return Err(error.into());
+            }
+            Err(error) => failures.0.push(error.into()),
         }
-        Ok(AllPruned { buckets })
-    };
-    let pruned = prune_buckets().context("cannot prune the archive")?;
+    }
     if session.format == Format::Json {
-        return Ok(session.out.json(&pruned)?);
+        let buckets = buckets.into_iter().map(|(_, pruned)| pruned).collect();
+        session.out.json(&AllPruned { buckets })?;
+        return failures.tell();
     }
     let would = if args.only.dry_run { "would be " } else { "" };
-    for Pruned { bucket, report } in pruned.buckets {
+    for (part, Pruned { report, .. }) in buckets {
         let deleted = files(report.deleted_objects, report.deleted_bytes);
         let condemned = files(report.condemned_objects, report.condemned_bytes);
         session.out.line(format!(
-            "{bucket}: {} pauses {would}removed; {deleted} and {} leftovers {would}deleted; {condemned} and {} unfinished \
+            "{part}: {} pauses {would}removed; {deleted} and {} leftovers {would}deleted; {condemned} and {} unfinished \
              uploads {would}noted, to be deleted in {}",
             report.removed_pauses.len(),
             report.deleted_leftovers,
@@ -159,5 +158,5 @@ fn prune_all(args: &PruneArgs, session: &mut Session) -> anyhow::Result<()> {
             humantime::format_duration(args.grace)
         ))?;
     }
-    Ok(())
+    failures.tell()
 }

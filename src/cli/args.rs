@@ -11,6 +11,8 @@ use dormouse::bucket::BucketName;
 use dormouse::objstore::{
     ArchiveOptions, ArchiveUrl, CredentialSource, ObjectStore, S3Config, TRANSFER_BYTES_MAX, parse_archive,
 };
+use dormouse::pause::{BucketPart, Membership, list_parts};
+use dormouse::thread::Until;
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -67,6 +69,39 @@ pub(super) struct ArchiveArgs {
     pub(super) archive: ArchiveUrl,
     #[command(flatten)]
     pub(super) how: TransferArgs,
+}
+
+/// Which part of which archive.
+#[derive(Args)]
+pub(super) struct PartArgs {
+    #[command(flatten)]
+    pub(super) archive: ArchiveArgs,
+    /// Only this bucket [default: all]
+    #[arg(long, value_name = "NAME")]
+    pub(super) bucket: Option<BucketName>,
+    /// Only the Nth of M members that follow the bucket, each a part of its vbuckets [default: all]
+    #[arg(long, value_name = "N/M", value_parser = parse_member, requires = "bucket")]
+    pub(super) member: Option<Membership>,
+}
+
+impl PartArgs {
+    /// What the archive has, as far as it is asked for. A bucket that is asked for by its name is always there.
+    pub(super) fn parts(&self, store: &dyn ObjectStore, until: &Until) -> anyhow::Result<Vec<BucketPart>> {
+        let Some(bucket) = &self.bucket else { return Ok(list_parts(store, None, until)?) };
+        if let Some(member) = self.member {
+            return Ok(vec![BucketPart::new(bucket.as_str(), member)]);
+        }
+        let parts = list_parts(store, Some(bucket.as_str()), until)?;
+        Ok(if parts.is_empty() { vec![BucketPart::whole(bucket.as_str())] } else { parts })
+    }
+}
+
+pub(super) fn parse_member(text: &str) -> Result<Membership, String> {
+    let wrong = || "it has to be like 2/4, from 1/M to M/M".to_owned();
+    let (member, of) = text.split_once('/').ok_or_else(wrong)?;
+    let number = |text: &str| text.parse::<u16>().map_err(|_| wrong());
+    let (member, of) = (number(member)?, number(of)?);
+    if (1..=of).contains(&member) { Ok(Membership { member, of }) } else { Err(wrong()) }
 }
 
 /// Whether something is done at all.

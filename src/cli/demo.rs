@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use dormouse::bucket::{
     Bucket, BucketName, BucketSpec, DataDir, IngestOptions, IngestReport, PauseOptions, PauseReport,
-    ResumeReport,
+    ResumeOptions, ResumeReport,
 };
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::objstore::FileStore;
@@ -87,7 +87,8 @@ fn demonstrate(folder: &Path, session: &mut Session) -> anyhow::Result<DemoRepor
     let (ingest, pause) = close_after(bucket, worked)?;
 
     let second = DataDir::open_or_create(&folder.join("second"))?;
-    let resume = second.resume(&name, &store, None, &config, &session.until, &mut |_| {})?;
+    let resume =
+        second.resume(&name, &store, ResumeOptions::default(), &config, &session.until, &mut |_| {})?;
     let all = files(resume.downloaded_files, resume.downloaded_bytes);
     session.step("resume", &format!("{all} checked and restored elsewhere in {}", time(resume.total_ms)))?;
 

@@ -19,7 +19,7 @@ use dormouse::source::dcp::{Cluster, ClusterUrl, Login, Network, Tls};
 use serde::Serialize;
 
 use super::WordsOff;
-use super::args::{Format, TransferArgs};
+use super::args::{Format, TransferArgs, parse_member};
 use super::ingest::{IngestArgs, open_or_create};
 use super::output::time;
 use super::pause;
@@ -80,14 +80,6 @@ fn trust_machine(host: &str) -> anyhow::Result<Tls> {
         None => "cannot use the certificate authorities of this machine; give --ca-file".to_owned(),
     };
     Tls::from_der(host, found.certs.iter().map(AsRef::as_ref)).with_context(why)
-}
-
-fn parse_member(text: &str) -> Result<Membership, String> {
-    let wrong = || "it has to be like 2/4, from 1/M to M/M".to_owned();
-    let (member, of) = text.split_once('/').ok_or_else(wrong)?;
-    let number = |text: &str| text.parse::<u16>().map_err(|_| wrong());
-    let (member, of) = (number(member)?, number(of)?);
-    if (1..=of).contains(&member) { Ok(Membership { member, of }) } else { Err(wrong()) }
 }
 
 /// What is printed in the end.

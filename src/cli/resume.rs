@@ -2,11 +2,11 @@
 
 use anyhow::Context;
 use clap::Args;
-use dormouse::bucket::{DataDir, ResumeReport};
+use dormouse::bucket::{DataDir, ResumeOptions, ResumeReport};
 use dormouse::objstore::ObjectStore;
-use dormouse::pause::PauseId;
+use dormouse::pause::{Membership, PauseId};
 
-use super::args::{ArchiveArgs, BucketArgs, DryRunArgs, Format};
+use super::args::{ArchiveArgs, BucketArgs, DryRunArgs, Format, parse_member};
 use super::output::{files, time};
 use super::progress::Progress;
 use super::session::Session;
@@ -30,6 +30,16 @@ pub(super) struct ResumeArgs {
     /// The pause to wake the bucket up from [default: the newest]
     #[arg(long, value_name = "ID")]
     pause: Option<PauseId>,
+    /// The Nth of M members that follow the bucket, each a part of its vbuckets [default: the one that is in the data
+    /// folder, or 1/1]
+    #[arg(long, value_name = "N/M", value_parser = parse_member)]
+    member: Option<Membership>,
+}
+
+impl ResumeArgs {
+    fn options(&self) -> ResumeOptions {
+        ResumeOptions { pause: self.pause, member: self.member }
+    }
 }
 
 pub(super) fn run(args: &ResumeArgs, session: &mut Session) -> anyhow::Result<()> {
@@ -55,12 +65,12 @@ fn resume(args: &ResumeArgs, store: &dyn ObjectStore, session: &Session) -> anyh
         progress.report(at.done_bytes, Some(at.total_bytes), " checked and durable");
     };
     let config = session.bucket_config();
-    Ok(data_dir.resume(name, store, args.pause, &config, &session.until, &mut on_progress)?)
+    Ok(data_dir.resume(name, store, args.options(), &config, &session.until, &mut on_progress)?)
 }
 
 fn plan(args: &ResumeArgs, store: &dyn ObjectStore, session: &Session) -> anyhow::Result<ResumeReport> {
     let plan =
-        |data_dir: DataDir| data_dir.plan_resume(&args.target.bucket, store, args.pause, &session.until);
+        |data_dir: DataDir| data_dir.plan_resume(&args.target.bucket, store, args.options(), &session.until);
     if args.target.data_dir.exists() {
         return Ok(plan(DataDir::open(&args.target.data_dir)?)?);
     }

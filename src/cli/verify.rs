@@ -2,12 +2,13 @@
 
 use anyhow::{Context, bail};
 use clap::Args;
-use dormouse::bucket::BucketName;
-use dormouse::pause::{Manifest, ManifestError, PauseId, list_buckets, list_pauses, verify};
+use dormouse::objstore::ObjectStore;
+use dormouse::pause::{BucketPart, Manifest, ManifestError, PauseId, list_pauses, verify};
+use dormouse::thread::Until;
 use serde::Serialize;
 
 use super::WordsOff;
-use super::args::{ArchiveArgs, Format};
+use super::args::{Format, PartArgs};
 use super::output::{files, printable};
 use super::session::Session;
 
@@ -21,10 +22,7 @@ use super::session::Session;
   dormouse verify --archive s3://archive/dormouse --bucket travel --format json")]
 pub(super) struct VerifyArgs {
     #[command(flatten)]
-    archive: ArchiveArgs,
-    /// Only this bucket [default: all]
-    #[arg(long, value_name = "NAME")]
-    bucket: Option<BucketName>,
+    part: PartArgs,
     /// Only this pause of the bucket [default: all]
     #[arg(long, value_name = "ID")]
     pause: Option<PauseId>,
@@ -40,7 +38,7 @@ struct Report {
 }
 
 pub(super) fn run(args: &VerifyArgs, session: &mut Session) -> anyhow::Result<()> {
-    if args.pause.is_some() && args.bucket.is_none() {
+    if args.pause.is_some() && args.part.bucket.is_none() {
         return Err(WordsOff("--pause names a pause of a bucket: give --bucket too".to_owned()).into());
     }
     let report = check(args, session).context("cannot verify the archive")?;
@@ -55,7 +53,7 @@ pub(super) fn run(args: &VerifyArgs, session: &mut Session) -> anyhow::Result<()
         }
     }
     if !report.bad.is_empty() {
-        let (bad, archive) = (report.bad.len(), &args.archive.archive);
+        let (bad, archive) = (report.bad.len(), &args.part.archive.archive);
         bail!(
             "{bad} objects or manifests in {archive} are bad; pause their buckets again while they are online"
         );
@@ -64,36 +62,56 @@ pub(super) fn run(args: &VerifyArgs, session: &mut Session) -> anyhow::Result<()
 }
 
 fn check(args: &VerifyArgs, session: &Session) -> anyhow::Result<Report> {
-    let store = args.archive.open_existing()?;
+    let store = args.part.archive.open_existing()?;
     let (store, until) = (store.as_ref(), &session.until);
-    let buckets = match &args.bucket {
-        Some(bucket) => vec![bucket.to_string()],
-        None => list_buckets(store, until)?,
-    };
     let mut report = Report::default();
-    for bucket in buckets {
-        let pauses = match args.pause {
-            Some(pause) => vec![pause],
-            None => list_pauses(store, &bucket, until)?,
+    if let (Some(pause), Some(bucket)) = (args.pause, &args.part.bucket) {
+        let part = BucketPart::new(bucket.as_str(), args.part.member.unwrap_or_default());
+        check_pause(store, &part, pause, until, &mut report)?;
+        return Ok(report);
+    }
+    for part in args.part.parts(store, until)? {
+        let pauses = match list_pauses(store, &part, until) {
+            Ok(pauses) => pauses,
+            Err(error @ ManifestError::TwoOfOneGeneration { .. }) => {
+                report.bad.push(error.to_string());
+                continue;
+            }
+            Err(error) => return Err(error.into()),
         };
-        if pauses.is_empty() {
-            bail!("bucket {bucket} has no pause in {}; `archive list` shows what is there", store.describe());
+        if pauses.is_empty() && args.part.bucket.is_some() {
+            bail!("bucket {part} has no pause in {}; `archive list` shows what is there", store.describe());
         }
         for pause in pauses {
-            report.pauses += 1;
-            let manifest = match Manifest::read(store, &bucket, pause, until) {
-                Ok(manifest) => manifest,
-                Err(error @ (ManifestError::Damaged { .. } | ManifestError::Invalid { .. })) => {
-                    report.bad.push(error.to_string());
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
-            report.files += manifest.files.len();
-            report.bytes += manifest.bytes();
-            let bad = verify(&manifest, store, until)?;
-            report.bad.extend(bad.iter().map(|bad| format!("bucket {bucket}, pause {pause}: {bad}")));
+            check_pause(store, &part, pause, until, &mut report)?;
         }
     }
     Ok(report)
+}
+
+fn check_pause(
+    store: &dyn ObjectStore,
+    part: &BucketPart,
+    pause: PauseId,
+    until: &Until,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    report.pauses += 1;
+    match Manifest::read(store, part, pause, until) {
+        Ok(manifest) => {
+            report.files += manifest.files.len();
+            report.bytes += manifest.bytes();
+            let bad = verify(&manifest, store, until)?;
+            report.bad.extend(bad.iter().map(|bad| format!("bucket {part}, pause {pause}: {bad}")));
+        }
+        Err(
+            error @ (ManifestError::Damaged { .. }
+            | ManifestError::Invalid { .. }
+            | ManifestError::TooLarge { .. }),
+        ) => {
+            report.bad.push(error.to_string());
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
 }

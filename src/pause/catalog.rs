@@ -1,9 +1,12 @@
 //! What an archive holds: its buckets, and the pauses of each.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
-use super::manifest::{MANIFESTS, Manifest, ManifestError, list_pauses};
-use super::{Membership, PauseId};
+use super::PauseId;
+use super::manifest::{Manifest, ManifestError, list_pauses};
+use super::part::{BucketPart, Membership};
 use crate::objstore::ObjectStore;
 use crate::thread::Until;
 
@@ -28,26 +31,30 @@ pub struct PauseSummary {
     pub object_bytes: u64,
 }
 
-/// The buckets that have a pause in the archive, in ascending order of their names.
-pub fn list_buckets(store: &dyn ObjectStore, until: &Until) -> Result<Vec<String>, ManifestError> {
-    let mut buckets: Vec<String> = store
-        .list(None, until)?
-        .iter()
-        .filter_map(|object| {
-            let mut parts = object.key.as_str().split('/');
-            let bucket = parts.next()?;
-            (parts.next() == Some(MANIFESTS)).then(|| bucket.to_owned())
-        })
-        .collect();
-    // The listing is in the order of keys, so those of a bucket stand together.
-    buckets.dedup();
-    Ok(buckets)
+impl PauseSummary {
+    /// Whose pause it is.
+    pub fn part(&self) -> BucketPart {
+        BucketPart::new(self.bucket.as_str(), self.membership)
+    }
+}
+
+/// The buckets that the archive holds something of, or the members of the one of this name, in ascending order.
+pub fn list_parts(
+    store: &dyn ObjectStore,
+    bucket: Option<&str>,
+    until: &Until,
+) -> Result<Vec<BucketPart>, ManifestError> {
+    let folder = bucket.map(|bucket| BucketPart::whole(bucket).bucket_folder()).transpose()?;
+    let listed = store.list(folder.as_ref(), until)?;
+    let parts: BTreeSet<BucketPart> =
+        listed.iter().filter_map(|object| BucketPart::holding(&object.key)).collect();
+    Ok(parts.into_iter().collect())
 }
 
 /// The pauses of a bucket, oldest first, with what their manifests say.
 pub fn describe_pauses(
     store: &dyn ObjectStore,
-    bucket: &str,
+    bucket: &BucketPart,
     until: &Until,
 ) -> Result<Vec<PauseSummary>, ManifestError> {
     let describe = |pause| {

@@ -1,8 +1,9 @@
 //! The known hazards of pausing in the system that this re-imagines, and what became of each.
 //!
 //! The numbers are those of the specification's list of hazards. A row says what went wrong there, how this design
-//! rules it out, and which test would see it come back. A bucket has one member here, so what went wrong between
-//! members is ruled out by there being none; the row says what takes their place.
+//! rules it out, and which test would see it come back. Members of a bucket do not know of each other here and share
+//! nothing, not even a folder of an archive, so what went wrong between them is ruled out; the row says what takes its
+//! place.
 //!
 //! | hazard | what went wrong | why it cannot here | test |
 //! |---|---|---|---|
@@ -34,9 +35,9 @@
 //! | H26 | damaged metadata panicked its reader | a header with version and checksum over the rest | `a_manifest_that_is_cut_at_any_length_is_refused` |
 //! | H27 | keys were built one way and read another | one function makes the key for both | `a_published_manifest_is_read_back_as_it_was` |
 //! | H28 | one configuration of the copier for the process | a store is a value of its caller | `two_buckets_of_one_process_share_nothing` |
-//! | H29 | what a resume could take depended on the number of members | a manifest says which member of how many it is, and is whole by itself | `a_manifest_with_numbers_that_make_no_sense_is_refused` |
-//! | H30 | keys of encrypted data were not archived | shards are not encrypted: what is archived is all that opens them | `an_archive_of_format_1_is_read_verified_and_restored` |
-//! | H31 | files were written in place and not flushed | temporary name, flush, rename, flush of the folder | `files_that_puts_left_half_written_go_when_nobody_has_written_to_them_for_the_grace_time` |
+//! | H29 | what a resume could take depended on the number of members | each member has a place of its own in the archive, and a manifest is whole by itself | `four_members_of_one_bucket_share_an_archive_and_each_wakes_up_as_itself` |
+//! | H30 | keys of encrypted data were not archived | shards are not encrypted: what is archived is all that opens them | `a_bucket_that_was_archived_in_format_1_is_resumed_and_goes_on` |
+//! | H31 | files were written in place and not flushed | temporary name, flush, rename, flush of the folder | `a_file_with_another_content_is_refused_and_what_was_there_stays` |
 //! | H32 | local data went after a failed pause, under open readers | only after the manifest was read back and every object checked, and without open scans | `a_pause_that_kept_its_data_is_evicted_by_another_call` |
 //! | H33 | the watcher of a bucket died or panicked | there is no watcher: who waits for tasks waits on a revision | `a_revision_is_waited_on_until_something_changes_or_the_limit_ends` |
 //! | H34 | after a restart a paused bucket's rest was forgotten | the state is durable, and an interrupted eviction goes on | `a_pause_that_is_killed_at_any_step_is_led_on_or_back` |

@@ -50,7 +50,7 @@ pub enum IdError {
 }
 
 impl PauseId {
-    /// A new id of the generation after `latest`, the greatest id that the archive lists for the bucket.
+    /// A new id of the generation after `latest`, the greatest id that the archive lists for the bucket, or might.
     pub fn following(latest: Option<Self>) -> Result<Self, IdError> {
         let used = latest.map_or(Generation(0), Self::generation);
         if used >= GENERATION_MAX {

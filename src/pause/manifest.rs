@@ -12,6 +12,8 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 
 use super::id::{AttemptId, PauseId, parse_hex};
+use super::part::{BucketPart, MANIFEST_SUFFIX, Membership};
+use super::small::{SMALL_BYTES_MAX, get_small};
 use crate::durable::{UnsealError, seal, unseal_any};
 use crate::objstore::{
     Body, Content, ContentHash, Encoding, KeyError, ObjectKey, ObjectStore, StoreCause, StoreError,
@@ -24,15 +26,12 @@ use crate::thread::Until;
 pub const FORMAT_VERSIONS: RangeInclusive<u32> = 1..=2;
 
 const KIND: &str = "manifest";
-const KEY_SUFFIX: &str = ".manifest";
-/// Folder of a bucket's manifests.
-pub(super) const MANIFESTS: &str = "manifests";
 
 /// A published pause of a bucket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// The pause; its generation is 1 + the greatest that the archive listed for the bucket.
+    /// The pause; its generation is greater than any that the archive listed for the bucket.
     pub pause: PauseId,
     /// The attempt that made the pause.
     pub attempt: AttemptId,
@@ -61,33 +60,6 @@ pub struct Manifest {
     pub positions: serde_json::Value,
     /// Every file of every shard.
     pub files: Vec<ManifestFile>,
-}
-
-/// Member `member` of `of`, counted from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Membership {
-    /// This member.
-    pub member: u16,
-    /// How many there are.
-    pub of: u16,
-}
-
-impl std::fmt::Display for Membership {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.member, self.of)
-    }
-}
-
-impl Default for Membership {
-    fn default() -> Self {
-        Self::WHOLE
-    }
-}
-
-impl Membership {
-    /// The only member there is.
-    pub const WHOLE: Self = Self { member: 1, of: 1 };
 }
 
 /// One file of a shard, and the object with its content.
@@ -172,8 +144,8 @@ pub enum ManifestError {
     /// There is no such pause.
     #[error("bucket {bucket} has no pause {pause} in {store}: `archive list` shows those that there are")]
     Missing {
-        /// Name of the bucket.
-        bucket: String,
+        /// The bucket.
+        bucket: BucketPart,
         /// The pause that was asked for.
         pause: PauseId,
         /// URL of the store.
@@ -197,13 +169,24 @@ pub enum ManifestError {
         /// What is wrong.
         source: UnsealError,
     },
+    /// The manifest is larger than a manifest may be.
+    #[error(
+        "the manifest {key} in {store} has more than the {SMALL_BYTES_MAX} bytes that a manifest may have; use another \
+         pause, or make one of fewer files"
+    )]
+    TooLarge {
+        /// The manifest's object.
+        key: ObjectKey,
+        /// URL of the store.
+        store: String,
+    },
     /// The manifest breaks a rule of the format.
     #[error("the manifest of pause {pause} of bucket {bucket} is not valid: {reason}; use another pause")]
     Invalid {
         /// The pause.
         pause: PauseId,
-        /// Name of the bucket.
-        bucket: String,
+        /// The bucket.
+        bucket: BucketPart,
         /// The rule.
         reason: String,
     },
@@ -217,75 +200,68 @@ pub enum ManifestError {
     },
     /// Two processes paused the bucket at the same time.
     #[error(
-        "bucket {bucket} in {store} has two pauses of one generation, {first} and {second}: \
-         `verify` both and remove the manifest of the one that is not wanted"
+        "bucket {bucket} in {store} has two pauses of one generation, with the manifests {first} and {second}: look at \
+         both with `verify --pause`, and delete the one that is not wanted from the archive"
     )]
     TwoOfOneGeneration {
-        /// Name of the bucket.
-        bucket: String,
+        /// The bucket.
+        bucket: BucketPart,
         /// URL of the store.
         store: String,
-        /// One of the two.
-        first: PauseId,
-        /// The other one.
-        second: PauseId,
+        /// The manifest of one of the two.
+        first: ObjectKey,
+        /// That of the other one.
+        second: ObjectKey,
     },
-}
-
-/// The key of the object that holds a content which `attempt` uploads for `bucket`.
-pub fn object_key(bucket: &str, hash: ContentHash, attempt: AttemptId) -> Result<ObjectKey, ManifestError> {
-    objects_folder(bucket)?.join(&format!("{hash}-{attempt}")).map_err(|e| unusable(bucket, e))
-}
-
-/// The folder of a bucket's objects.
-pub(super) fn objects_folder(bucket: &str) -> Result<ObjectKey, ManifestError> {
-    folder(bucket, "objects")
-}
-
-/// The folder of the records of a bucket's condemned objects.
-pub(super) fn condemned_folder(bucket: &str) -> Result<ObjectKey, ManifestError> {
-    folder(bucket, "condemned")
-}
-
-pub(super) fn manifests_folder(bucket: &str) -> Result<ObjectKey, ManifestError> {
-    folder(bucket, MANIFESTS)
-}
-
-fn folder(bucket: &str, name: &str) -> Result<ObjectKey, ManifestError> {
-    if bucket.contains('/') {
-        let slash = KeyError { text: bucket.to_owned(), reason: "it holds a slash" };
-        return Err(unusable(bucket, slash));
-    }
-    // The name alone first: behind it, a slash hides that it is empty.
-    ObjectKey::new(bucket).and_then(|key| key.join(name)).map_err(|e| unusable(bucket, e))
-}
-
-pub(super) fn unusable(bucket: &str, source: KeyError) -> ManifestError {
-    ManifestError::Bucket { bucket: bucket.to_owned(), source }
-}
-
-/// The key of a pause's manifest.
-pub(super) fn manifest_key(bucket: &str, pause: PauseId) -> Result<ObjectKey, ManifestError> {
-    manifests_folder(bucket)?.join(&format!("{pause}{KEY_SUFFIX}")).map_err(|e| unusable(bucket, e))
 }
 
 /// The pauses of `bucket` in `store`, oldest first. Objects whose names are none of ours are left out.
 pub fn list_pauses(
     store: &dyn ObjectStore,
-    bucket: &str,
+    bucket: &BucketPart,
     until: &Until,
 ) -> Result<Vec<PauseId>, ManifestError> {
-    let folder = manifests_folder(bucket)?;
-    let listed = store.list(Some(&folder), until)?;
-    let names = listed.iter().filter_map(|object| object.key.below(&folder)?.strip_suffix(KEY_SUFFIX));
-    let mut pauses: Vec<PauseId> = names.filter_map(|name| name.parse().ok()).collect();
-    pauses.sort_unstable();
+    let pauses = listed(store, bucket, until)?;
     let pairs = pauses.iter().zip(pauses.iter().skip(1));
     if let Some((&first, &second)) = pairs.into_iter().find(|(a, b)| a.generation() == b.generation()) {
-        let (bucket, store) = (bucket.to_owned(), store.describe());
+        let (first, second) = (bucket.manifest_key(first)?, bucket.manifest_key(second)?);
+        let (bucket, store) = (bucket.clone(), store.describe());
         return Err(ManifestError::TwoOfOneGeneration { bucket, store, first, second });
     }
     Ok(pauses)
+}
+
+fn listed(
+    store: &dyn ObjectStore,
+    bucket: &BucketPart,
+    until: &Until,
+) -> Result<Vec<PauseId>, ManifestError> {
+    let folder = bucket.manifests()?;
+    let listed = store.list(Some(&folder), until)?;
+    let names = listed.iter().filter_map(|object| object.key.below(&folder)?.strip_suffix(MANIFEST_SUFFIX));
+    let mut pauses: Vec<PauseId> = names.filter_map(|name| name.parse().ok()).collect();
+    pauses.sort_unstable();
+    Ok(pauses)
+}
+
+/// Removes the manifests of pauses that were given up and appeared later. Gives those that had.
+pub fn withdraw(
+    store: &dyn ObjectStore,
+    bucket: &BucketPart,
+    given_up: &[PauseId],
+    until: &Until,
+) -> Result<Vec<PauseId>, ManifestError> {
+    if given_up.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut appeared = listed(store, bucket, until)?;
+    appeared.retain(|pause| given_up.contains(pause));
+    let keys: Vec<ObjectKey> =
+        appeared.iter().map(|pause| bucket.manifest_key(*pause)).collect::<Result<_, _>>()?;
+    if !keys.is_empty() {
+        store.delete(&keys, until)?;
+    }
+    Ok(appeared)
 }
 
 impl Manifest {
@@ -295,17 +271,19 @@ impl Manifest {
     /// After [`ManifestError::Store`] it is unknown whether the pause exists: publish again, or read it.
     pub fn publish(&self, store: &dyn ObjectStore, until: &Until) -> Result<(), ManifestError> {
         self.validate()?;
-        let key = manifest_key(&self.bucket, self.pause)?;
+        let key = self.part().manifest_key(self.pause)?;
         let encode = |source| ManifestError::Encode { pause: self.pause, source };
         let sealed = seal(KIND, self.format_version(), self).map_err(encode)?;
+        if sealed.len() as u64 > SMALL_BYTES_MAX {
+            return Err(ManifestError::TooLarge { key, store: store.describe() });
+        }
         let put = store.put_if_absent(&key, Body::Bytes(&sealed), until);
         match put {
             // An earlier try may have succeeded although its answer was lost.
             Err(e) if matches!(e.cause, StoreCause::Exists) => {
-                let mut found = Vec::new();
-                store.get(&key, &mut found, until)?;
+                let found = get_small(store, &key, until)?;
                 let taken = || ManifestError::Taken { pause: self.pause, store: store.describe() };
-                if found == sealed { Ok(()) } else { Err(taken()) }
+                if found.as_ref() == Some(&sealed) { Ok(()) } else { Err(taken()) }
             }
             result => Ok(result?),
         }
@@ -314,34 +292,40 @@ impl Manifest {
     /// Reads and checks the manifest of a pause.
     pub fn read(
         store: &dyn ObjectStore,
-        bucket: &str,
+        bucket: &BucketPart,
         pause: PauseId,
         until: &Until,
     ) -> Result<Self, ManifestError> {
-        let key = manifest_key(bucket, pause)?;
-        let mut sealed = Vec::new();
-        if let Err(e) = store.get(&key, &mut sealed, until) {
-            return Err(match e.cause {
-                StoreCause::NotFound => {
-                    ManifestError::Missing { bucket: bucket.to_owned(), pause, store: store.describe() }
-                }
-                _ => e.into(),
-            });
-        }
+        let key = bucket.manifest_key(pause)?;
+        let sealed = get_small(store, &key, until).map_err(|e| match e.cause {
+            StoreCause::NotFound => {
+                ManifestError::Missing { bucket: bucket.clone(), pause, store: store.describe() }
+            }
+            _ => e.into(),
+        })?;
+        let Some(sealed) = sealed else {
+            return Err(ManifestError::TooLarge { key, store: store.describe() });
+        };
         let (version, manifest): (u32, Self) = unseal_any(KIND, FORMAT_VERSIONS, &sealed)
             .map_err(|source| ManifestError::Damaged { key, store: store.describe(), source })?;
-        let invalid = |reason| ManifestError::Invalid { pause, bucket: bucket.to_owned(), reason };
+        let invalid = |reason| ManifestError::Invalid { pause, bucket: bucket.clone(), reason };
         if manifest.pause != pause {
             return Err(invalid(format!("it is that of pause {}", manifest.pause)));
         }
-        if manifest.bucket != bucket {
-            return Err(invalid(format!("it is that of bucket {:?}", manifest.bucket)));
+        if manifest.part() != *bucket {
+            let (name, membership) = (&manifest.bucket, manifest.membership);
+            return Err(invalid(format!("it is that of bucket {name:?}, member {membership}")));
         }
         if manifest.format_version() != version {
             return Err(invalid(format!("it has format version {version} and says what is of another")));
         }
         manifest.validate()?;
         Ok(manifest)
+    }
+
+    /// Whose pause it is.
+    pub fn part(&self) -> BucketPart {
+        BucketPart::new(self.bucket.as_str(), self.membership)
     }
 
     /// The version of the format that the manifest is written in, one of [`FORMAT_VERSIONS`].
@@ -360,12 +344,10 @@ impl Manifest {
     }
 
     fn validate(&self) -> Result<(), ManifestError> {
-        let objects = objects_folder(&self.bucket)?;
+        let objects = self.part().objects()?;
         match self.broken_rule(&objects) {
             None => Ok(()),
-            Some(reason) => {
-                Err(ManifestError::Invalid { pause: self.pause, bucket: self.bucket.clone(), reason })
-            }
+            Some(reason) => Err(ManifestError::Invalid { pause: self.pause, bucket: self.part(), reason }),
         }
     }
 

@@ -11,6 +11,7 @@
 //! <bucket>/objects/<content hash>-<attempt>        the content of a file; never changed
 //! <bucket>/manifests/<pause>.manifest              one pause; created last, never changed
 //! <bucket>/condemned/<id>.condemned                objects that no pause named when it was made
+//! <bucket>/member-<n>-of-<m>/…                     the same for a member of several ([`BucketPart`])
 //! ```
 //!
 //! `<attempt>` is an [`AttemptId`], `<pause>` a [`PauseId`], `<content hash>` the
@@ -26,27 +27,32 @@
 //! and is invisible. Nothing that comes from an archive is believed before its length and hash were checked.
 
 mod catalog;
+mod condemned;
 mod download;
 mod fetch;
 pub mod hazards;
 mod id;
 mod manager;
 mod manifest;
+mod part;
 mod plan;
 mod prune;
+mod small;
 mod upload;
 mod verify;
 
-pub use catalog::{PauseSummary, describe_pauses, list_buckets};
+pub use catalog::{PauseSummary, describe_pauses, list_parts};
+pub use condemned::{GRACE_DEFAULT, GRACE_MIN, PUBLISH_MAX, RecordError, Standing};
 pub use download::{DownloadError, Staged, download, take_up};
 pub use id::{AttemptId, GENERATION_MAX, IdError, PauseId};
 pub use manager::{BucketState, Event, Refusal};
 pub use manifest::{
-    Archived, FORMAT_VERSIONS, Manifest, ManifestError, ManifestFile, Membership, Stored, list_pauses,
-    object_key,
+    Archived, FORMAT_VERSIONS, Manifest, ManifestError, ManifestFile, Stored, list_pauses, withdraw,
 };
+pub use part::{BucketPart, Membership};
 pub use plan::{ImageFile, KnownHashes, PlannedFile, Reusable, UploadOptions, UploadPlan, Way, plan_upload};
-pub use prune::{GRACE_DEFAULT, PruneError, PruneOptions, PruneReport, prune};
+pub use prune::{PruneError, PruneOptions, PruneReport, prune};
+pub use small::SMALL_BYTES_MAX;
 pub use upload::{NewObjects, UploadError, Uploaded, probe, upload, weigh};
 pub use verify::{BadObject, CheckError, Difference, VerifyError, check_local, verify};
 

@@ -13,11 +13,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use super::AttemptId;
-use super::manifest::{Archived, Manifest, ManifestFile, object_key, objects_folder};
-use super::upload::{UploadError, store_error, upload_error};
+use super::condemned::Standing;
+use super::manifest::{Archived, Manifest, ManifestFile};
+use super::part::BucketPart;
+use super::upload::{UploadError, upload_error};
 use crate::durable::AtPath;
 use crate::objstore::{
-    ChunkHash, Content, ContentHash, Encoding, FileRead, ObjectKey, ObjectStore, TransferError, hash_files,
+    ChunkHash, Content, ContentHash, Encoding, FileRead, ObjectKey, TransferError, hash_files,
 };
 use crate::shard::ShardId;
 use crate::thread::Until;
@@ -47,7 +49,7 @@ impl ImageFile {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UploadOptions {
     /// The bucket that the files are of.
-    pub bucket: String,
+    pub bucket: BucketPart,
     /// The attempt that uploads them.
     pub attempt: AttemptId,
     /// How they are encoded where that pays; `None` leaves all as they are.
@@ -58,7 +60,7 @@ pub struct UploadOptions {
 
 impl UploadOptions {
     pub(super) fn object_key(&self, hash: ContentHash) -> Result<ObjectKey, UploadError> {
-        object_key(&self.bucket, hash, self.attempt).map_err(UploadError::Bucket)
+        self.bucket.object_key(hash, self.attempt).map_err(UploadError::Bucket)
     }
 }
 
@@ -151,30 +153,36 @@ pub struct Reusable {
 }
 
 impl Reusable {
-    /// The objects that are in the store, with the right length, and that `parent` names, an earlier pause of the
-    /// same bucket, or that `attempt` has uploaded before it was interrupted. One listing, no object is read.
+    /// Of what stands in the archive, the objects that `parent` names, an earlier pause of the same bucket, or that one
+    /// of `attempts` has uploaded before it was interrupted.
     pub fn find(
-        bucket: &str,
+        bucket: &BucketPart,
         parent: Option<&Manifest>,
-        attempt: AttemptId,
-        store: &dyn ObjectStore,
-        until: &Until,
+        attempts: &[AttemptId],
+        standing: &Standing,
     ) -> Result<Self, UploadError> {
-        let folder = objects_folder(bucket).map_err(UploadError::Bucket)?;
-        let listed = store.list(Some(&folder), until).map_err(store_error)?;
+        let folder = bucket.objects().map_err(UploadError::Bucket)?;
         let of_parent: HashMap<&ObjectKey, &ManifestFile> =
             parent.into_iter().flat_map(|parent| &parent.files).map(|file| (&file.object, file)).collect();
         let mut reusable = Self::default();
-        for object in listed {
-            let length_bytes = object.length_bytes;
-            let named = of_parent.get(&object.key);
+        for (object, length_bytes) in standing.objects() {
+            let named = of_parent.get(object);
             if let Some(file) = named.filter(|file| file.object_content().length_bytes == length_bytes) {
                 reusable.add(std::slice::from_ref(*file));
-            } else if let Some(hash) = uploaded_by(attempt, &object.key, &folder) {
-                reusable.objects.insert(Content { length_bytes, hash }, object.key);
+            } else if let Some(hash) = uploaded_by(attempts, object, &folder) {
+                reusable.objects.insert(Content { length_bytes, hash }, object.clone());
             }
         }
         Ok(reusable)
+    }
+
+    /// Leaves out what does not stand any more.
+    pub fn keep_standing(&mut self, standing: &Standing) {
+        self.files.retain(|content, archived| {
+            let length_bytes = archived.stored.map_or(content.length_bytes, |stored| stored.length_bytes);
+            standing.has(&archived.object, length_bytes)
+        });
+        self.objects.retain(|content, object| standing.has(object, content.length_bytes));
     }
 
     /// Adds what was uploaded meanwhile.
@@ -198,10 +206,10 @@ impl Reusable {
     }
 }
 
-/// The content that the object's key promises, if the object is one of the attempt.
-fn uploaded_by(attempt: AttemptId, object: &ObjectKey, folder: &ObjectKey) -> Option<ContentHash> {
+/// The content that the object's key promises, if the object is one of the attempts'.
+fn uploaded_by(attempts: &[AttemptId], object: &ObjectKey, folder: &ObjectKey) -> Option<ContentHash> {
     let (hash, of) = object.below(folder)?.split_once('-')?;
-    (of.parse().ok() == Some(attempt)).then(|| hash.parse().ok())?
+    of.parse().is_ok_and(|of| attempts.contains(&of)).then(|| hash.parse().ok())?
 }
 
 /// Hashes of files that were read before, so that they need not be read again under another name. Whoever keeps

@@ -14,7 +14,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::manifest::{Archived, ManifestError, ManifestFile, Stored, objects_folder, unusable};
+use super::manifest::{Archived, ManifestError, ManifestFile, Stored};
+use super::part::BucketPart;
 use super::plan::{KnownHashes, PlannedFile, Reusable, UploadPlan, Way, total_bytes};
 use super::{AttemptId, Meter, Progress};
 use crate::durable::{AtPath, PathError, RoomError, require_room};
@@ -77,11 +78,11 @@ pub enum UploadError {
 /// object is one that no manifest names, and a prune deletes it.
 pub fn probe(
     store: &dyn ObjectStore,
-    bucket: &str,
+    bucket: &BucketPart,
     attempt: AttemptId,
     until: &Until,
 ) -> Result<Option<StoreError>, ManifestError> {
-    let key = objects_folder(bucket)?.join(&format!("probe-{attempt}")).map_err(|e| unusable(bucket, e))?;
+    let key = bucket.below(&bucket.objects()?, &format!("probe-{attempt}"))?;
     store.put(&key, Body::Bytes(b"dormouse"), until)?;
     Ok(store.delete(&[key], until).err())
 }
@@ -225,7 +226,7 @@ impl Act<'_> {
             })
             .collect();
         let planned_at = |place: usize| new.get(place).map(|(_, planned)| *planned);
-        let folder = objects_folder(&options.bucket).map_err(UploadError::Bucket)?;
+        let folder = options.bucket.objects().map_err(UploadError::Bucket)?;
         let name = |place: usize, content: &FileContent| {
             if let Some(Way::New(chunks)) = planned_at(place).map(|planned| &planned.way)
                 && *chunks != content.chunks
@@ -456,7 +457,7 @@ pub(super) fn upload_error(error: TransferError, path: impl Fn(usize) -> Option<
     }
 }
 
-pub(super) fn store_error(error: StoreError) -> UploadError {
+fn store_error(error: StoreError) -> UploadError {
     match error.cause {
         StoreCause::Stopped(why) => why.into(),
         _ => UploadError::Store(error),

@@ -158,6 +158,11 @@ impl ShardLock {
     pub fn seal_on_drop(&mut self, by: &str) {
         self.seal_for = Some(by.to_owned());
     }
+
+    /// Takes back what [`ShardLock::seal_on_drop`] said.
+    pub fn open_on_drop(&mut self) {
+        self.seal_for = None;
+    }
 }
 
 impl Drop for ShardLock {

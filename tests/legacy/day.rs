@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use dormouse::bucket::{Bucket, DataDir};
+use dormouse::bucket::{Bucket, DataDir, ResumeOptions};
 use dormouse::objstore::FileStore;
 use dormouse::shard::StoreKind;
 use dormouse::source::Input;
@@ -70,7 +70,8 @@ fn live(data: &DataDir, root: &Path, store: StoreKind, journal: &Arc<Journal>) {
     bucket.pause(&archive, EVICT, &minutes(1), &mut |_| {}).unwrap();
     bucket.close(&minutes(1)).unwrap();
     drop(bucket);
-    data.resume(&named(&name), &archive, None, &config, &minutes(1), &mut |_| {}).unwrap();
+    data.resume(&named(&name), &archive, ResumeOptions::default(), &config, &minutes(1), &mut |_| {})
+        .unwrap();
     let bucket = data.open_bucket(&named(&name), &config).unwrap();
     ingest(&bucket, Input::Path(root.join("documents"))).unwrap();
     assert_eq!(scan(&bucket), numbers(0..DOCUMENTS));

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use dormouse::bucket::{
     Bucket, BucketConfig, BucketError, BucketSpec, CancelError, CloseError, DataDir, DataDirError,
-    FollowError, FollowOptions, IndexError, IngestError, PauseError, ResumeError, TaskId, WaitError,
+    FollowError, FollowOptions, IndexError, IngestError, PauseError, ResumeError, ResumeOptions, TaskId,
+    WaitError,
 };
 use dormouse::event::Generation;
 use dormouse::index::{KeyRange, ScanQuery};
@@ -67,8 +68,11 @@ fn try_everything(data: &DataDir, bucket: &Bucket, archive: &FileStore) {
     assert_forked!(data.create_bucket(&named("new"), BucketSpec::default(), &config), BucketError::Forked);
     assert_forked!(data.drop_bucket(&name), BucketError::Forked);
     assert_forked!(data.recover(&name, &config.logger), BucketError::Forked);
-    assert_forked!(data.plan_resume(&name, archive, None, &until), ResumeError::Forked);
-    assert_forked!(data.resume(&name, archive, None, &config, &until, &mut |_| {}), ResumeError::Forked);
+    assert_forked!(data.plan_resume(&name, archive, ResumeOptions::default(), &until), ResumeError::Forked);
+    assert_forked!(
+        data.resume(&name, archive, ResumeOptions::default(), &config, &until, &mut |_| {}),
+        ResumeError::Forked
+    );
     assert_forked!(data.wait_for_tasks(0, &until), WaitError::Forked);
     assert_forked!(data.cancel_task(TaskId(1), &until), CancelError::Forked);
     assert_forked!(bucket.ensure_index(&by_n(), false), IndexError::Forked);

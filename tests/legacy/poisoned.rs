@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dormouse::bucket::DataDir;
+use dormouse::bucket::{DataDir, ResumeOptions};
 use dormouse::objstore::{
     Body, CredentialSource, Credentials, FileStore, ObjectKey, ObjectStore, S3Config, S3Store,
 };
@@ -174,7 +174,8 @@ pub(crate) fn environment() {
         bucket.pause(&archive, EVICT, &minutes(1), &mut |_| {}).unwrap();
         bucket.close(&minutes(1)).unwrap();
         drop(bucket);
-        data.resume(&named(&name), &archive, None, &config, &minutes(1), &mut |_| {}).unwrap();
+        data.resume(&named(&name), &archive, ResumeOptions::default(), &config, &minutes(1), &mut |_| {})
+            .unwrap();
         let bucket = data.open_bucket(&named(&name), &config).unwrap();
         assert_eq!(scan(&bucket), numbers(0..1000));
         bucket.close(&minutes(1)).unwrap();

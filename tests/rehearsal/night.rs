@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, bounded};
 use dormouse::bucket::DataDir;
+use dormouse::pause::{BucketPart, list_pauses};
 use dormouse::shard::StoreKind;
 use dormouse::thread::{self, Cancel, Thread, Until};
 use parking_lot::Mutex;
@@ -347,7 +348,8 @@ impl Night {
 
     fn has_pauses(&self) -> bool {
         let store = self.archive.open();
-        !dormouse::pause::list_pauses(&*store, BUCKET_NAME, &Until::within(PATIENCE)).unwrap().is_empty()
+        let part = BucketPart::whole(BUCKET_NAME);
+        !list_pauses(&*store, &part, &Until::within(PATIENCE)).unwrap().is_empty()
     }
 
     /// Pauses, and tells whether the bucket sleeps.

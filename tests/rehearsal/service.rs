@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use dormouse::bucket::{
     Bucket, BucketConfig, BucketSpec, DataDir, FollowError, FollowOptions, IndexState, PauseOptions,
-    SourceKind,
+    ResumeOptions, SourceKind,
 };
 use dormouse::durable::hex;
 use dormouse::index::IndexDefinition;
@@ -337,7 +337,7 @@ impl Service {
         self.close();
         let name = NAME.parse()?;
         let resume = |store: &dyn ObjectStore| {
-            self.data.resume(&name, store, None, &config(), &watchdog(), &mut |_| {})
+            self.data.resume(&name, store, ResumeOptions::default(), &config(), &watchdog(), &mut |_| {})
         };
         self.with_archive(fault, resume)?;
         Ok(())

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use dormouse::bucket::{
     Bucket, BucketConfig, BucketName, BucketSpec, BucketState, DataDir, IngestError, IngestOptions,
-    IngestReport, PauseError, PauseOptions, ResumeError, ResumeReport,
+    IngestReport, PauseError, PauseOptions, ResumeError, ResumeOptions, ResumeReport,
 };
 use dormouse::durable::require_room;
 use dormouse::index::{IndexDefinition, KeyRange};
@@ -18,7 +18,7 @@ use dormouse::shard::{ShardSetConfig, StoreKind};
 use dormouse::source::{Input, ReplayFormat};
 use dormouse::thread::{RecvError, Until, recv};
 
-use super::{eventually, forever, tree, watchdog};
+use super::{eventually, forever, part, tree, watchdog};
 
 pub(crate) const SPEC: fn() -> BucketSpec = || BucketSpec { vbuckets: 8, shards: 2, ..BucketSpec::default() };
 
@@ -72,7 +72,9 @@ impl World {
     ) -> Result<ResumeReport, ResumeError> {
         // A test may want to see that it is held.
         let patience = Duration::from_millis(300);
-        let resume = || self.data.resume(&named(name), store, None, &self.config, until, &mut |_| {});
+        let resume = || {
+            self.data.resume(&named(name), store, ResumeOptions::default(), &self.config, until, &mut |_| {})
+        };
         once_free_within(patience, resume)
     }
 
@@ -122,7 +124,7 @@ impl World {
     }
 
     pub(crate) fn pauses(&self, name: &str) -> usize {
-        list_pauses(&self.store, name, &forever()).unwrap().len()
+        list_pauses(&self.store, &part(name), &forever()).unwrap().len()
     }
 }
 
@@ -272,11 +274,11 @@ pub(crate) fn prune_to_what_is_named(store: &dyn ObjectStore, name: &str) {
     for days in 0..3 {
         let now = now + day * days;
         let options = PruneOptions { keep: None, grace: day, now, dry_run: false };
-        prune(store, name, &options, &watchdog()).unwrap();
+        prune(store, &part(name), &options, &watchdog()).unwrap();
     }
     let mut named = BTreeSet::new();
-    for pause in list_pauses(store, name, &forever()).unwrap() {
-        let manifest = Manifest::read(store, name, pause, &forever()).unwrap();
+    for pause in list_pauses(store, &part(name), &forever()).unwrap() {
+        let manifest = Manifest::read(store, &part(name), pause, &forever()).unwrap();
         assert!(verify(&manifest, store, &forever()).unwrap().is_empty());
         named.extend(manifest.files.into_iter().map(|file| file.object));
         named.insert(format!("{name}/manifests/{pause}.manifest").parse().unwrap());

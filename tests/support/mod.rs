@@ -29,8 +29,8 @@ use dormouse::objstore::{
     StoreError, Upload, WriteDraft,
 };
 use dormouse::pause::{
-    AttemptId, ImageFile, KnownHashes, Manifest, ManifestFile, Membership, NewObjects, PauseId, Reusable,
-    UploadOptions, plan_upload, upload,
+    AttemptId, BucketPart, ImageFile, KnownHashes, Manifest, ManifestFile, Membership, NewObjects, PauseId,
+    Reusable, Standing, UploadOptions, plan_upload, upload,
 };
 use dormouse::shard::ShardId;
 use dormouse::thread::{self, Cancel, Until, fin};
@@ -84,6 +84,22 @@ pub(crate) fn skip_without(what: &str) {
 /// Name of the bucket that tests archive.
 pub(crate) const BUCKET: &str = "travel";
 
+/// A bucket with one member, as archives name it.
+pub(crate) fn part(bucket: &str) -> BucketPart {
+    BucketPart::whole(bucket)
+}
+
+/// What a pause of [`BUCKET`] may name without uploading it.
+pub(crate) fn reusable(
+    store: &dyn ObjectStore,
+    parent: Option<&Manifest>,
+    attempt: AttemptId,
+    until: &Until,
+) -> anyhow::Result<Reusable> {
+    let standing = Standing::look(store, &part(BUCKET), SystemTime::now(), until)?;
+    Ok(Reusable::find(&part(BUCKET), parent, &[attempt], &standing)?)
+}
+
 /// Makes the file `<folder>/<shard>-<name>` and gives it as a part of an image.
 pub(crate) fn image(folder: &Path, shard: u16, name: &str, content: &[u8]) -> ImageFile {
     let path = folder.join(format!("{shard}-{}", name.replace('/', "-")));
@@ -119,7 +135,7 @@ pub(crate) fn attempt() -> AttemptId {
 /// How tests upload to the store, without an encoding.
 pub(crate) fn upload_options(store: &dyn ObjectStore) -> UploadOptions {
     UploadOptions {
-        bucket: BUCKET.to_owned(),
+        bucket: part(BUCKET),
         attempt: attempt(),
         encoding: None,
         takes_drafts: store.in_drafts().is_some(),
@@ -147,7 +163,7 @@ pub(crate) fn archive_as(
     until: &Until,
 ) -> anyhow::Result<(Manifest, NewObjects)> {
     let mut reusable = match parent {
-        Some(_) => Reusable::find(BUCKET, parent, attempt(), store, until)?,
+        Some(_) => reusable(store, parent, attempt(), until)?,
         None => Reusable::default(),
     };
     let (known, scratch) = (&mut KnownHashes::default(), tempfile::tempdir()?);
@@ -215,7 +231,12 @@ pub(crate) struct FailingStore<'a> {
     puts: AtomicUsize,
     /// Whether callers are to make one call after the other, so that the order of calls is known.
     pub(crate) one_at_a_time: bool,
+    /// Is called before each call with its number, what it does, and to what.
+    pub(crate) before: Option<&'a BeforeCall<'a>>,
 }
+
+/// What happens before a call of a [`FailingStore`].
+pub(crate) type BeforeCall<'a> = dyn Fn(usize, Operation, Option<&ObjectKey>) + Sync + 'a;
 
 impl<'a> FailingStore<'a> {
     /// Fails the call number `fail_at`, counted from 1; 0 fails none.
@@ -227,6 +248,7 @@ impl<'a> FailingStore<'a> {
             calls: AtomicUsize::new(0),
             puts: AtomicUsize::new(0),
             one_at_a_time: false,
+            before: None,
         }
     }
 
@@ -252,6 +274,9 @@ impl<'a> FailingStore<'a> {
         carry_out: impl FnOnce() -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let number = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some(before) = self.before {
+            before(number, operation, key);
+        }
         let made_up =
             || StoreError::new(operation, key, self.describe(), io::Error::other("it was made to fail"));
         if number != self.fail_at {

@@ -7,9 +7,10 @@ use std::ops::Range;
 
 use dormouse::durable::{hex, unseal};
 use dormouse::objstore::{Body, ObjectKey, ObjectStore, Operation, Page, PageMark, StoreCause, StoreError};
-use dormouse::pause::{Manifest, PauseId};
+use dormouse::pause::{BucketPart, Manifest, Membership, PauseId};
 use dormouse::thread::Until;
 use libfuzzer_sys::fuzz_target;
+use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -65,9 +66,11 @@ fuzz_target!(|data: &[u8]| {
     let word = |name: &str| body.get(name).and_then(Value::as_str);
     let (Some(bucket), Some(pause)) = (word("bucket"), word("pause")) else { return };
     let Ok(pause) = pause.parse::<PauseId>() else { return };
-    let Ok(manifest) = Manifest::read(&One(sealed(data)), bucket, pause, &Until::default()) else { return };
+    let membership = body.get("membership").and_then(|member| Membership::deserialize(member).ok());
+    let part = BucketPart::new(bucket, membership.unwrap_or_default());
+    let Ok(manifest) = Manifest::read(&One(sealed(data)), &part, pause, &Until::default()) else { return };
     assert!(manifest.bytes() >= manifest.files.iter().map(|file| file.length_bytes).max().unwrap_or(0));
     let again = serde_json::to_vec(&manifest).expect("it is written again");
-    let read = Manifest::read(&One(sealed(&again)), bucket, pause, &Until::default()).expect("it is read again");
+    let read = Manifest::read(&One(sealed(&again)), &part, pause, &Until::default()).expect("it is read again");
     assert_eq!(serde_json::to_value(&read).expect("a value"), serde_json::to_value(&manifest).expect("a value"));
 });

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use dormouse::objstore::{Body, ObjectKey, ObjectStore, Operation, Page, PageMark, StoreCause, StoreError};
 use dormouse::thread::Until;
+use parking_lot::Mutex;
 
 pub(crate) struct LostStore<'a> {
     inner: &'a dyn ObjectStore,
@@ -14,8 +15,10 @@ pub(crate) struct LostStore<'a> {
     calls: AtomicUsize,
     /// So many calls later it is there again.
     pub(crate) comes_back_after: usize,
+    /// What a server has that has not carried it out yet.
+    late: Mutex<Option<(ObjectKey, Vec<u8>)>>,
     /// Is called when the manifest is put.
-    pub(crate) on_manifest: Option<&'a (dyn Fn() + Sync)>,
+    pub(crate) on_manifest: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl<'a> LostStore<'a> {
@@ -27,7 +30,15 @@ impl<'a> LostStore<'a> {
             is_lost: AtomicBool::new(false),
             calls: AtomicUsize::new(0),
             comes_back_after: usize::MAX,
+            late: Mutex::new(None),
             on_manifest: None,
+        }
+    }
+
+    /// A manifest that did not arrive arrives after all, if it has not yet.
+    pub(crate) fn arrive_late(&self) {
+        if let Some((key, manifest)) = self.late.lock().take() {
+            self.inner.put(&key, Body::Bytes(&manifest), &Until::default()).unwrap();
         }
     }
 
@@ -57,9 +68,12 @@ impl ObjectStore for LostStore<'_> {
     fn put_if_absent(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
         if self.arrives {
             self.inner.put_if_absent(key, body, until)?;
+        } else {
+            let Body::Bytes(manifest) = body else { panic!("a manifest is no file") };
+            *self.late.lock() = Some((key.clone(), manifest.to_vec()));
         }
         self.is_lost.store(true, Ordering::SeqCst);
-        if let Some(tell) = self.on_manifest {
+        if let Some(tell) = &self.on_manifest {
             tell();
         }
         self.call(Operation::Put, || Ok(()))
