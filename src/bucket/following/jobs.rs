@@ -7,7 +7,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
-use crate::event::VbId;
+use crate::event::{Generation, VbId};
 use crate::shard::{RollBackError, ShardId};
 use crate::source::dcp::{ClusterError, ClusterMap, Connection, DcpRequestError};
 use crate::thread::{self, Cancel, Panicked, Roster, Thread, Until};
@@ -29,8 +29,8 @@ pub(super) enum Done {
     Written(Written),
     /// A recovery point was looked for that a shard may go back to.
     Chosen(ShardId, Result<(), RollFault>),
-    /// A shard was to be rolled back.
-    RolledBack(ShardId, Result<(), RollFault>),
+    /// A shard was to be rolled back. It takes writes of that generation and later ones from then on.
+    RolledBack(ShardId, Result<Generation, RollFault>),
     /// The job has a defect.
     Panicked(Panicked),
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use slog::{info, warn};
 
-use crate::event::{Seqno, VbId};
+use crate::event::{Generation, Seqno, VbId};
 use crate::shard::store::RecoveryPoint;
 use crate::shard::{RollBackError, Shard, ShardId};
 use crate::source::dcp::{Connection, FailoverLog};
@@ -156,13 +156,13 @@ impl Follower<'_> {
         };
         let timeout = self.options.cluster.connection.step_timeout;
         let generation = self.bucket.next_generation();
-        self.fences.insert(id, generation);
         self.set_step(id, Step::Rolling);
         self.start_job(move |until| {
             let rolled = newest_fit(&shard, &wanted, timeout, until).and_then(|point| {
                 let to = point.map(|point| point.id);
                 shard.roll_back(to, generation, until).map_err(RollFault::Shard)
             });
+            let rolled = rolled.map(|()| generation);
             Done::RolledBack(id, rolled)
         })
     }
@@ -170,12 +170,14 @@ impl Follower<'_> {
     pub(super) fn take_rolled_back(
         &mut self,
         id: ShardId,
-        rolled: Result<(), RollFault>,
+        rolled: Result<Generation, RollFault>,
         until: &Until,
     ) -> Result<(), Broken> {
-        if let Err(fault) = rolled {
-            return self.take_fault(id, fault);
-        }
+        let generation = match rolled {
+            Ok(generation) => generation,
+            Err(fault) => return self.take_fault(id, fault),
+        };
+        self.fences.insert(id, generation);
         let closed = self.rolls.remove(&id).and_then(|roll| roll.closed);
         self.rolled_back += 1;
         let vbs: Vec<VbId> = self.members().filter(|vb| self.shard_of(*vb) == id).collect();
