@@ -9,7 +9,7 @@ use slog::{Logger, debug};
 
 use super::config::{DcpConfig, Login, Tls};
 use super::connection::{Connection, DcpOutput};
-use super::error::{DcpRequestError, OpenError};
+use super::error::OpenError;
 use super::handshake;
 use super::map::{ClusterMap, MapError, Network};
 use super::url::{ClusterUrl, NodeAddress};
@@ -58,7 +58,7 @@ pub enum ClusterCause {
     Map(#[from] MapError),
     /// It does not tell its configuration.
     #[error("{0}")]
-    Request(#[from] DcpRequestError),
+    Request(#[from] super::error::DcpRequestError),
 }
 
 impl ClusterError {

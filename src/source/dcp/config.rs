@@ -44,11 +44,11 @@ pub struct DcpConfig {
     /// How often the producer asks whether anybody is there. A connection that hears nothing for twice as long is
     /// given up, as is one where a request is not answered for twice as long.
     pub noop_interval: Duration,
-    /// How long each step of opening a connection, and each write, may take.
-    pub step_timeout: Duration,
     /// How long a node may do nothing but refuse to be spoken to, in a way that does not pass by itself, before who
     /// follows the bucket gives up: one that starts, or joins or leaves the cluster, does so for a while.
     pub refusal_timeout: Duration,
+    /// How long each step of opening a connection, and each write, may take.
+    pub step_timeout: Duration,
     /// A batch is sent when its buffer has this many bytes, or when the next read would wait.
     pub batch_bytes: usize,
 }

@@ -200,7 +200,7 @@ impl Connection {
     pub fn give_up_unanswered(&self) {
         let limit = self.shared.silence;
         if let Some(opcode) = self.shared.book.unanswered(limit) {
-            self.shared.fail(ConnectionError::Unanswered { opcode, seconds: limit.as_secs() });
+            self.shared.fail(super::error::ConnectionError::Unanswered { opcode, seconds: limit.as_secs() });
         }
     }
 
