@@ -82,7 +82,7 @@
 //! | `dm-compact` | merges tables, removes what a lock had kept | the bucket is closed |
 //! | `dm-load-N` | reads files of a shard that is in memory, beside the caller | the call that asked for them ends |
 //! | `dm-source` | reads the inputs of an ingest | they are read, or the ingest ends |
-//! | `dm-follow-N` | asks a cluster for its map, opens a connection, or rolls a shard back, once | that is done, or following ends |
+//! | `dm-follow-N` | asks a cluster for its map, opens a connection, writes requests to it, or rolls a shard back, once | that is done, or following ends |
 //! | `dcp-read-N` | reads a connection to a node of a cluster, answers its noops | the connection ends |
 //! | `dcp-send-N` | hands on what was read, and acknowledges it | the connection ends |
 //! | `kv-ctl-N` | control of a data path: serves requests, ends everything in order | the ingest ends |
@@ -92,6 +92,7 @@
 //! | `dm-store-N` | carries files to and from an object store | the files are carried, or one fails |
 //! | `dm-s3-watch` | ends calls on an `s3://` store whose limit has ended | the store is dropped |
 //! | `dm-s3-names` | resolves the names of servers for an `s3://` store | the store is dropped |
+//! | `dm-map` | asks for a cluster's map once, before there is a bucket; started by the binary alone | that is done |
 //! | `dm-signals` | waits for interrupts; started by the binary alone | the program ends |
 //!
 //! An open bucket has two threads; a running ingest of files has three more, and two for each worker; one that follows

@@ -94,6 +94,10 @@ fn words_that_make_no_sense_are_refused() {
         let told = world.refused(2, &words(options, source), &[told]);
         assert!(!told.contains("hunter2"), "{told}");
     }
+    for option in ["--connections=2", "--network=external"] {
+        let of_files = [&["ingest"], &BUCKET[..], &[option, AIRPORTS]].concat();
+        world.refused(2, &of_files, &["couchbase:// source"]);
+    }
     let no_password = [&["ingest"], &BUCKET[..], &["couchbase://me@host/b"]].concat();
     world.refused(2, &no_password, &["DORMOUSE_PASSWORD", "--password-file"]);
     assert!(!world.path("d").exists());

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::support::consumer::{Consumer, config, expected, follow, write};
 use crate::support::path::Dice;
-use crate::support::producer::{Producer, cluster_at};
+use crate::support::producer::{Behaviour, Producer, cluster_at};
 use crate::support::shards::for_each_store;
 use crate::support::{eventually, forever, watchdog};
 
@@ -37,7 +37,7 @@ fn is_long() -> bool {
 /// One fault, as the dice fall.
 fn disturb(producer: &Producer, dice: &mut Dice) {
     let vb = dice.choose(VBUCKETS);
-    match dice.below(8) {
+    match dice.below(9) {
         0 | 1 => {
             let after = usize::from(dice.choose(40_000));
             producer.behave(|behaviour| behaviour.cut_after = Some(after));
@@ -46,7 +46,8 @@ fn disturb(producer: &Producer, dice: &mut Dice) {
         3 | 4 => producer.move_vb(vb, Some(usize::from(dice.choose(3)))),
         5 => producer.behave(|behaviour| behaviour.compresses = !behaviour.compresses),
         6 => producer.behave(|behaviour| behaviour.pieces = Some(1 + usize::from(dice.choose(3000)))),
-        _ => producer.behave(|behaviour| behaviour.pieces = None),
+        7 => producer.behave(|behaviour| behaviour.bytes_a_second = Some(100_000)),
+        _ => producer.behave(Behaviour::be_quick),
     }
 }
 
@@ -68,7 +69,10 @@ fn many_changes_with_cuts_roll_backs_and_moves_end_in_the_state_of_the_producer(
             consumer.catch_up(&producer);
         }
     }
-    producer.behave(|behaviour| (behaviour.cut_after, behaviour.pieces) = (None, None));
+    producer.behave(|behaviour| {
+        behaviour.cut_after = None;
+        behaviour.be_quick();
+    });
     consumer.settle(&producer);
     assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
     consumer.close();
@@ -135,7 +139,10 @@ fn a_follower_that_is_killed_again_and_again_loses_and_repeats_nothing(store: St
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    producer.behave(|behaviour| (behaviour.cut_after, behaviour.pieces) = (None, None));
+    producer.behave(|behaviour| {
+        behaviour.cut_after = None;
+        behaviour.be_quick();
+    });
     let consumer = Consumer::open_with(folder.path(), spec(store), &quick());
     consumer.once(&producer);
     consumer.settle(&producer);

@@ -35,6 +35,7 @@ mod feed;
 mod filter;
 mod following;
 mod following_faults;
+mod following_nodes;
 mod hazards;
 mod host;
 mod house;

@@ -48,6 +48,26 @@ fn vbuckets_are_spread_over_several_connections_to_each_of_several_nodes() {
 }
 
 #[test]
+fn connections_to_a_node_share_its_vbuckets_whatever_numbers_these_have() {
+    let folder = TempDir::new().unwrap();
+    // One node has the vbuckets with even numbers, and the other one those with odd ones.
+    let (producer, mut dice) = (Producer::start_nodes(VBUCKETS, 2, None), Dice::new(8));
+    write(&producer, &mut dice, 500);
+    let consumer = consumer(&folder);
+    let options = FollowOptions { connections: 2, ..follow(&producer, true) };
+    consumer.bucket.follow(&options, &watchdog(), &mut |_| {}).unwrap();
+    let sent: Vec<usize> = {
+        let state = producer.state.lock();
+        state.connections.iter().filter(|seen| seen.sent > 0).map(|seen| seen.node).collect()
+    };
+    for node in 0..2 {
+        assert_eq!(sent.iter().filter(|other| **other == node).count(), 2, "node {node}: {sent:?}");
+    }
+    consumer.close();
+    producer.check();
+}
+
+#[test]
 fn vbuckets_that_move_are_followed_where_they_go() {
     let folder = TempDir::new().unwrap();
     let (producer, mut dice) = (Producer::start_nodes(VBUCKETS, 3, None), Dice::new(2));

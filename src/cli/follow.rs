@@ -15,7 +15,8 @@ use dormouse::bucket::{
 };
 use dormouse::objstore::{ArchiveUrl, parse_archive};
 use dormouse::pause::Membership;
-use dormouse::source::dcp::{Cluster, ClusterUrl, Login, Network, Tls};
+use dormouse::source::dcp::{Cluster, ClusterMap, ClusterUrl, Login, Network, Tls};
+use dormouse::thread::{self, JoinError};
 use serde::Serialize;
 
 use super::WordsOff;
@@ -60,12 +61,12 @@ pub(super) struct ClusterArgs {
     #[arg(long)]
     persisted_only: bool,
     /// Which addresses of its nodes the cluster is spoken to at: `default`, the name of alternate ones such as `external`,
-    /// or those among which the host of the URL is
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    network: Network,
-    /// Connections to each node of the cluster
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-    connections: u16,
+    /// or those among which the host of the URL is [default: auto]
+    #[arg(long, value_name = "NAME")]
+    network: Option<Network>,
+    /// Connections to each node of the cluster [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    connections: Option<u16>,
     #[command(flatten)]
     how: TransferArgs,
 }
@@ -100,6 +101,8 @@ impl ClusterArgs {
             || self.sleep_after.is_some()
             || self.member.is_some()
             || self.persisted_only
+            || self.network.is_some()
+            || self.connections.is_some()
     }
 
     /// The part of the vbuckets that is asked for.
@@ -126,7 +129,7 @@ impl ClusterArgs {
             }
         };
         let mut cluster = Cluster::new(url, login, tls, BucketSpec::default().vbuckets);
-        cluster.network = self.network.clone();
+        cluster.network = self.network.clone().unwrap_or_default();
         cluster.connection.persisted_only = self.persisted_only;
         Ok(cluster)
     }
@@ -149,9 +152,8 @@ impl ClusterArgs {
 pub(super) fn run(args: &IngestArgs, url: &ClusterUrl, session: &mut Session) -> anyhow::Result<()> {
     let definitions = args.definitions()?;
     let mut cluster = args.cluster.cluster(url)?;
-    let map = cluster
-        .fetch_map(&cluster.seeds, &session.logger, &session.until)
-        .with_context(|| format!("cannot follow {url}; nothing was made"))?;
+    let map =
+        fetch_map(&cluster, session).with_context(|| format!("cannot follow {url}; nothing was made"))?;
     cluster.connection.vbuckets = map.vbuckets();
     let spec = BucketSpec {
         vbuckets: args.vbuckets().unwrap_or(map.vbuckets()),
@@ -179,6 +181,21 @@ pub(super) fn run(args: &IngestArgs, url: &ClusterUrl, session: &mut Session) ->
     Ok(())
 }
 
+/// The cluster's map, asked for on a thread `dm-map`: nobody can end what looks a name up, so an interrupt leaves it to
+/// the end of the program.
+fn fetch_map(cluster: &Cluster, session: &Session) -> anyhow::Result<ClusterMap> {
+    let (asked, logger, until) = (cluster.clone(), session.logger.clone(), session.until.clone());
+    let asking = thread::spawn("dm-map", move || asked.fetch_map(&asked.seeds, &logger, &until))?;
+    match asking.join(&session.until) {
+        Ok(map) => Ok(map?),
+        Err(JoinError::Panicked(panicked)) => Err(panicked.into()),
+        Err(still @ JoinError::StillRunning(_)) => {
+            session.until.check()?;
+            Err(still.into())
+        }
+    }
+}
+
 fn follow(
     bucket: &Bucket,
     args: &IngestArgs,
@@ -188,6 +205,7 @@ fn follow(
 ) -> anyhow::Result<Outcome> {
     args.ensure_indexes(bucket, definitions)?;
     let ClusterArgs { once, sleep_after, connections, .. } = args.cluster;
+    let connections = connections.unwrap_or(1);
     let options = FollowOptions { cluster, connections, once, idle_after: sleep_after };
     let mut progress = Progress::new(format!("following into bucket {}", args.target.bucket));
     let mut rate = Rate::new();

@@ -38,6 +38,9 @@ const BAD_LINES_SHOWN: usize = 5;
 /// The bucket is made if it is not there. A cluster's bucket is followed until interrupted, or until what --once or
 /// --sleep-after says. A file is always read from its start and may be read again: nothing is
 /// skipped, and nothing is counted twice. Whatever ends an ingest, what was applied before is kept.
+///
+/// While a cluster is followed, "behind" is the sum over all vbuckets of the changes that the indexes have not seen; a
+/// program that uses the library gets it for each vbucket (`FollowProgress::lags`).
 #[derive(Args)]
 #[command(after_help = "Examples:
   dormouse ingest --data-dir d --bucket travel --index by_country=country,city airports.jsonl

@@ -12,7 +12,7 @@ mod serve;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dormouse::event::{VbId, VbUuid};
 use dormouse::source::dcp::{Cluster, DcpConfig, Login, Network, NodeAddress, Tls};
@@ -62,8 +62,19 @@ pub(crate) struct Behaviour {
     pub(crate) lags_from_zero: u64,
     /// Nothing is sent by these nodes.
     pub(crate) stalled_nodes: BTreeSet<usize>,
+    /// These nodes hang: they read nothing and write nothing, and their connections stay.
+    pub(crate) hung_nodes: BTreeSet<usize>,
+    /// A connection sends so many bytes a second at most.
+    pub(crate) bytes_a_second: Option<usize>,
     /// Nodes call themselves what nobody outside knows, and have other addresses for those who are outside.
     pub(crate) is_hidden: bool,
+}
+
+impl Behaviour {
+    /// What is sent is sent at once, and as a whole.
+    pub(crate) fn be_quick(&mut self) {
+        (self.pieces, self.bytes_a_second) = (None, None);
+    }
 }
 
 /// What is known of one connection.
@@ -83,6 +94,13 @@ pub(crate) struct Seen {
     pub(crate) is_open: bool,
 }
 
+/// What a node knows.
+struct View {
+    vbs: Vec<Vb>,
+    owners: Vec<Option<usize>>,
+    revision: u64,
+}
+
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) vbs: Vec<Vb>,
@@ -92,6 +110,8 @@ pub(crate) struct State {
     /// The node of each vbucket.
     pub(crate) owners: Vec<Option<usize>>,
     revision: u64,
+    /// What nodes know that are cut off from the others.
+    cut_off: BTreeMap<usize, View>,
     pub(crate) behaviour: Behaviour,
     /// What consumers did wrong.
     pub(crate) faults: Vec<String>,
@@ -106,6 +126,10 @@ pub(crate) struct State {
     pub(crate) requests: Vec<(VbId, u64)>,
     /// Vbuckets whose streams were closed by the consumer.
     pub(crate) closes: Vec<u16>,
+    /// When the stream of a vbucket was closed by the consumer that was not asked for since, and how long others were
+    /// closed.
+    closed: BTreeMap<u16, Instant>,
+    pub(crate) stood_still: Vec<(u16, Duration)>,
     /// Stream requests that were answered by a rollback.
     pub(crate) rollbacks: u64,
     /// Times that somebody asked how far a vbucket is on disk.
@@ -119,12 +143,21 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// The cluster's configuration.
-    fn map(&self) -> String {
+    /// The vbuckets as a node has them.
+    fn vbs_at(&self, node: usize) -> &[Vb] {
+        self.cut_off.get(&node).map_or(&self.vbs, |view| &view.vbs)
+    }
+
+    /// The cluster's configuration, as a node tells it.
+    fn map_at(&self, node: usize) -> String {
+        let (owners, revision) = match self.cut_off.get(&node) {
+            Some(view) => (&view.owners, view.revision),
+            None => (&self.owners, self.revision),
+        };
         // Whatever name the consumer knows this machine by.
         let nodes: Vec<String> = self.nodes.iter().map(|node| format!("$HOST:{}", node.port())).collect();
         let owners: Vec<[i32; 1]> =
-            self.owners.iter().map(|owner| [owner.map_or(-1, |node| i32::try_from(node).unwrap())]).collect();
+            owners.iter().map(|owner| [owner.map_or(-1, |node| i32::try_from(node).unwrap())]).collect();
         let ports = self.nodes.iter().map(|node| {
             let ports = json!({ "kv": node.port(), "kvSSL": node.port() });
             if self.behaviour.is_hidden {
@@ -136,7 +169,7 @@ impl State {
             }
         });
         json!({
-            "rev": self.revision,
+            "rev": revision,
             "revEpoch": 1,
             "name": BUCKET_NAME,
             "nodesExt": ports.collect::<Vec<_>>(),
@@ -147,7 +180,8 @@ impl State {
 
     fn is_at(&self, vb: u16, node: usize) -> bool {
         let vb = usize::from(vb);
-        self.owners.get(vb) == Some(&Some(node)) && self.vbs[vb].is_active
+        let owners = self.cut_off.get(&node).map_or(&self.owners, |view| &view.owners);
+        owners.get(vb) == Some(&Some(node)) && self.vbs_at(node)[vb].is_active
     }
 }
 
@@ -249,6 +283,14 @@ impl Producer {
         } else {
             state.down.remove(&node);
         }
+    }
+
+    /// A node is cut off from the others, not from its consumers, and knows nothing of it: from now on it has and tells
+    /// what it has and tells now.
+    pub(crate) fn cut_off(&self, node: usize) {
+        let mut state = self.state.lock();
+        let (vbs, owners, revision) = (state.vbs.clone(), state.owners.clone(), state.revision);
+        state.cut_off.insert(node, View { vbs, owners, revision });
     }
 
     /// A vbucket goes back to a seqno, on a new branch.

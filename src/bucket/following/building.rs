@@ -37,7 +37,7 @@ use super::super::meta::{IndexEntry, IndexState};
 use super::FollowError;
 use super::follower::{Broken, Follower};
 use super::links::LinkId;
-use super::streams::{Stream, least_positions};
+use super::streams::{BUILD, MAIN, Stream, least_positions};
 
 /// How often vbuckets are looked at.
 const STEP: Duration = Duration::from_millis(20);
@@ -76,8 +76,8 @@ impl Build {
     pub(super) fn wants(&self, path: usize, vb: VbId) -> bool {
         match self.vbs.get(&vb) {
             Some(Phase::Behind(_)) => true,
-            Some(Phase::Held(_)) => path == 1,
-            Some(Phase::Joined | Phase::Done) | None => path == 0,
+            Some(Phase::Held(_)) => path == BUILD,
+            Some(Phase::Joined | Phase::Done) | None => path == MAIN,
         }
     }
 
@@ -106,7 +106,7 @@ pub(super) fn together(
 impl Follower<'_> {
     /// Starts the second data path, if an index waits for it.
     pub(super) fn start_building(&mut self, until: &Until) -> Result<(), Broken> {
-        let Some(first) = self.paths.first().filter(|_| self.build.is_none()) else { return Ok(()) };
+        let Some(first) = self.paths.get(MAIN).filter(|_| self.build.is_none()) else { return Ok(()) };
         let keyspace = first.keyspace.clone();
         let shards = self.bucket.shards();
         let engines = together(self.bucket, shards, |entry| !first.instances.contains(&entry.inst));
@@ -148,7 +148,7 @@ impl Follower<'_> {
         for (vb, phase) in unfinished {
             let next = self.next_phase(&build, vb, phase, now);
             if next == Phase::Joined && phase != Phase::Joined {
-                self.close_stream(1, vb);
+                self.close_stream(BUILD, vb);
             }
             build.vbs.insert(vb, next);
         }
@@ -191,8 +191,12 @@ impl Follower<'_> {
     /// Lets the instances join in a vbucket where they may, and tells where its hand-over stands then.
     fn next_phase(&self, build: &Build, vb: VbId, phase: Phase, now: Instant) -> Phase {
         let shard = self.shard_of(vb);
-        let (Some(first), Some(second)) = (self.stream(0, vb), self.stream(1, vb)) else { return phase };
-        let Some(shard) = self.shard(shard).filter(|shard| !self.is_held(shard.id())) else { return phase };
+        let (Some(first), Some(second)) = (self.stream(MAIN, vb), self.stream(BUILD, vb)) else {
+            return phase;
+        };
+        let Some(shard) = self.shard(shard).filter(|shard| !self.is_rolling(shard.id())) else {
+            return phase;
+        };
         // Both began on one branch, and nothing came on any other since.
         let is_one_history = second.is_live() && second.branch == first.branch;
         let may_join = match phase {
@@ -200,7 +204,7 @@ impl Follower<'_> {
             Phase::Held(_) => is_one_history,
             Phase::Joined | Phase::Done => false,
         };
-        let members = self.paths.first().map_or(&[][..], |first| &first.instances);
+        let members = self.paths.get(MAIN).map_or(&[][..], |first| &first.instances);
         let from = build.points.get(&vb).copied().unwrap_or_default();
         if may_join && shard.join(vb, &build.instances, members, from) {
             return Phase::Joined;
@@ -222,14 +226,14 @@ impl Follower<'_> {
     fn hold(&mut self, build: &mut Build, now: Instant) {
         let is_behind = |(vb, phase): (&VbId, &Phase)| matches!(phase, Phase::Behind(_)).then_some(*vb);
         let both_live =
-            |vb: &VbId| [0, 1].iter().all(|path| self.stream(*path, *vb).is_some_and(Stream::is_live));
+            |vb: &VbId| [MAIN, BUILD].iter().all(|path| self.stream(*path, *vb).is_some_and(Stream::is_live));
         let vbs: Vec<VbId> = build.vbs.iter().filter_map(is_behind).filter(both_live).collect();
         if vbs.is_empty() {
             return;
         }
         let shards = self.bucket.shards();
         let reached = |instances: &[InstId]| least_positions(shards, instances, &vbs);
-        let members = self.paths.first().map_or(&[][..], |first| &first.instances);
+        let members = self.paths.get(MAIN).map_or(&[][..], |first| &first.instances);
         let (first, second) = (reached(members), reached(&build.instances));
         let mut held = build.vbs.values().filter(|phase| matches!(phase, Phase::Held(_))).count();
         for vb in vbs {
@@ -242,7 +246,7 @@ impl Follower<'_> {
             let is_late = near.is_some_and(|(since, at)| there > at && now.duration_since(since) >= PATIENCE);
             let phase = if is_late && held < HELD_MAX {
                 held += 1;
-                self.close_stream(0, vb);
+                self.close_stream(MAIN, vb);
                 Phase::Held(now)
             } else {
                 Phase::Behind(near)
@@ -258,7 +262,7 @@ impl Follower<'_> {
     fn end_building(&mut self, instances: &[InstId], until: &Until) -> Result<(), Broken> {
         let engines = self.bucket.engines_where(|entry| instances.contains(&entry.inst));
         let Some(second) = self.paths.pop() else { return Ok(()) };
-        let left: Vec<LinkId> = self.links.keys().filter(|id| id.path == 1).cloned().collect();
+        let left: Vec<LinkId> = self.links.keys().filter(|id| id.path == BUILD).cloned().collect();
         for id in &left {
             self.leave(id);
         }
@@ -266,7 +270,7 @@ impl Follower<'_> {
             bucket: self.bucket.name(),
             threads: still.threads,
         })?;
-        if let Some(first) = self.paths.first_mut() {
+        if let Some(first) = self.paths.get_mut(MAIN) {
             self.feed.kvdata(&first.keyspace)?.add_engines(engines, until)?;
             first.instances.extend(instances);
         }

@@ -1,7 +1,8 @@
 //! The loop that follows a bucket, on the caller's thread.
 //!
 //! It waits for notes, for outcomes of jobs and for time, and never for a node, a disk or a shard. Whatever happened,
-//! the same round brings everything a step on: links, map, roll-backs, streams.
+//! the same round brings everything a step on: links, map, roll-backs, streams. What a round has for nodes goes to jobs
+//! at its end. A second data path that is done is waited for until its threads have ended, which no node holds up.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,10 +26,11 @@ use super::super::leftovers::Leftover;
 use super::super::meta::{BucketSpec, IndexState};
 use super::building::{Build, together};
 use super::jobs::{Done, Jobs};
-use super::links::{Link, LinkId, LinkState, Topology};
+use super::links::{Link, LinkId, LinkState, Order};
 use super::notes::{NotedEndpoint, Notes};
 use super::rolling::Roll;
-use super::streams::{Path, Stream, least_positions};
+use super::streams::{BUILD, MAIN, Path, Stream, least_positions};
+use super::topology::Topology;
 use super::{FollowEnd, FollowError, FollowOptions, FollowProgress};
 
 /// How often the loop looks at what sends no message, and tells of progress.
@@ -65,6 +67,13 @@ pub(super) struct LeftOut {
     pub(super) oversize_keys: u64,
 }
 
+/// The last seqno of a vbucket.
+struct High {
+    seqno: Seqno,
+    /// When its node was asked for it.
+    asked: Instant,
+}
+
 pub(super) struct Follower<'b> {
     pub(super) bucket: &'b Bucket,
     pub(super) options: &'b FollowOptions,
@@ -73,6 +82,10 @@ pub(super) struct Follower<'b> {
     pub(super) feed: Feed,
     pub(super) paths: Vec<Path>,
     pub(super) links: BTreeMap<LinkId, Link>,
+    /// What is to be written to nodes at the end of the round.
+    pub(super) orders: BTreeMap<LinkId, Vec<Order>>,
+    /// Connections that nothing needs any more, until their threads have ended.
+    pub(super) stopping: Vec<Arc<Connection>>,
     pub(super) topology: Topology,
     pub(super) rolls: BTreeMap<ShardId, Roll>,
     pub(super) build: Option<Build>,
@@ -89,8 +102,8 @@ pub(super) struct Follower<'b> {
     noted: (Sender<()>, Receiver<()>),
     /// Holds a message when a shard applied something.
     applied: Receiver<()>,
-    /// The last seqno of each vbucket, as its node told it last.
-    highs: BTreeMap<VbId, Seqno>,
+    /// How far each vbucket is, as its node told it last.
+    highs: BTreeMap<VbId, High>,
     /// Where following ends, as far as that is known.
     targets: BTreeMap<VbId, Seqno>,
     lags: Arc<BTreeMap<VbId, u64>>,
@@ -106,17 +119,19 @@ impl<'b> Follower<'b> {
         map: ClusterMap,
         until: &Until,
     ) -> Result<Self, FollowError> {
-        let (wake, applied) = bounded(1);
+        let ((wake, applied), spec) = (bounded(1), bucket.describe().spec);
         bucket.shards().iter().for_each(|shard| shard.watch(wake.clone()));
         let mut follower = Self {
             bucket,
             options,
-            spec: bucket.describe().spec,
+            spec,
             logger: bucket.logger.clone(),
             feed: Feed::new(&bucket.logger),
             paths: Vec::new(),
             links: BTreeMap::new(),
-            topology: Topology::new(map),
+            orders: BTreeMap::new(),
+            stopping: Vec::new(),
+            topology: Topology::new(map, spec.member_vbs().map(VbId)),
             rolls: BTreeMap::new(),
             build: None,
             filling: Vec::new(),
@@ -262,7 +277,10 @@ impl<'b> Follower<'b> {
                     self.look(ticks.is_multiple_of(TICKS_A_LOOK));
                     on_progress(self.progress());
                 }
-                recv(watched) -> _ => self.advance_building(Instant::now(), until)?,
+                recv(watched) -> _ => {
+                    self.advance_building(Instant::now(), until)?;
+                    self.hand_over_orders()?;
+                }
             }
         }
     }
@@ -274,16 +292,21 @@ impl<'b> Follower<'b> {
         self.reap_links(now)?;
         self.refresh_map(now)?;
         self.open_links(now)?;
+        self.close_strayed();
         self.advance_rolls(now)?;
         self.advance_building(now, until)?;
         self.ask_streams(now, until)?;
-        self.poll_seqnos(now)
+        self.poll_seqnos(now)?;
+        self.hand_over_orders()
     }
 
     fn take_done(&mut self, done: Done, until: &Until) -> Result<(), Broken> {
         self.jobs.reap();
         match done {
             Done::Map(fetched) => self.take_map(fetched),
+            Done::Polled(told) => self.take_polled(told),
+            Done::Written(written) => self.take_written(written),
+            Done::Chosen(id, chosen) => self.take_chosen(id, chosen),
             Done::Opened(id, opened) => self.take_opened(&id, opened),
             Done::RolledBack(id, rolled) => self.take_rolled_back(id, rolled, until),
             Done::Panicked(panicked) => {
@@ -292,16 +315,22 @@ impl<'b> Follower<'b> {
         }
     }
 
-    /// Takes up how far a node's vbuckets are. An end that lies beyond what is left of a history moves back with it.
-    pub(super) fn note_highs(&mut self, node: &NodeAddress, seqnos: &BTreeMap<VbId, Seqno>) {
+    /// Takes up how far a node's vbuckets are, which it was asked for at a time. An end that lies beyond what is left of
+    /// a history moves back with it.
+    pub(super) fn note_highs(&mut self, node: &NodeAddress, seqnos: &BTreeMap<VbId, Seqno>, asked: Instant) {
         for (vb, high) in seqnos {
             if self.topology.map.node_of(*vb) != Some(node) {
                 continue;
             }
-            self.highs.insert(*vb, *high);
+            self.highs.insert(*vb, High { seqno: *high, asked });
             let target = self.targets.entry(*vb).or_insert(*high);
             *target = (*target).min(*high);
         }
+    }
+
+    /// Nobody knows how far these vbuckets are.
+    pub(super) fn forget_highs(&mut self, vbs: &[VbId]) {
+        self.highs.retain(|vb, _| !vbs.contains(vb));
     }
 
     /// Looks at what moved, and now and then at how far it is.
@@ -321,7 +350,7 @@ impl<'b> Follower<'b> {
         let members: Vec<VbId> = self.members().collect();
         let reached = least_positions(self.bucket.shards(), &self.bucket.instances(), &members);
         let lag = |(vb, position): (VbId, Position)| {
-            Some((vb, self.highs.get(&vb)?.0.saturating_sub(position.seqno.0)))
+            Some((vb, self.highs.get(&vb)?.seqno.0.saturating_sub(position.seqno.0)))
         };
         reached.iter().filter_map(lag).collect()
     }
@@ -352,13 +381,13 @@ impl<'b> Follower<'b> {
             live_streams: self.live_streams(),
             wanted_streams: self.wanted_streams(),
             connections: links.count(),
-            building: self.filling.len() + self.paths.get(1).map_or(0, |path| path.instances.len()),
+            building: self.filling.len() + self.paths.get(BUILD).map_or(0, |path| path.instances.len()),
         }
     }
 
     /// Changes that were evaluated.
     pub(super) fn documents(&self) -> u64 {
-        self.paths.first().map_or(0, |path| path.stats.documents())
+        self.paths.get(MAIN).map_or(0, |path| path.stats.documents())
     }
 
     /// What could not be indexed.
@@ -377,7 +406,14 @@ impl<'b> Follower<'b> {
             return Some(FollowEnd::CaughtUp);
         }
         let idle_after = self.options.idle_after?;
-        (self.lag() == Some(0) && self.moved_at.elapsed() >= idle_after).then_some(FollowEnd::Idle)
+        let is_quiet = self.moved_at.elapsed() >= idle_after && self.lag() == Some(0);
+        (is_quiet && self.highs_since(self.moved_at + idle_after)).then_some(FollowEnd::Idle)
+    }
+
+    /// Whether each vbucket's node was asked how far it is at or after a time, and has answered. One that hangs tells no
+    /// change either.
+    fn highs_since(&self, since: Instant) -> bool {
+        self.members().all(|vb| self.highs.get(&vb).is_some_and(|high| high.asked >= since))
     }
 
     /// Where following ends, once that is known of all vbuckets.
@@ -393,7 +429,7 @@ impl<'b> Follower<'b> {
 
     /// Whether the first path has come to where the nodes were when it began.
     pub(super) fn has_filled(&self) -> bool {
-        let (Some(first), Some(targets)) = (self.paths.first(), self.all_targets()) else { return false };
+        let (Some(first), Some(targets)) = (self.paths.get(MAIN), self.all_targets()) else { return false };
         let members: Vec<VbId> = self.members().collect();
         let reached = least_positions(self.bucket.shards(), &first.instances, &members);
         targets.iter().all(|(vb, target)| reached.get(vb).is_some_and(|there| there.seqno >= target.seqno))
@@ -405,9 +441,11 @@ impl<'b> Follower<'b> {
             LinkState::Up(connection) => Some(connection),
             LinkState::Down | LinkState::Opening => None,
         };
+        let mut connections = std::mem::take(&mut self.stopping);
+        connections.extend(std::mem::take(&mut self.links).into_values().filter_map(up));
         Started {
             feed: std::mem::replace(&mut self.feed, Feed::new(&self.logger)),
-            connections: std::mem::take(&mut self.links).into_values().filter_map(up).collect(),
+            connections,
             jobs: std::mem::replace(&mut self.jobs, Jobs::new()),
         }
     }

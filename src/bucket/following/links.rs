@@ -1,15 +1,21 @@
 //! Connections to the nodes that have vbuckets: opened, watched, opened again.
+//!
+//! A connection that ends is opened again after a wait that grows where nothing has come of it: neither did it live for
+//! a while, nor did it bring anything that was not there before. Bytes that make no sense at one place again and again
+//! end following with what is wrong with them.
+//!
+//! What is written to a node is handed to a job, in the order of a round: a node that takes nothing holds up that job.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use slog::{Logger, info, warn};
+use slog::{info, warn};
 
-use crate::event::{Generation, VbId};
+use crate::event::{Generation, Seqno, VbId};
 use crate::source::dcp::{
-    Cluster, ClusterError, ClusterMap, Connection, DcpEnd, DcpOutput, DcpRequestError, NodeAddress,
-    SeqnosAnswer, Status,
+    ClusterError, Connection, ConnectionError, DcpEnd, DcpOutput, DcpRequestError, NodeAddress, SeqnosAnswer,
+    Status, StreamRequest,
 };
 use crate::thread::Until;
 
@@ -17,10 +23,12 @@ use super::FollowError;
 use super::backoff::{Backoff, chance};
 use super::follower::{Broken, Follower};
 use super::jobs::Done;
+use super::streams::{MAIN, Stream, least_positions};
 
-/// How often a node may refuse in a row, in a way that does not pass by itself, before following ends: nodes that
-/// join or leave a cluster do so for a while.
-const REFUSALS_MAX: u32 = 5;
+/// How often the bytes of a connection may make no sense in a row at one place before following ends.
+const MALFORMED_MAX: u32 = 5;
+/// A connection that lived for so long was a good one.
+const STEADY: Duration = Duration::from_secs(5);
 /// What the threads of a connection that has ended may take to end.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often nodes are asked how far their vbuckets are.
@@ -48,37 +56,40 @@ pub(super) struct Link {
     /// That of the path that it is opened for.
     generation: Generation,
     backoff: Backoff,
-    refusals: u32,
-    /// Seqnos that were asked for and have not come.
-    asked_seqnos: Option<SeqnosAnswer>,
+    /// Since when the node did nothing but refuse in a way that does not pass by itself.
+    refused_since: Option<Instant>,
+    /// When it was opened, and where its vbuckets were when it ended the last time.
+    opened: Option<Instant>,
+    reached: Option<u64>,
+    /// Bytes that made no sense: where their vbucket was then, or all of them where it is not known, and how often.
+    malformed: BTreeMap<Option<VbId>, (u64, u32)>,
+    /// Its threads have told that they end.
+    ended: Option<Instant>,
+    /// When seqnos were asked for that have not come.
+    asked: Option<Instant>,
+    seqnos: Option<SeqnosAnswer>,
 }
 
-/// The cluster's map, and when another one is wanted.
-pub(super) struct Topology {
-    pub(super) map: ClusterMap,
-    pub(super) is_stale: bool,
-    is_asking: bool,
-    asked: usize,
-    backoff: Backoff,
+/// What is to be written to a node.
+pub(super) enum Order {
+    Request(StreamRequest),
+    Close(VbId),
+    Seqnos,
 }
 
-impl Topology {
-    pub(super) fn new(map: ClusterMap) -> Self {
-        Self { map, is_stale: false, is_asking: false, asked: 0, backoff: Backoff::default() }
-    }
-}
-
-fn close(connection: &Connection, logger: &Logger) {
-    if let Err(still) = connection.close(&Until::within(JOIN_TIMEOUT)) {
-        warn!(logger, "a connection does not close: {still}");
-    }
+/// What became of orders.
+pub(super) struct Written {
+    pub(super) link: LinkId,
+    /// That of the path that they were for.
+    generation: Generation,
+    refused: Vec<(VbId, DcpRequestError)>,
+    seqnos: Option<Result<SeqnosAnswer, DcpRequestError>>,
 }
 
 impl Follower<'_> {
     /// The connection that a vbucket is followed over.
     pub(super) fn link_of(&self, path: usize, vb: VbId) -> Option<LinkId> {
-        let node = self.topology.map.node_of(vb)?.clone();
-        Some(LinkId { path, node, number: vb.0 % self.options.connections.max(1) })
+        self.topology.link_of(path, vb, self.options.connections)
     }
 
     /// An open connection.
@@ -87,45 +98,6 @@ impl Follower<'_> {
             LinkState::Up(connection) => Some(Arc::clone(connection)),
             LinkState::Down | LinkState::Opening => None,
         }
-    }
-
-    /// Asks for the cluster's map where the one that is there seems old. Another node is asked each time: one that
-    /// has left the cluster may go on telling its last one.
-    pub(super) fn refresh_map(&mut self, now: Instant) -> Result<(), Broken> {
-        let topology = &mut self.topology;
-        if !topology.is_stale || topology.is_asking || !topology.backoff.is_over(now) {
-            return Ok(());
-        }
-        (topology.is_stale, topology.is_asking) = (false, true);
-        topology.backoff.fail(now, chance());
-        let mut nodes = topology.map.nodes().to_vec();
-        nodes.extend(self.options.cluster.seeds.iter().cloned());
-        let places = nodes.len().max(1);
-        nodes.rotate_left(topology.asked % places);
-        topology.asked = topology.asked.wrapping_add(1);
-        // Where following began tells the network, also once that node is gone.
-        let cluster = Cluster { network: topology.map.network().clone(), ..self.options.cluster.clone() };
-        let logger = self.logger.clone();
-        self.start_job(move |until| Done::Map(cluster.fetch_map(&nodes, &logger, until)))
-    }
-
-    pub(super) fn take_map(&mut self, fetched: Result<ClusterMap, ClusterError>) -> Result<(), Broken> {
-        self.topology.is_asking = false;
-        match fetched {
-            Ok(map) => {
-                self.check_vbuckets(&map)?;
-                if map.is_newer_than(&self.topology.map) {
-                    info!(self.logger, "the cluster has changed"; "nodes" => map.nodes().len());
-                    self.topology.map = map;
-                    self.topology.backoff.clear();
-                }
-            }
-            Err(error) => {
-                self.topology.is_stale = true;
-                warn!(self.logger, "the cluster's map cannot be asked for: {error}");
-            }
-        }
-        Ok(())
     }
 
     /// Opens the connections that are needed, and closes those that nothing needs any more.
@@ -166,7 +138,7 @@ impl Follower<'_> {
             .collect()
     }
 
-    /// Closes a connection that has no streams any more.
+    /// Ends a connection that has no streams any more.
     pub(super) fn leave(&mut self, id: &LinkId) {
         let has_streams = self
             .paths
@@ -178,8 +150,14 @@ impl Follower<'_> {
         }
         if let Some(Link { state: LinkState::Up(connection), .. }) = self.links.remove(id) {
             info!(self.logger, "a connection is not needed any more"; "node" => %id.node);
-            close(&connection, &self.logger);
+            self.let_go(connection);
         }
+    }
+
+    /// Stops a connection. Its threads are joined once they have ended.
+    fn let_go(&mut self, connection: Arc<Connection>) {
+        connection.stop();
+        self.stopping.push(connection);
     }
 
     pub(super) fn take_opened(
@@ -187,31 +165,32 @@ impl Follower<'_> {
         id: &LinkId,
         opened: Result<Connection, ClusterError>,
     ) -> Result<(), Broken> {
+        let now = Instant::now();
+        let patience = self.options.cluster.connection.refusal_timeout;
         let link = self.links.entry(id.clone()).or_default();
         let is_current = self.paths.get(id.path).is_some_and(|path| path.generation == link.generation);
         match opened {
             // Its path has ended, and nobody takes what it brings.
             Ok(connection) if !is_current => {
                 link.state = LinkState::Down;
-                close(&connection, &self.logger);
+                self.let_go(Arc::new(connection));
             }
             Ok(connection) => {
                 info!(self.logger, "a connection is open"; "node" => %id.node, "connection" => connection.name());
                 link.state = LinkState::Up(Arc::new(connection));
-                link.refusals = 0;
-                self.seqnos_due = Instant::now();
+                (link.opened, link.ended, link.refused_since) = (Some(now), None, None);
+                self.seqnos_due = now;
             }
             Err(error) => {
                 link.state = LinkState::Down;
-                link.backoff.fail(Instant::now(), chance());
+                link.backoff.fail(now, chance());
                 self.topology.is_stale = true;
                 warn!(self.logger, "a connection cannot be opened: {error}");
-                if !error.is_temporary() {
-                    link.refusals += 1;
-                    if link.refusals >= REFUSALS_MAX {
-                        let bucket = self.bucket.name();
-                        return Err(FollowError::Cluster { bucket, error }.into());
-                    }
+                if error.is_temporary() {
+                    link.refused_since = None;
+                } else if now.duration_since(*link.refused_since.get_or_insert(now)) >= patience {
+                    let bucket = self.bucket.name();
+                    return Err(FollowError::Cluster { bucket, error }.into());
                 }
             }
         }
@@ -220,69 +199,164 @@ impl Follower<'_> {
 
     /// Takes up connections that have ended by themselves. The ends of their streams come as notes.
     pub(super) fn reap_links(&mut self, now: Instant) -> Result<(), Broken> {
-        for link in self.links.values_mut() {
+        self.stopping.retain(|connection| connection.join(&Until::within(Duration::ZERO)).is_err());
+        let mut ended = Vec::new();
+        for (id, link) in &mut self.links {
             let LinkState::Up(connection) = &link.state else { continue };
+            connection.give_up_unanswered();
             if !connection.ended().is_given() {
                 continue;
             }
-            match connection.join(&Until::within(JOIN_TIMEOUT)) {
-                Ok(Some(DcpEnd::Failed(_))) => {}
+            let since = *link.ended.get_or_insert(now);
+            if connection.threads().is_empty() || now.duration_since(since) >= JOIN_TIMEOUT {
+                ended.push((id.clone(), Arc::clone(connection)));
+            }
+        }
+        for (id, connection) in ended {
+            let bucket = self.bucket.name();
+            match connection.join(&Until::within(Duration::ZERO)) {
+                Ok(Some(DcpEnd::Failed(error))) => self.take_lost(&id, error, now)?,
                 // The data path ends, and says why.
                 Ok(Some(DcpEnd::ReceiverGone)) => return Err(Broken::Ended),
                 Ok(Some(DcpEnd::Stopped) | None) => {
-                    let bucket = self.bucket.name();
                     return Err(FollowError::ConnectionBroke { bucket }.into());
                 }
-                Err(still) => {
-                    let bucket = self.bucket.name();
-                    return Err(FollowError::StillRunning { bucket, threads: still.threads }.into());
-                }
+                Err(still) => return Err(FollowError::StillRunning { bucket, threads: still.threads }.into()),
             }
-            link.state = LinkState::Down;
-            link.asked_seqnos = None;
-            link.backoff.fail(now, chance());
-            self.topology.is_stale = true;
         }
         Ok(())
     }
 
-    /// A stream of the connection began: the next time that it is lost it is opened again at once.
-    pub(super) fn note_began(&mut self, id: &LinkId) {
-        if let Some(link) = self.links.get_mut(id) {
+    /// A connection failed: it is opened again, later where nothing has come of it, and not for ever.
+    fn take_lost(&mut self, id: &LinkId, error: ConnectionError, now: Instant) -> Result<(), Broken> {
+        let of_link = |vb: &VbId| self.link_of(id.path, *vb).as_ref() == Some(id);
+        let reached = self.reached(id.path, &self.members().filter(of_link).collect::<Vec<_>>());
+        let vb = match &error {
+            ConnectionError::Message { vb, .. } => Some(*vb),
+            _ => None,
+        };
+        let place = vb.map_or(reached, |vb| self.reached(id.path, &[vb]));
+        let Some(link) = self.links.get_mut(id) else { return Ok(()) };
+        let has_moved = link.reached.replace(reached) != Some(reached);
+        let is_steady = link.opened.is_some_and(|opened| now.duration_since(opened) >= STEADY);
+        // The same bytes may come again wherever it goes on.
+        if is_steady || (has_moved && !error.is_malformed()) {
             link.backoff.clear();
         }
+        (link.state, link.asked, link.seqnos) = (LinkState::Down, None, None);
+        link.backoff.fail(now, chance());
+        self.topology.is_stale = true;
+        if !error.is_malformed() {
+            return Ok(());
+        }
+        let (at, times) = link.malformed.entry(vb).or_insert((place, 0));
+        *times = if *at == place { *times + 1 } else { 1 };
+        *at = place;
+        if *times < MALFORMED_MAX {
+            return Ok(());
+        }
+        let (bucket, node, times) = (self.bucket.name(), id.node.clone(), *times);
+        Err(FollowError::Malformed { bucket, node, times, error }.into())
+    }
+
+    /// How far the instances of a path are in some vbuckets, taken together.
+    fn reached(&self, path: usize, vbs: &[VbId]) -> u64 {
+        let Some(path) = self.paths.get(path) else { return 0 };
+        let positions = least_positions(self.bucket.shards(), &path.instances, vbs);
+        positions.iter().fold(0, |sum: u64, (_, position)| sum.wrapping_add(position.seqno.0))
+    }
+
+    /// Has something written to a node, in a job that begins at the end of the round.
+    pub(super) fn order(&mut self, id: &LinkId, order: Order) {
+        self.orders.entry(id.clone()).or_default().push(order);
+    }
+
+    /// Begins the jobs that write what was ordered.
+    pub(super) fn hand_over_orders(&mut self) -> Result<(), Broken> {
+        for (link, orders) in std::mem::take(&mut self.orders) {
+            let Some(generation) = self.paths.get(link.path).map(|path| path.generation) else { continue };
+            // Orders are for connections that are open, and none ends within a round.
+            let Some(connection) = self.connection(&link) else { continue };
+            self.start_job(move |_| {
+                let mut written = Written { link, generation, refused: Vec::new(), seqnos: None };
+                for order in orders {
+                    match order {
+                        Order::Request(request) => {
+                            let refused = connection.request_stream(&request).err();
+                            written.refused.extend(refused.map(|error| (request.vb, error)));
+                        }
+                        // Where the connection has ended, the end of the stream is on its way.
+                        Order::Close(vb) => drop(connection.close_stream(vb)),
+                        Order::Seqnos => written.seqnos = Some(connection.ask_vb_seqnos()),
+                    }
+                }
+                Done::Written(written)
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn take_written(&mut self, written: Written) -> Result<(), Broken> {
+        let Written { link: id, generation, refused, seqnos } = written;
+        if let (Some(seqnos), Some(link)) = (seqnos, self.links.get_mut(&id)) {
+            link.seqnos = seqnos.ok();
+            if link.seqnos.is_none() {
+                link.asked = None;
+            }
+        }
+        let Some(path) = self.paths.get_mut(id.path).filter(|path| path.generation == generation) else {
+            return Ok(());
+        };
+        for (vb, error) in refused {
+            match error {
+                // The connection ends, and this stream with it.
+                DcpRequestError::Write { .. } => {}
+                DcpRequestError::Closed(_) => {
+                    let stream = path.streams.get_mut(&vb).filter(|stream| stream.is_asked(&id));
+                    stream.into_iter().for_each(Stream::fail);
+                }
+                error => return Err(FollowError::Request { bucket: self.bucket.name(), error }.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Asks the nodes how far their vbuckets are, and takes their answers up.
     pub(super) fn poll_seqnos(&mut self, now: Instant) -> Result<(), Broken> {
         let is_due = self.seqnos_due <= now;
-        let (mut told, mut refused, mut nodes) = (Vec::new(), None, BTreeSet::new());
-        for (id, link) in self.links.iter_mut().filter(|(id, _)| id.path == 0) {
-            let LinkState::Up(connection) = &link.state else { continue };
+        let (mut told, mut refused, mut asked) = (Vec::new(), None, BTreeSet::new());
+        for (id, link) in self.links.iter_mut().filter(|(id, _)| id.path == MAIN) {
             // One connection to each node is enough.
-            if !nodes.insert(&id.node) {
+            if !matches!(link.state, LinkState::Up(_))
+                || asked.iter().any(|other: &LinkId| other.node == id.node)
+            {
                 continue;
             }
-            match link.asked_seqnos.as_ref().map(SeqnosAnswer::take) {
-                Some(None) => continue,
-                Some(Some(Ok(seqnos))) => told.push((id.node.clone(), seqnos)),
-                Some(Some(Err(error))) => refused = refused.or(Some(error)),
-                None => {}
-            }
-            link.asked_seqnos = None;
-            if is_due {
-                link.asked_seqnos = connection.ask_vb_seqnos().ok();
+            asked.insert(id.clone());
+            let Some(answer) = link.seqnos.as_ref().and_then(SeqnosAnswer::take) else { continue };
+            link.seqnos = None;
+            match (answer, link.asked.take()) {
+                (Ok(seqnos), Some(at)) => told.push((id.node.clone(), seqnos, at)),
+                (Err(error), _) => refused = refused.or(Some(error)),
+                (Ok(_), None) => {}
             }
         }
         if is_due {
             self.seqnos_due = now + SEQNOS_INTERVAL;
+            for id in asked {
+                let link = self.links.get_mut(&id).filter(|link| link.asked.is_none());
+                if let Some(link) = link {
+                    link.asked = Some(now);
+                    self.order(&id, Order::Seqnos);
+                }
+            }
         }
         if let Some(error) = refused {
             self.take_seqnos_refusal(error)?;
         }
-        for (node, seqnos) in told {
-            let of_node: BTreeMap<VbId, _> = seqnos.into_iter().collect();
-            self.note_highs(&node, &of_node);
+        for (node, seqnos, at) in told {
+            let of_node: BTreeMap<VbId, Seqno> = seqnos.into_iter().collect();
+            self.note_highs(&node, &of_node, at);
         }
         Ok(())
     }

@@ -16,6 +16,23 @@
 //! by shards, and those belong to no node. A data path for each node would take two threads and two for each worker
 //! more, and a vbucket that moves would have to leave one path before another may write to its shard.
 //!
+//! What users of such streams have trouble with elsewhere, and what is done about it here:
+//! * *A vbucket that stops silently.* A stream is asked for again whatever ended it, but for what an error says. The
+//!   [map](topology) is asked for every few seconds, also of nodes that think they are what it says. A request that is not
+//!   answered ends its [connection](links), whatever noops come. [`FollowProgress`] tells the streams that are open and
+//!   those that are to be, and how far each vbucket is behind.
+//! * *A position that the server does not know*, or that cannot be read. The first takes the shard to a recovery point
+//!   of its own that fits, or to zero; there is no way to pass over what is missing, as an index without it is none. The
+//!   second is an error that names the file.
+//! * *A lag that is none, or none that is one.* It is measured against the collection's own last seqno, and what moves a
+//!   stream on without a document counts. It is unknown where a node has not told, as after a move, and idle is only
+//!   what nodes say so of afterwards.
+//! * *Noise.* A stream is that of one collection, so what the server keeps for itself elsewhere does not come, and
+//!   records of transactions are passed over where documents are evaluated.
+//! * *Memory, and connections that are given up though they live.* A connection holds its window and no more, what all
+//!   have handed on has a budget, and noops are answered whoever is locked. One is given up when nothing came for two
+//!   intervals of noops. Its name is short. Waiting for a node's disk is there for who asks for it.
+//!
 //! Invariants:
 //! * Nothing here remembers how far a stream was: positions are those of the shards, so a crash changes nothing.
 //! * A vbucket has one stream at most, wherever it moves.
@@ -29,6 +46,7 @@ mod links;
 mod notes;
 mod rolling;
 mod streams;
+mod topology;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -42,8 +60,10 @@ use crate::event::{StreamEndReason, StreamStatus, VbId};
 use crate::pause::Refusal;
 use crate::projector::{EndReason, FeedError};
 use crate::shard::{ApplyError, CommitError, ReadError, RollBackError};
-use crate::source::dcp::{Cluster, ClusterError, ClusterMap, DcpRequestError};
-use crate::thread::{Panicked, Stopped, Until};
+use crate::source::dcp::{
+    Cluster, ClusterError, ClusterMap, ConnectionError, DcpRequestError, NodeAddress, Status,
+};
+use crate::thread::{self, Panicked, RecvError, Stopped, Until};
 
 use super::bucket::Bucket;
 use super::error::{Closed, Forked};
@@ -51,6 +71,10 @@ use super::ingest::GRACE;
 use super::meta::{BucketName, BucketSpec, MetaError, SourceKind};
 use super::pausing::millis;
 use follower::{Broken, Follower, LeftOut};
+use jobs::{Done, Jobs};
+
+/// What the job that asks for the first map may take to end once nobody waits for it any more.
+const MAP_GRACE: Duration = Duration::from_secs(1);
 
 /// What is followed, and for how long.
 #[derive(Debug, Clone)]
@@ -191,7 +215,7 @@ pub enum FollowError {
         error: ClusterError,
     },
     /// A stream was refused for good.
-    #[error("cannot follow into bucket {bucket}: vbucket {vb}: {status}; what was applied is kept")]
+    #[error("cannot follow into bucket {bucket}: vbucket {vb}: {status}; what was applied is kept; {}", way_out(*.status))]
     Refused {
         /// The bucket.
         bucket: BucketName,
@@ -202,7 +226,7 @@ pub enum FollowError {
     },
     /// A stream ended for good.
     #[error(
-        "cannot follow into bucket {bucket}: the stream of vbucket {vb} ended: {reason}; what was applied is kept"
+        "cannot follow into bucket {bucket}: the stream of vbucket {vb} ended: {reason}; what was applied is kept; see          that the user may read the bucket and that what is followed there exists, and follow again"
     )]
     StreamLost {
         /// The bucket.
@@ -227,6 +251,20 @@ pub enum FollowError {
         bucket: BucketName,
         /// What failed.
         error: DcpRequestError,
+    },
+    /// A node sends what makes no sense, each time that it is asked.
+    #[error(
+        "cannot follow into bucket {bucket}: what node {node} sends makes no sense, {times} times at the same place:          {error}; what was applied is kept; see that nothing between here and the node changes what is sent, and          report it where that is so"
+    )]
+    Malformed {
+        /// The bucket.
+        bucket: BucketName,
+        /// The node.
+        node: NodeAddress,
+        /// How often.
+        times: u32,
+        /// What is wrong with it.
+        error: ConnectionError,
     },
     /// A connection ended without a reason.
     #[error("cannot follow into bucket {bucket}: a connection's thread failed; follow again")]
@@ -313,6 +351,21 @@ pub enum FollowError {
     Meta(#[from] MetaError),
 }
 
+/// What may be done about a stream that is refused for good.
+fn way_out(status: StreamStatus) -> &'static str {
+    match status {
+        StreamStatus::UnknownCollection | StreamStatus::UnknownScope => {
+            "follow what exists there, into a new bucket"
+        }
+        StreamStatus::Refused { status }
+            if [Status::AUTH_ERROR, Status::EACCESS].contains(&Status(status)) =>
+        {
+            "let the user read the bucket's changes, and follow again"
+        }
+        _ => "follow again, and where that comes again into a new bucket; report it, with the node's log",
+    }
+}
+
 fn check_vbuckets(bucket: BucketName, spec: BucketSpec, map: &ClusterMap) -> Result<(), FollowError> {
     let (here, there) = (spec.vbuckets, map.vbuckets());
     if here == there { Ok(()) } else { Err(FollowError::Vbuckets { bucket, here, there }) }
@@ -334,12 +387,7 @@ impl Bucket {
         let busy = || FollowError::Busy { bucket: bucket.clone() };
         let _only_one = self.ingesting.try_lock().ok_or_else(busy)?;
         self.admit_following()?;
-        let cluster = &options.cluster;
-        let map =
-            cluster.fetch_map(&cluster.seeds, &self.logger, until).map_err(|error| match until.check() {
-                Err(why) => FollowError::Stopped { bucket: bucket.clone(), why, kept: 0 },
-                Ok(()) => FollowError::Cluster { bucket: bucket.clone(), error },
-            })?;
+        let map = self.fetch_first_map(&options.cluster, until)?;
         check_vbuckets(bucket.clone(), self.describe().spec, &map)?;
         let mut worker = Follower::start(self, options, map, until)?;
         let mut on_progress = |at: FollowProgress| {
@@ -365,7 +413,15 @@ impl Bucket {
         let end = match ran.unwrap_or_else(|panic| resume_unwind(panic)) {
             Ok(end) => committed.map(|()| end)?,
             Err(Broken::Ended) => return Err(self.explain_end(fin)),
-            Err(Broken::Failed(error)) => return Err(error),
+            Err(Broken::Failed(error)) => {
+                if let Err(commit) = committed {
+                    warn!(
+                        self.logger,
+                        "what was applied since the last recovery point may not be durable: {commit}"
+                    );
+                }
+                return Err(error);
+            }
             // It says what is kept, which is not true where the commit failed.
             Err(Broken::Stopped(why)) => {
                 committed?;
@@ -377,6 +433,29 @@ impl Bucket {
         let (roll_backs, total_ms) = (worker.rolled_back, millis(began));
         info!(self.logger, "followed"; "documents" => kept, "ms" => total_ms);
         Ok(FollowReport { bucket, end, documents: kept, quarantined, oversize_keys, roll_backs, total_ms })
+    }
+
+    /// The cluster's map, asked for by a job: nobody can end what looks a name up.
+    fn fetch_first_map(&self, cluster: &Cluster, until: &Until) -> Result<ClusterMap, FollowError> {
+        let bucket = self.name();
+        let mut jobs = Jobs::new();
+        let (asked, logger) = (cluster.clone(), self.logger.clone());
+        jobs.start(move |until| Done::Map(asked.fetch_map(&asked.seeds, &logger, until)))
+            .map_err(|source| FollowError::Spawn { bucket: bucket.clone(), source })?;
+        let fetched = thread::recv(jobs.outcomes(), until);
+        let running = jobs.end(&Until::within(MAP_GRACE));
+        if !running.is_empty() {
+            warn!(self.logger, "a thread that asks for a cluster's map is still running"; "threads" => running.join(", "));
+            self.leftovers.keep(Box::new(move |until| jobs.end(until)));
+        }
+        match fetched {
+            Ok(Done::Map(Ok(map))) => Ok(map),
+            Ok(Done::Map(Err(error))) => Err(FollowError::Cluster { bucket, error }),
+            Ok(Done::Panicked(panicked)) => Err(FollowError::Panicked { bucket, panicked }),
+            Err(RecvError::Stopped(why)) => Err(FollowError::Stopped { bucket, why, kept: 0 }),
+            // It has this one outcome.
+            Ok(_) | Err(RecvError::Closed) => Err(FollowError::ConnectionBroke { bucket }),
+        }
     }
 
     fn admit_following(&self) -> Result<(), FollowError> {

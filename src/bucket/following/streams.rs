@@ -14,14 +14,14 @@ use crate::event::{
 };
 use crate::projector::{FeedError, Keyspace, RequestError, WorkerStats};
 use crate::shard::{InstId, Shard, ShardId};
-use crate::source::dcp::{Connection, DcpRequestError, Status, StreamRequest};
+use crate::source::dcp::{Status, StreamRequest};
 use crate::thread::Until;
 use crate::timestamp::{Position, TsVbuuid};
 
 use super::FollowError;
 use super::backoff::{Backoff, chance};
 use super::follower::{Broken, Follower};
-use super::links::LinkId;
+use super::links::{LinkId, Order};
 use super::notes::Notes;
 
 /// Refusals that asking again does not help.
@@ -33,6 +33,11 @@ const FATAL: &[Status] = &[
     Status::UNKNOWN_COMMAND,
     Status::NOT_SUPPORTED,
 ];
+
+/// The data path that keeps the finished indexes up to date.
+pub(super) const MAIN: usize = 0;
+/// The one that fills those that are being built, while there are any.
+pub(super) const BUILD: usize = 1;
 
 /// A data path, with the streams that feed it.
 pub(super) struct Path {
@@ -78,8 +83,17 @@ impl Stream {
         }
     }
 
+    fn is_closing(&self) -> bool {
+        matches!(self.state, State::Closing(_))
+    }
+
     pub(super) fn is_live(&self) -> bool {
         matches!(self.state, State::Live(_))
+    }
+
+    /// Whether it was asked for over a connection, and not answered.
+    pub(super) fn is_asked(&self, over: &LinkId) -> bool {
+        matches!(&self.state, State::Asked(link) if link == over)
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -87,7 +101,7 @@ impl Stream {
     }
 
     /// It is over, for a reason that may come again.
-    fn fail(&mut self) {
+    pub(super) fn fail(&mut self) {
         self.backoff.fail(Instant::now(), chance());
         self.state = State::Idle;
     }
@@ -120,6 +134,10 @@ impl Follower<'_> {
         ShardId::of_vb(vb, self.spec.shards)
     }
 
+    fn stream_mut(&mut self, path: usize, vb: VbId) -> Option<&mut Stream> {
+        self.paths.get_mut(path)?.streams.get_mut(&vb)
+    }
+
     /// Takes up what became of streams.
     pub(super) fn take_notes(&mut self) -> Result<(), Broken> {
         for path in 0..self.paths.len() {
@@ -134,15 +152,12 @@ impl Follower<'_> {
     fn take_note(&mut self, path: usize, event: &DcpEvent) -> Result<(), Broken> {
         let vb = event.vb;
         let shard = self.shard_of(vb);
-        let stream = self.paths.get_mut(path).and_then(|path| path.streams.get_mut(&vb));
-        let Some(stream) = stream else { return Ok(()) };
+        let Some(stream) = self.stream_mut(path, vb) else { return Ok(()) };
         match event.kind {
             EventKind::StreamReq { status: StreamStatus::Success { vbuuid } } => {
                 stream.branch = vbuuid;
                 if let State::Asked(link) = &stream.state {
-                    let link = link.clone();
                     stream.state = State::Live(link.clone());
-                    self.note_began(&link);
                 }
             }
             EventKind::StreamReq { status: StreamStatus::Rollback { to } } => {
@@ -175,14 +190,15 @@ impl Follower<'_> {
     }
 
     fn take_end(&mut self, path: usize, vb: VbId, reason: StreamEndReason) -> Result<(), Broken> {
-        let stream = self.paths.get_mut(path).and_then(|path| path.streams.get_mut(&vb));
-        let Some(stream) = stream else { return Ok(()) };
-        if let Some(build) = self.build.as_mut().filter(|_| path == 0) {
+        if let Some(build) = self.build.as_mut().filter(|_| path == MAIN) {
             // What it brought is applied.
             build.points.remove(&vb);
         }
+        let Some(stream) = self.stream_mut(path, vb) else { return Ok(()) };
         match reason {
-            StreamEndReason::Closed | StreamEndReason::Disconnected => stream.end(),
+            // Its connection waits before it is opened again.
+            StreamEndReason::Disconnected => stream.end(),
+            StreamEndReason::Closed if stream.is_closing() => stream.end(),
             StreamEndReason::StateChanged => {
                 stream.end();
                 self.topology.is_stale = true;
@@ -211,15 +227,11 @@ impl Follower<'_> {
                 let may_begin = stream.is_idle()
                     && stream.backoff.is_over(now)
                     && self.is_wanted(path, *vb)
-                    && !self.is_held(self.shard_of(*vb));
+                    && !self.is_held_back(*vb);
                 let link = if may_begin { self.link_of(path, *vb) } else { None };
                 // A vbucket without a node gets one, and the map tells.
                 self.topology.is_stale |= may_begin && link.is_none();
-                if let Some((link, connection)) =
-                    link.and_then(|id| Some((id.clone(), self.connection(&id)?)))
-                {
-                    askable.push((*vb, link, connection));
-                }
+                askable.extend(link.filter(|id| self.connection(id).is_some()).map(|id| (*vb, id)));
             }
             if !askable.is_empty() {
                 self.ask(path, askable, until)?;
@@ -228,29 +240,20 @@ impl Follower<'_> {
         Ok(())
     }
 
-    fn ask(
-        &mut self,
-        number: usize,
-        askable: Vec<(VbId, LinkId, Arc<Connection>)>,
-        until: &Until,
-    ) -> Result<(), Broken> {
+    fn ask(&mut self, number: usize, askable: Vec<(VbId, LinkId)>, until: &Until) -> Result<(), Broken> {
         let shards = self.bucket.shards();
-        let Some(path) = self.paths.get_mut(number) else { return Ok(()) };
+        let Some(path) = self.paths.get(number) else { return Ok(()) };
         let vbs: Vec<VbId> = askable.iter().map(|(vb, ..)| *vb).collect();
         let from = least_positions(shards, &path.instances, &vbs);
         self.feed.request_streams(&path.keyspace, &from, until).map_err(|error| match error {
             FeedError::Request { error: RequestError::Stopped(why), .. } => Broken::Stopped(why),
             _ => Broken::Ended,
         })?;
-        for (vb, link, connection) in askable {
-            let Some(stream) = path.streams.get_mut(&vb) else { continue };
+        for (vb, link) in askable {
+            let Some(stream) = self.stream_mut(number, vb) else { continue };
+            stream.state = State::Asked(link.clone());
             let request = StreamRequest::follow(vb, from.get(vb).unwrap_or(Position::ZERO));
-            match connection.request_stream(&request) {
-                // After a failed write the connection ends, and this stream with it.
-                Ok(()) | Err(DcpRequestError::Write { .. }) => stream.state = State::Asked(link),
-                Err(DcpRequestError::Closed(_)) => stream.fail(),
-                Err(error) => return Err(FollowError::Request { bucket: self.bucket.name(), error }.into()),
-            }
+            self.order(&link, Order::Request(request));
         }
         Ok(())
     }
@@ -271,12 +274,10 @@ impl Follower<'_> {
 
     /// Asks for the end of a stream that has begun.
     pub(super) fn close_stream(&mut self, path: usize, vb: VbId) {
-        let stream = self.paths.get_mut(path).and_then(|path| path.streams.get_mut(&vb));
-        let Some(Stream { state, .. }) = stream else { return };
+        let Some(Stream { state, .. }) = self.stream_mut(path, vb) else { return };
         let State::Live(link) = state else { return };
         let link = link.clone();
         *state = State::Closing(link.clone());
-        // Where the connection has ended, the end of the stream is on its way.
-        let _ = self.connection(&link).map(|connection| connection.close_stream(vb));
+        self.order(&link, Order::Close(vb));
     }
 }

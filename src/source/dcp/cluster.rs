@@ -57,13 +57,16 @@ pub enum ClusterCause {
     /// Its configuration is no map of the bucket.
     #[error("{0}")]
     Map(#[from] MapError),
+    /// It does not tell its configuration.
+    #[error("{0}")]
+    Request(#[from] super::error::DcpRequestError),
 }
 
 impl ClusterError {
     /// Whether another try, later, may be worth it.
     pub fn is_temporary(&self) -> bool {
         match &self.cause {
-            ClusterCause::Name(_) | ClusterCause::Map(_) => true,
+            ClusterCause::Name(_) | ClusterCause::Map(_) | ClusterCause::Request(_) => true,
             ClusterCause::Stopped(_) => false,
             ClusterCause::Open(error) => error.cause.is_temporary(),
         }
@@ -132,6 +135,20 @@ impl Cluster {
             let node = NodeAddress { host: String::new(), port: 0 };
             ClusterError { node, cause: std::io::Error::other("no node of the cluster is known").into() }
         }))
+    }
+
+    /// The map as the node tells it that a connection is open to.
+    pub fn map_over(
+        &self,
+        node: &NodeAddress,
+        connection: &Connection,
+        until: &Until,
+    ) -> Result<ClusterMap, ClusterError> {
+        let told = connection.fetch_cluster_config(until).map_err(ClusterCause::from).and_then(|json| {
+            let is_tls = self.connection.tls.is_some();
+            Ok(ClusterMap::parse_in(&self.network, &self.seeds, &json, node, is_tls)?)
+        });
+        told.map_err(|cause| ClusterError { node: node.clone(), cause })
     }
 
     /// Opens a connection to a node, as [`Connection::open`] does.

@@ -43,8 +43,11 @@ pub struct DcpConfig {
     /// message; beside that there is what its byte budget grants, and one batch whose values are being inflated.
     pub window_bytes: u32,
     /// How often the producer asks whether anybody is there. A connection that hears nothing for twice as long is
-    /// given up.
+    /// given up, as is one where a request is not answered for twice as long.
     pub noop_interval: Duration,
+    /// How long a node may do nothing but refuse to be spoken to, in a way that does not pass by itself, before who
+    /// follows the bucket gives up: one that starts, or joins or leaves the cluster, does so for a while.
+    pub refusal_timeout: Duration,
     /// How long each step of opening a connection, and each write, may take.
     pub step_timeout: Duration,
     /// A batch is sent when its buffer has this many bytes, or when the next read would wait. One of inflated values is
@@ -68,6 +71,7 @@ impl DcpConfig {
             window_bytes: 10 * 1024 * 1024,
             noop_interval: Duration::from_secs(20),
             step_timeout: Duration::from_secs(10),
+            refusal_timeout: Duration::from_secs(60),
             batch_bytes: 256 * 1024,
         }
     }

@@ -146,6 +146,15 @@ impl Connection {
         self.shared.book.open_streams()
     }
 
+    /// Ends the connection where a request waits for its answer for longer than nothing may be heard: a server that only
+    /// asks whether anybody is there would be waited for without end. Streams get their ends as where the server closes.
+    pub fn give_up_unanswered(&self) {
+        let limit = self.shared.silence;
+        if let Some(opcode) = self.shared.book.unanswered(limit) {
+            self.shared.fail(super::error::ConnectionError::Unanswered { opcode, seconds: limit.as_secs() });
+        }
+    }
+
     /// Given when the connection has ended and everything was handed on that will be.
     pub fn ended(&self) -> &Fin {
         &self.ended

@@ -67,9 +67,10 @@ pub enum OpenCause {
     /// The server cannot do what this needs.
     #[error("the server does not know feature {0}, which is needed; Couchbase Server has it since 7.0")]
     MissingFeature(Feature),
-    /// There is no way to log in that is safe here.
+    /// There is no way to log in that is safe here. A program may allow it all the same, by
+    /// [`Login::plain_without_tls`](super::Login::plain_without_tls).
     #[error(
-        "the server offers {0} to log in with, and a password is not sent without TLS; use TLS, or allow it (plain_without_tls)"
+        "the server offers {0} to log in with, and a password is not sent without TLS; follow it over TLS, as couchbases://"
     )]
     NoMechanism(String),
     /// The log-in came to nothing.
@@ -102,6 +103,14 @@ pub enum ConnectionError {
     /// Nothing was heard for twice the interval of noops.
     #[error("nothing was heard from the server for {0} seconds")]
     Silent(u64),
+    /// A request was not answered for twice the interval of noops, whatever else was heard.
+    #[error("{opcode} was not answered for {seconds} seconds")]
+    Unanswered {
+        /// The request.
+        opcode: Opcode,
+        /// How long it waits.
+        seconds: u64,
+    },
     /// The system or TLS refused a read.
     #[error("cannot read from the server: {0}")]
     Read(io::Error),
@@ -136,6 +145,25 @@ pub enum ConnectionError {
         /// What is wrong with it.
         error: AnswerError,
     },
+}
+
+impl ConnectionError {
+    /// Whether the bytes that came made no sense, as they may do again wherever they come.
+    pub fn is_malformed(&self) -> bool {
+        match self {
+            Self::Frame(_)
+            | Self::Magic(_)
+            | Self::Message { .. }
+            | Self::Panicked(_)
+            | Self::Answer { .. } => true,
+            Self::Closed
+            | Self::Silent(_)
+            | Self::Unanswered { .. }
+            | Self::Read(_)
+            | Self::Write(_)
+            | Self::Persisted(_) => false,
+        }
+    }
 }
 
 /// How a connection ended.

@@ -7,6 +7,7 @@
 //! Invariant: an opaque is used once in a connection's life.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
@@ -42,11 +43,18 @@ pub(super) enum Pending {
     Call(Sender<Answer>),
 }
 
+/// A request that was not answered.
+struct Waiting {
+    opcode: Opcode,
+    since: Instant,
+    pending: Pending,
+}
+
 #[derive(Default)]
 struct Inner {
     is_closed: bool,
     last_opaque: u32,
-    pending: HashMap<u32, Pending>,
+    pending: HashMap<u32, Waiting>,
     /// Streams that were asked for: the opaque of each, and where it begins.
     streams: BTreeMap<VbId, (u32, Seqno)>,
 }
@@ -61,7 +69,7 @@ impl Inner {
         }
         // Far below the end of its range: a connection does not live for four thousand million requests.
         self.last_opaque = self.last_opaque.wrapping_add(1);
-        self.pending.insert(self.last_opaque, pending);
+        self.pending.insert(self.last_opaque, Waiting { opcode, since: Instant::now(), pending });
         Ok(self.last_opaque)
     }
 }
@@ -93,7 +101,13 @@ impl Book {
 
     /// What an answer is for. Nothing, where nobody asked.
     pub(super) fn take(&self, opaque: u32) -> Option<Pending> {
-        self.0.lock().pending.remove(&opaque)
+        self.0.lock().pending.remove(&opaque).map(|waiting| waiting.pending)
+    }
+
+    /// A request that waits for its answer for longer than `limit`, if there is one.
+    pub(super) fn unanswered(&self, limit: Duration) -> Option<Opcode> {
+        let inner = self.0.lock();
+        inner.pending.values().find(|waiting| waiting.since.elapsed() >= limit).map(|waiting| waiting.opcode)
     }
 
     /// The stream of this opaque is over. `false` where there is none: it ended before, and the vbucket may have

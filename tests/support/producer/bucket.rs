@@ -19,6 +19,8 @@ pub(crate) enum What {
     },
     /// The first half of a durable write, which nobody is told of.
     Prepare,
+    /// What is sent of it is no message.
+    Malformed,
 }
 
 #[derive(Debug, Clone)]
@@ -29,6 +31,7 @@ pub(crate) struct Change {
     pub(crate) what: What,
 }
 
+#[derive(Clone)]
 pub(crate) struct Vb {
     /// Branches, newest first.
     pub(crate) log: Vec<(u64, u64)>,
@@ -98,7 +101,7 @@ impl Vb {
             match &change.what {
                 What::Put { value, .. } => drop(contents.insert(change.key.clone(), value.clone())),
                 What::Delete | What::Expire => drop(contents.remove(&change.key)),
-                What::System { .. } | What::Prepare => {}
+                What::System { .. } | What::Prepare | What::Malformed => {}
             }
         }
         contents
@@ -254,6 +257,7 @@ impl Stream {
                 let extras = [&change.seqno.to_be_bytes()[..], &event.to_be_bytes(), &[0]].concat();
                 Raw { key: change.key.as_bytes(), value, ..self.raw(0x5f, &extras) }.bytes()
             }
+            What::Malformed => Raw { key: &key, ..self.raw(0x57, &numbers) }.bytes(),
             What::Prepare => panic!("nobody is told of a prepare"),
         }
     }

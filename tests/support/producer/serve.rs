@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dormouse::event::VbId;
 use dormouse::thread::{self, Cancel, Thread, Until};
@@ -18,6 +18,8 @@ use super::{BUCKET_NAME, PASSWORD, Raw, Seen, State, USER};
 const WAIT: Duration = Duration::from_millis(1);
 /// Features of HELLO that the server knows.
 const KNOWN: [u16; 6] = [0x06, 0x07, 0x08, 0x0a, 0x0b, 0x12];
+/// How long an answer to a noop may take beside the interval.
+const NOOP_GRACE: Duration = Duration::from_secs(10);
 /// Bytes that are written before the consumer is listened to again.
 const TURN_BYTES: usize = 64 * 1024;
 
@@ -67,6 +69,9 @@ pub(super) fn accept(
             manner: Manner::default(),
             written: 0,
             noops: 0,
+            noop_due: None,
+            noop_waits: None,
+            slow_from: None,
             cut_from: None,
         };
         let stop = stop.clone();
@@ -99,6 +104,11 @@ struct Serve {
     manner: Manner,
     written: usize,
     noops: u64,
+    /// When the next noop is due, and since when one was not answered.
+    noop_due: Option<Instant>,
+    noop_waits: Option<Instant>,
+    /// Since when this node is slow, and what was sent since.
+    slow_from: Option<(Instant, usize)>,
     /// What was written when the cut was asked for.
     cut_from: Option<usize>,
 }
@@ -154,9 +164,28 @@ impl<'a> Asked<'a> {
     }
 }
 
+/// The collection that a stream is asked for of, or the whole bucket. An error, where it is asked for in a way that
+/// consumers here have no use for: by scope, by several collections, with a manifest or a number of the stream.
+fn filter(value: &[u8]) -> Result<Option<u32>, String> {
+    let wrong = || format!("a filter that nobody understands: {}", String::from_utf8_lossy(value));
+    if value.is_empty() {
+        return Ok(None);
+    }
+    let filter: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(value).map_err(|_| wrong())?;
+    let wanted = filter.get("collections").filter(|_| filter.len() == 1).and_then(|wanted| wanted.as_array());
+    let Some([wanted]) = wanted.map(Vec::as_slice) else { return Err(wrong()) };
+    let wanted = wanted.as_str().and_then(|wanted| u32::from_str_radix(wanted, 16).ok());
+    wanted.map(Some).ok_or_else(wrong)
+}
+
 impl Serve {
     fn run(mut self, stop: &Cancel) {
         while !stop.is_cancelled() {
+            if self.state.lock().behaviour.hung_nodes.contains(&self.node) {
+                let _ = stop.fin().wait(&Until::within(WAIT));
+                continue;
+            }
             if self.turn().is_err() {
                 break;
             }
@@ -251,14 +280,45 @@ impl Serve {
             }
             let behaviour = &state.behaviour;
             let seen = &mut state.connections[self.number];
-            if is_newest && self.step == Step::Open {
-                while self.noops < state.noops {
-                    self.noops += 1;
-                    seen.noops_sent += 1;
-                    let opaque = 0x8196_9800;
-                    out.extend(Raw { magic: 0x80, opcode: 0x5c, opaque, ..Raw::default() }.bytes());
+            let now = Instant::now();
+            let interval = seen.controls.get("set_noop_interval").and_then(|text| text.parse().ok());
+            let interval = interval.filter(|_| seen.controls.contains_key("enable_noop"));
+            let mut noops = 0;
+            if let Some(interval) = interval.map(Duration::from_secs) {
+                if self.noop_due.is_some_and(|due| due <= now) {
+                    noops = 1;
+                }
+                if self.noop_due.is_none_or(|due| due <= now) {
+                    self.noop_due = Some(now + interval);
+                }
+                // Machines that run tests stand still at times.
+                if self.noop_waits.is_some_and(|since| now.duration_since(since) > interval + NOOP_GRACE) {
+                    state.faults.push("a noop is not answered".to_owned());
+                    self.noop_waits = None;
                 }
             }
+            if is_newest && self.step == Step::Open {
+                noops += state.noops - self.noops;
+                self.noops = state.noops;
+            }
+            for _ in 0..noops {
+                seen.noops_sent += 1;
+                self.noop_waits.get_or_insert(now);
+                let opaque = 0x8196_9800;
+                out.extend(Raw { magic: 0x80, opcode: 0x5c, opaque, ..Raw::default() }.bytes());
+            }
+            let (turn_bytes, is_slow) = match behaviour.bytes_a_second {
+                None => {
+                    self.slow_from = None;
+                    (TURN_BYTES, false)
+                }
+                Some(rate) => {
+                    let (since, sent) = *self.slow_from.get_or_insert((now, 0));
+                    let granted = since.elapsed().as_millis() * rate as u128 / 1000;
+                    (usize::try_from(granted).unwrap().saturating_sub(sent).min(TURN_BYTES), true)
+                }
+            };
+            let others = out.len();
             let window = seen.controls.get("connection_buffer_size").and_then(|text| text.parse().ok());
             let window: u64 = window.unwrap_or(u64::MAX);
             let manner = Manner {
@@ -269,6 +329,10 @@ impl Serve {
                 lag: behaviour.lags_from_zero,
                 ..self.manner
             };
+            let (vbs, owners) = match state.cut_off.get(&self.node) {
+                Some(view) => (&view.vbs, &view.owners),
+                None => (&state.vbs, &state.owners),
+            };
             let mut more = false;
             seen.is_full = false;
             let is_stalled = |stream: &Stream| {
@@ -277,8 +341,8 @@ impl Serve {
             };
             for stream in self.streams.values_mut().filter(|stream| !is_stalled(stream) || stream.is_ended) {
                 let vb = usize::from(stream.vb);
-                let is_here = state.vbs[vb].is_active && state.owners[vb] == Some(self.node);
-                stream.advance(&state.vbs[vb], is_here, manner);
+                let is_here = vbs[vb].is_active && owners[vb] == Some(self.node);
+                stream.advance(&vbs[vb], is_here, manner);
                 if let Some(place) = state.ends.iter().position(|(vb, _)| *vb == stream.vb) {
                     stream.end(state.ends.remove(place).1);
                 }
@@ -289,14 +353,17 @@ impl Serve {
                 while let Some(frame) = stream.queued.front() {
                     // Real ones overshoot by a message too.
                     seen.is_full = seen.sent - seen.acked >= window && !behaviour.floods;
-                    if seen.is_full || out.len() >= TURN_BYTES {
+                    if seen.is_full || out.len() - others >= turn_bytes {
                         break;
                     }
                     seen.sent += frame.len() as u64;
                     out.extend_from_slice(frame);
                     stream.queued.pop_front();
                 }
-                more |= !stream.queued.is_empty() && !seen.is_full;
+                more |= !stream.queued.is_empty() && !seen.is_full && !is_slow;
+            }
+            if let Some((_, sent)) = &mut self.slow_from {
+                *sent += out.len() - others;
             }
             self.streams.retain(|_, stream| !stream.is_ended || !stream.queued.is_empty());
             more
@@ -336,6 +403,9 @@ impl Serve {
         let is_right = asked.opcode == 0x5c && asked.opaque == 0x8196_9800 && asked.vb == 0;
         let seen = &mut state.connections[self.number];
         seen.noops_answered += 1;
+        if seen.noops_answered == seen.noops_sent {
+            self.noop_waits = None;
+        }
         if !is_right || seen.noops_answered > seen.noops_sent {
             state.faults.push(format!("an answer to {:#x} that was not asked for", asked.opcode));
         }
@@ -399,7 +469,7 @@ impl Serve {
                 self.step = Step::Selected;
                 (0, Vec::new())
             }
-            (0xb5, Step::Selected | Step::Open) => (0, self.state.lock().map().into_bytes()),
+            (0xb5, Step::Selected | Step::Open) => (0, self.state.lock().map_at(self.node).into_bytes()),
             (0x50, Step::Selected) => self.open(asked),
             (0x5e, Step::Open) => self.control(&text(asked.key), &text(asked.value)),
             (0x48, Step::Open) => {
@@ -410,19 +480,26 @@ impl Serve {
                 let state = self.state.lock();
                 let high = |vb: &Vb| collection.map_or(vb.high, |collection| vb.high_of(collection));
                 let entry = |(vb, high): (u16, u64)| [&vb.to_be_bytes()[..], &high.to_be_bytes()].concat();
-                let here = (0_u16..).zip(&state.vbs).filter(|(vb, _)| state.is_at(*vb, self.node));
+                let here =
+                    (0_u16..).zip(state.vbs_at(self.node)).filter(|(vb, _)| state.is_at(*vb, self.node));
                 (0, here.map(|(vb, of_vb)| (vb, high(of_vb))).flat_map(entry).collect())
             }
             (0x91, Step::Open) => self.observe(asked),
-            (0x54, Step::Open) => match self.state.lock().vbs.get(usize::from(asked.vb)) {
-                Some(vb) => (0, vb.log_bytes()),
-                None => (0x07, self.state.lock().map().into_bytes()),
-            },
+            (0x54, Step::Open) => {
+                let state = self.state.lock();
+                if state.is_at(asked.vb, self.node) {
+                    (0, state.vbs_at(self.node)[usize::from(asked.vb)].log_bytes())
+                } else {
+                    (0x07, state.map_at(self.node).into_bytes())
+                }
+            }
             (0x53, Step::Open) => self.stream(asked),
             (0x52, Step::Open) => match self.streams.get_mut(&asked.vb) {
                 Some(stream) => {
                     stream.end(1);
-                    self.state.lock().closes.push(asked.vb);
+                    let mut state = self.state.lock();
+                    state.closes.push(asked.vb);
+                    state.closed.insert(asked.vb, Instant::now());
                     (0, Vec::new())
                 }
                 None => (0x01, Vec::new()),
@@ -459,9 +536,9 @@ impl Serve {
         let mut state = self.state.lock();
         state.observes += 1;
         if !state.is_at(asked.vb, self.node) {
-            return (0x07, state.map().into_bytes());
+            return (0x07, state.map_at(self.node).into_bytes());
         }
-        let vb = &state.vbs[usize::from(asked.vb)];
+        let vb = &state.vbs_at(self.node)[usize::from(asked.vb)];
         let place = vb.log.iter().position(|(known, _)| *known == branch);
         let mut told = vec![u8::from(place != Some(0))];
         told.extend(asked.vb.to_be_bytes());
@@ -479,9 +556,13 @@ impl Serve {
         let is_number = value.parse::<u32>().is_ok_and(|number| number > 0);
         let is_right = match name {
             "connection_buffer_size" | "set_noop_interval" => is_number,
-            "enable_noop" | "enable_expiry_opcode" | "send_stream_end_on_client_close_stream" => {
-                value == "true"
-            }
+            "enable_noop"
+            | "enable_expiry_opcode"
+            | "send_stream_end_on_client_close_stream"
+            | "enable_sync_writes"
+            | "supports_hifi_MFU" => value == "true",
+            "consumer_name" => !value.is_empty(),
+            "set_priority" => ["high", "medium", "low"].contains(&value),
             "enable_out_of_order_snapshots" => value == "true_with_seqno_advanced",
             _ => false,
         };
@@ -505,6 +586,9 @@ impl Serve {
         let mut state = self.state.lock();
         let state = &mut *state;
         state.requests.push((VbId(asked.vb), start));
+        if let Some(closed) = state.closed.remove(&asked.vb) {
+            state.stood_still.push((asked.vb, closed.elapsed()));
+        }
         let has_noop = state.connections[self.number].controls.contains_key("enable_noop");
         if self.collections && !has_noop {
             state.faults.push("a stream is asked for without noops".to_owned());
@@ -514,16 +598,20 @@ impl Serve {
             state.faults.push(format!("vbucket {} is asked for twice", asked.vb));
             return (0x02, Vec::new());
         }
-        let filter: Option<serde_json::Value> = serde_json::from_slice(asked.value).ok();
-        let collection = filter.as_ref().and_then(|filter| filter["collections"][0].as_str());
-        let collection = collection.map(|text| u32::from_str_radix(text, 16).unwrap());
+        let collection = match filter(asked.value) {
+            Ok(collection) => collection,
+            Err(fault) => {
+                state.faults.push(fault);
+                return (0x04, br#"{"error":{"context":"value is no filter"}}"#.to_vec());
+            }
+        };
         if collection.is_some_and(|wanted| state.dropped.contains(&wanted)) {
             return (0x88, br#"{"manifest_uid":"3"}"#.to_vec());
         }
         let is_here = state.is_at(asked.vb, self.node);
-        let vb = state.vbs.get(usize::from(asked.vb));
+        let vb = state.vbs_at(self.node).get(usize::from(asked.vb));
         let Some(vb) = vb.filter(|_| is_here || asked.u32(0) & 0x10 == 0) else {
-            return (0x07, state.map().into_bytes());
+            return (0x07, state.map_at(self.node).into_bytes());
         };
         match vb.judge(numbers) {
             Verdict::Refuse(status, value) => {

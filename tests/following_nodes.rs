@@ -1,0 +1,194 @@
+//! A bucket follows one of a cluster whose nodes go wrong without saying so: they are cut off from the others, hang,
+//! refuse for a while, leave requests without an answer, or send what makes no sense.
+
+use std::time::{Duration, Instant};
+
+use dormouse::bucket::{FollowEnd, FollowError, FollowOptions, FollowProgress};
+use dormouse::shard::StoreKind;
+use dormouse::source::dcp::ConnectionError;
+use tempfile::TempDir;
+
+use crate::support::consumer::{Consumer, expected, follow, write};
+use crate::support::path::Dice;
+use crate::support::producer::{Producer, What};
+use crate::support::{eventually, watchdog};
+
+const VBUCKETS: u16 = 8;
+const TMPFAIL: u16 = 0x86;
+
+/// A producer of some nodes, and a bucket that follows it and has everything.
+fn following(folder: &TempDir, nodes: usize, seed: u64) -> (Producer, Consumer, Dice) {
+    following_with(folder, nodes, seed, |_| {})
+}
+
+fn following_with(
+    folder: &TempDir,
+    nodes: usize,
+    seed: u64,
+    change: impl FnOnce(&mut FollowOptions),
+) -> (Producer, Consumer, Dice) {
+    let (producer, mut dice) = (Producer::start_nodes(VBUCKETS, nodes, None), Dice::new(seed));
+    write(&producer, &mut dice, 500);
+    let mut consumer = Consumer::open(folder.path(), StoreKind::Lsm, VBUCKETS);
+    let mut options = follow(&producer, false);
+    change(&mut options);
+    consumer.begin(options);
+    consumer.catch_up(&producer);
+    (producer, consumer, dice)
+}
+
+/// Ends what never ends by itself, and checks what the index holds.
+fn finish(mut consumer: Consumer, producer: Producer) {
+    consumer.settle(&producer);
+    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    consumer.close();
+    producer.check();
+}
+
+#[test]
+fn the_vbuckets_of_a_node_that_does_not_know_it_was_failed_over_go_on_where_they_are() {
+    let folder = TempDir::new().unwrap();
+    let (producer, consumer, mut dice) = following(&folder, 2, 1);
+    // Node 0 answers on, and has the vbuckets with even numbers as far as it knows.
+    producer.cut_off(0);
+    for vb in (0..VBUCKETS).step_by(2) {
+        producer.fail_over(vb, producer.high(vb) - 2);
+        producer.move_vb(vb, Some(1));
+    }
+    write(&producer, &mut dice, 300);
+    finish(consumer, producer);
+}
+
+#[test]
+fn a_vbucket_that_moves_while_it_is_rolled_back_is_rolled_back_where_it_is_then() {
+    let folder = TempDir::new().unwrap();
+    let (producer, consumer, mut dice) = following(&folder, 2, 2);
+    producer.answer(0x54, TMPFAIL, b"");
+    let before = producer.state.lock().rollbacks;
+    producer.fail_over(2, producer.high(2) - 5);
+    eventually("it is told to roll back", || producer.state.lock().rollbacks > before);
+    producer.move_vb(2, Some(1));
+    producer.behave(|behaviour| behaviour.answers.clear());
+    write(&producer, &mut dice, 300);
+    finish(consumer, producer);
+}
+
+#[test]
+fn until_a_node_tells_the_branches_of_a_vbucket_the_others_of_its_shard_go_on() {
+    let folder = TempDir::new().unwrap();
+    let (producer, consumer, mut dice) = following(&folder, 1, 3);
+    producer.answer(0x54, TMPFAIL, b"");
+    let before = producer.state.lock().rollbacks;
+    producer.fail_over(2, producer.high(2) - 5);
+    eventually("it is told to roll back", || producer.state.lock().rollbacks > before);
+    for _ in 0..3 {
+        write(&producer, &mut dice, 200);
+        let others = |mut of_all: Vec<u64>| {
+            of_all[2] = 0;
+            of_all
+        };
+        eventually("the others go on", || others(consumer.reached()) == others(producer.highs()));
+    }
+    assert!(producer.state.lock().closes.is_empty(), "a stream was closed");
+    producer.behave(|behaviour| behaviour.answers.clear());
+    consumer.settle(&producer);
+    let stood: Vec<Duration> = producer.state.lock().stood_still.iter().map(|(_, stood)| *stood).collect();
+    println!(
+        "the {} other streams of the shard stood still for {:?} at most",
+        stood.len(),
+        stood.iter().max()
+    );
+    assert_eq!(stood.len(), 3);
+    assert!(stood.iter().all(|stood| *stood < Duration::from_secs(5)), "{stood:?}");
+    finish(consumer, producer);
+}
+
+#[test]
+fn bytes_that_make_no_sense_again_and_again_end_following_with_what_is_wrong() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut dice) = (Producer::start(VBUCKETS), Dice::new(4));
+    write(&producer, &mut dice, 300);
+    producer.change(3, "broken", What::Malformed);
+    let consumer = Consumer::open(folder.path(), StoreKind::Lsm, VBUCKETS);
+    let ended = consumer.bucket.follow(&follow(&producer, true), &watchdog(), &mut |_| {});
+    let is_told = matches!(
+        &ended,
+        Err(FollowError::Malformed { times: 5, error: ConnectionError::Message { vb, .. }, .. }) if vb.0 == 3
+    );
+    assert!(is_told, "{ended:?}");
+    assert!(producer.state.lock().connections.len() < 30);
+    consumer.close();
+    producer.check();
+}
+
+#[test]
+fn a_node_that_refuses_while_it_starts_is_followed_once_it_does_not() {
+    let folder = TempDir::new().unwrap();
+    let (producer, consumer, mut dice) = following(&folder, 1, 5);
+    producer.answer(0x89, 0x24, b"");
+    producer.behave(|behaviour| behaviour.cut_after = Some(0));
+    write(&producer, &mut dice, 100);
+    let before = producer.state.lock().connections.len();
+    eventually("it has asked many times", || producer.state.lock().connections.len() > before + 14);
+    producer.behave(|behaviour| behaviour.answers.clear());
+    finish(consumer, producer);
+}
+
+#[test]
+fn a_node_that_does_nothing_but_refuse_for_too_long_ends_following() {
+    let folder = TempDir::new().unwrap();
+    let patience = Duration::from_millis(300);
+    let (producer, mut consumer, mut dice) =
+        following_with(&folder, 1, 6, |options| options.cluster.connection.refusal_timeout = patience);
+    let began = Instant::now();
+    producer.answer(0x89, 0x24, b"");
+    producer.behave(|behaviour| behaviour.cut_after = Some(0));
+    write(&producer, &mut dice, 100);
+    let ended = consumer.join();
+    assert!(matches!(ended, Err(FollowError::Cluster { .. })), "{ended:?}");
+    assert!(began.elapsed() >= patience);
+    consumer.close();
+    producer.check();
+}
+
+#[test]
+fn a_connection_on_which_a_request_is_not_answered_is_opened_again_though_noops_come() {
+    let folder = TempDir::new().unwrap();
+    let (producer, consumer, mut dice) = following_with(&folder, 1, 7, |options| {
+        options.cluster.connection.noop_interval = Duration::from_secs(1);
+    });
+    producer.behave(|behaviour| drop(behaviour.answers.insert(0x53, None)));
+    let (before, ends) = (producer.state.lock().connections.len(), 4);
+    producer.end_stream(2, ends);
+    write(&producer, &mut dice, 100);
+    eventually("there is another connection", || producer.state.lock().connections.len() > before);
+    producer.behave(|behaviour| behaviour.answers.clear());
+    finish(consumer, producer);
+}
+
+#[test]
+fn a_node_that_hangs_does_not_count_as_one_where_nothing_happens() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut dice) = (Producer::start_nodes(VBUCKETS, 2, None), Dice::new(8));
+    write(&producer, &mut dice, 300);
+    let consumer = Consumer::open(folder.path(), StoreKind::Lsm, VBUCKETS);
+    let options = FollowOptions { idle_after: Some(Duration::from_millis(300)), ..follow(&producer, false) };
+    let mut looks = 0;
+    let mut on_progress = |at: FollowProgress| {
+        looks += u32::from(looks > 0 || at.lag == Some(0));
+        match looks {
+            1 => {
+                producer.behave(|behaviour| behaviour.hung_nodes = [1].into());
+                producer.put(1, "late", "{\"n\":1}");
+            }
+            // More than a second later.
+            20 => producer.behave(|behaviour| behaviour.hung_nodes.clear()),
+            _ => {}
+        }
+    };
+    let ended = consumer.bucket.follow(&options, &watchdog(), &mut on_progress).unwrap();
+    assert_eq!(ended.end, FollowEnd::Idle);
+    assert_eq!(consumer.indexed(), expected(&producer));
+    consumer.close();
+    producer.check();
+}
