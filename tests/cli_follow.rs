@@ -158,6 +158,19 @@ fn an_idle_bucket_is_put_to_sleep_and_goes_on_after_it_was_woken_up() {
 }
 
 #[test]
+fn an_idle_bucket_leaves_the_disk_where_that_is_asked_for() {
+    let (world, producer, mut dice) = (world(), Producer::start(8), Dice::new(3));
+    write(&producer, &mut dice, 500);
+    let sleeps = ["--sleep-after", "200ms", "--archive", "a", "--evict"];
+    let told = world.json(&words(&sleeps, &url(&producer)));
+    assert!(told["paused"]["files"].as_u64().unwrap() > 0, "{told}");
+    world.refused(1, &[&["scan"], &BUCKET[..], &["--index", "primary"]].concat(), &["resume"]);
+    world.ok(&[&["resume"], &BUCKET[..], &["--archive", "a"]].concat());
+    assert_eq!(ids(&world), producer.documents());
+    producer.check();
+}
+
+#[test]
 fn a_new_index_is_built_from_what_the_bucket_held() {
     let (world, producer, mut dice) = (world(), Producer::start(8), Dice::new(4));
     write(&producer, &mut dice, 500);

@@ -52,6 +52,9 @@ pub(super) struct ClusterArgs {
     /// Compress files in the archive where that saves a tenth and more [default: off]
     #[arg(long, requires = "sleep_after")]
     compress: bool,
+    /// Then remove the local data, once what is in the archive was read back and checked [default: keep it]
+    #[arg(long, requires = "sleep_after")]
+    evict: bool,
     /// Follow the Nth of M parts of the vbuckets, the others being followed elsewhere; fixed when the bucket is made
     /// [default: 1/1]
     #[arg(long, value_name = "N/M", value_parser = parse_member)]
@@ -213,7 +216,7 @@ fn follow(
     let followed = bucket.follow(&options, &session.until, &mut on_progress)?;
     drop(progress);
     let archive = args.cluster.archive.as_ref().filter(|_| followed.end == FollowEnd::Idle);
-    let options = PauseOptions { evict: false, compress: args.cluster.compress };
+    let options = PauseOptions { evict: args.cluster.evict, compress: args.cluster.compress };
     let into =
         |archive| pause::pause(bucket, &args.target.bucket, (archive, &args.cluster.how), options, session);
     Ok(Outcome { followed, paused: archive.map(into).transpose()? })
