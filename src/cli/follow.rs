@@ -32,6 +32,7 @@ const PASSWORD: &str = "DORMOUSE_PASSWORD";
 /// How a cluster is followed.
 #[derive(Args)]
 #[command(next_help_heading = "Options of a couchbase:// source")]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option that is given or not")]
 pub(super) struct ClusterArgs {
     /// File with the password of the user in the URL [default: the environment's `DORMOUSE_PASSWORD`]
     #[arg(long, value_name = "FILE")]

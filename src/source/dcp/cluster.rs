@@ -144,7 +144,7 @@ impl Cluster {
         connection: &Connection,
         until: &Until,
     ) -> Result<ClusterMap, ClusterError> {
-        let told = connection.fetch_cluster_config(until).map_err(ClusterCause::from).and_then(|json| {
+        let told = connection.cluster_config(until).map_err(ClusterCause::from).and_then(|json| {
             let is_tls = self.connection.tls.is_some();
             Ok(ClusterMap::parse_in(&self.network, &self.seeds, &json, node, is_tls)?)
         });

@@ -203,6 +203,12 @@ impl Connection {
         Ok(SeqnosAnswer(answer))
     }
 
+    /// The cluster's configuration as it is now, in JSON.
+    pub(super) fn cluster_config(&self, until: &Until) -> Result<String, DcpRequestError> {
+        let value = self.call(Opcode::GET_CLUSTER_CONFIG, &Request::ClusterConfig, until)?;
+        Ok(String::from_utf8_lossy(&value).into_owned())
+    }
+
     fn call(&self, opcode: Opcode, request: &Request<'_>, until: &Until) -> Result<Vec<u8>, DcpRequestError> {
         let (opaque, answer) = self.shared.book.call(opcode)?;
         self.shared.send(opcode, request, opaque)?;
