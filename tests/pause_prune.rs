@@ -103,14 +103,14 @@ fn pause_with_prunes(inner: &dyn ObjectStore, number: usize, hours: Hours) -> us
     let bucket = bucket(&world, inner);
     let has_looked = AtomicBool::new(false);
     let before = |call: usize, operation: Operation, key: Option<&ObjectKey>| {
+        let looks =
+            operation == Operation::List && key.is_some_and(|key| key.as_str().ends_with("/condemned"));
         if call == number {
-            let hours = if has_looked.load(Ordering::SeqCst) { [0, 11] } else { hours };
-            for hours in hours {
+            let is_short = has_looked.load(Ordering::SeqCst) && !looks;
+            for hours in if is_short { [0, 11] } else { hours } {
                 prune_at(inner, at(hours));
             }
         }
-        let looks =
-            operation == Operation::List && key.is_some_and(|key| key.as_str().ends_with("/condemned"));
         let puts = operation == Operation::Put && !is_manifest(key);
         if looks || puts {
             has_looked.store(looks, Ordering::SeqCst);
@@ -235,7 +235,8 @@ fn what_an_interrupted_pause_uploaded_is_taken_up_but_for_what_a_prune_is_about_
             prune_at(&memory, at(hours));
         }
         let report = bucket.pause(&memory, PauseOptions::default(), &watchdog(), &mut |_| {}).unwrap();
-        assert_eq!(report.uploaded_files == 0, is_taken_up, "condemned {condemned:?}: {report:?}");
+        // What each of the two shards says of its newest recovery point may be new.
+        assert_eq!(report.uploaded_files <= 2, is_taken_up, "condemned {condemned:?}: {report:?}");
     }
 }
 
