@@ -316,6 +316,22 @@ impl DataDir {
     /// without download. What was downloaded stays for another try where the resume does not come to its end. A
     /// bucket that is in doubt is settled first. `on_progress` is called on this thread with the bytes that are
     /// checked and durable.
+    ///
+    /// ```no_run
+    /// use dormouse::bucket::{BucketConfig, BucketName, DataDir, ResumeOptions};
+    /// use dormouse::objstore::FileStore;
+    /// use dormouse::thread::Until;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (until, config) = (Until::within(std::time::Duration::from_secs(60)), BucketConfig::default());
+    /// let (name, archive): (BucketName, _) = ("travel".parse()?, FileStore::open("archive".as_ref())?);
+    /// let data = DataDir::open_or_create("data".as_ref())?;
+    /// data.resume(&name, &archive, ResumeOptions::default(), &config, &until, &mut |_| {})?;
+    /// let bucket = data.open_bucket(&name, &config)?;
+    /// # bucket.close(&until)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn resume(
         &self,
         name: &BucketName,

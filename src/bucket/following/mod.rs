@@ -373,7 +373,36 @@ fn check_vbuckets(bucket: BucketName, spec: BucketSpec, map: &ClusterMap) -> Res
 
 impl Bucket {
     /// Follows a bucket of a cluster until what `options` say, or until the limit ends. `on_progress` is called on
-    /// this thread, several times a second.
+    /// this thread, several times a second. Without `once` and `idle_after` nothing but the limit ends it, with
+    /// [`FollowError::Stopped`], which is no failure then: what was applied is durable.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use dormouse::bucket::{BucketConfig, BucketSpec, DataDir, FollowOptions, SourceKind};
+    /// use dormouse::source::dcp::{Cluster, ClusterUrl, Login};
+    /// use dormouse::thread::Until;
+    /// use slog::{Discard, Logger, o};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (until, logger) = (Until::default(), Logger::root(Discard, o!()));
+    /// let url: ClusterUrl = "couchbase://me@node1,node2/travel".parse()?;
+    /// let login = Login { user: "me".to_owned(), password: "…".to_owned(), plain_without_tls: false };
+    /// let mut cluster = Cluster::new(&url, login, None, 1024);
+    /// let map = cluster.fetch_map(&cluster.seeds, &logger, &until)?;
+    /// cluster.connection.vbuckets = map.vbuckets();
+    ///
+    /// let data = DataDir::open_or_create("data".as_ref())?;
+    /// let spec =
+    ///     BucketSpec { source: SourceKind::Couchbase, vbuckets: map.vbuckets(), ..BucketSpec::default() };
+    /// let bucket = data.create_bucket(&"travel".parse()?, spec, &BucketConfig::default())?;
+    /// let idle_after = Some(Duration::from_secs(600));
+    /// let options = FollowOptions { cluster, connections: 1, once: false, idle_after };
+    /// let followed = bucket.follow(&options, &until, &mut |at| println!("{:?} behind", at.lag))?;
+    /// println!("{} changes", followed.documents);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn follow(
         &self,
         options: &FollowOptions,
