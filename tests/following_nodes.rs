@@ -37,14 +37,6 @@ fn following_with(
     (producer, consumer, dice)
 }
 
-/// Ends what never ends by itself, and checks what the index holds.
-fn finish(mut consumer: Consumer, producer: Producer) {
-    consumer.settle(&producer);
-    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
-    consumer.close();
-    producer.check();
-}
-
 #[test]
 fn the_vbuckets_of_a_node_that_does_not_know_it_was_failed_over_go_on_where_they_are() {
     let folder = TempDir::new().unwrap();
@@ -56,7 +48,7 @@ fn the_vbuckets_of_a_node_that_does_not_know_it_was_failed_over_go_on_where_they
         producer.move_vb(vb, Some(1));
     }
     write(&producer, &mut dice, 300);
-    finish(consumer, producer);
+    consumer.finish(producer);
 }
 
 #[test]
@@ -70,7 +62,7 @@ fn a_vbucket_that_moves_while_it_is_rolled_back_is_rolled_back_where_it_is_then(
     producer.move_vb(2, Some(1));
     producer.behave(|behaviour| behaviour.answers.clear());
     write(&producer, &mut dice, 300);
-    finish(consumer, producer);
+    consumer.finish(producer);
 }
 
 #[test]
@@ -100,7 +92,7 @@ fn until_a_node_tells_the_branches_of_a_vbucket_the_others_of_its_shard_go_on() 
     );
     assert_eq!(stood.len(), 3);
     assert!(stood.iter().all(|stood| *stood < Duration::from_secs(5)), "{stood:?}");
-    finish(consumer, producer);
+    consumer.finish(producer);
 }
 
 #[test]
@@ -131,7 +123,7 @@ fn a_node_that_refuses_while_it_starts_is_followed_once_it_does_not() {
     let before = producer.state.lock().connections.len();
     eventually("it has asked many times", || producer.state.lock().connections.len() > before + 14);
     producer.behave(|behaviour| behaviour.answers.clear());
-    finish(consumer, producer);
+    consumer.finish(producer);
 }
 
 #[test]
@@ -163,7 +155,7 @@ fn a_connection_on_which_a_request_is_not_answered_is_opened_again_though_noops_
     write(&producer, &mut dice, 100);
     eventually("there is another connection", || producer.state.lock().connections.len() > before);
     producer.behave(|behaviour| behaviour.answers.clear());
-    finish(consumer, producer);
+    consumer.finish(producer);
 }
 
 #[test]

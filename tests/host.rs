@@ -2,9 +2,7 @@
 //! `tests/legacy`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -16,8 +14,7 @@ use dormouse::bucket::{
 };
 use dormouse::index::KeyRange;
 use dormouse::objstore::{
-    Body, CredentialSource, Credentials, FileStore, ObjectKey, ObjectStore, Page, PageMark, S3Config,
-    S3Store, StoreError,
+    CallInfo, CredentialSource, Credentials, FileStore, Layer, Policy, S3Config, S3Store, StoreError,
 };
 use dormouse::shard::{ReadError, Shard, ShardSetConfig, StoreKind, lock_all};
 use dormouse::source::Input;
@@ -195,58 +192,20 @@ fn a_reader_that_panics_ends_its_ingest_and_nothing_else() {
     close(bucket);
 }
 
-/// Panics in each put on a thread that carries files.
-struct PanickingStore<'a>(&'a FileStore);
+/// Panics in each call on a thread that carries files.
+struct Panics;
 
-impl ObjectStore for PanickingStore<'_> {
-    fn describe(&self) -> String {
-        self.0.describe()
-    }
-
-    fn parallel(&self) -> usize {
-        2
-    }
-
-    fn put(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
+impl Policy for Panics {
+    fn call<T>(
+        &self,
+        _: CallInfo<'_>,
+        until: &Until,
+        go: &mut dyn FnMut(&Until) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         if std::thread::current().name().is_some_and(|name| name.starts_with("dm-store-")) {
             std::panic::resume_unwind(Box::new("the host's store fails"));
         }
-        self.0.put(key, body, until)
-    }
-
-    fn put_if_absent(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
-        self.0.put_if_absent(key, body, until)
-    }
-
-    fn get(&self, key: &ObjectKey, to: &mut dyn Write, until: &Until) -> Result<u64, StoreError> {
-        self.0.get(key, to, until)
-    }
-
-    fn get_range(
-        &self,
-        key: &ObjectKey,
-        range: Range<u64>,
-        to: &mut dyn Write,
-        until: &Until,
-    ) -> Result<u64, StoreError> {
-        self.0.get_range(key, range, to, until)
-    }
-
-    fn head(&self, key: &ObjectKey, until: &Until) -> Result<Option<u64>, StoreError> {
-        self.0.head(key, until)
-    }
-
-    fn list_page(
-        &self,
-        folder: Option<&ObjectKey>,
-        after: Option<&PageMark>,
-        until: &Until,
-    ) -> Result<Page, StoreError> {
-        self.0.list_page(folder, after, until)
-    }
-
-    fn delete(&self, keys: &[ObjectKey], until: &Until) -> Result<(), StoreError> {
-        self.0.delete(keys, until)
+        go(until)
     }
 }
 
@@ -255,7 +214,8 @@ fn a_store_that_panics_while_it_carries_files_ends_its_pause_and_nothing_else() 
     let world = World::new();
     let bucket = world.bucket("b");
     ingest(&bucket, lines(0..50)).unwrap();
-    let failed = pause(&bucket, &PanickingStore(&world.store), true).unwrap_err();
+    let panicking = Layer::new(Box::new(FileStore::open(&world.dir.path().join("archive")).unwrap()), Panics);
+    let failed = pause(&bucket, &panicking, true).unwrap_err();
     assert!(failed.to_string().contains("panicked: the host's store fails"), "{failed}");
     assert!(!is_locked(&bucket) && bucket.describe().state == BucketState::Online);
     ingest(&bucket, lines(50..60)).unwrap();

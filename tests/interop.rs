@@ -185,13 +185,6 @@ fn following(folder: &TempDir, seed: u64) -> (Producer, Consumer, Dice) {
     (producer, consumer, dice)
 }
 
-fn finish(mut consumer: Consumer, producer: Producer) {
-    consumer.settle(&producer);
-    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
-    consumer.close();
-    producer.check();
-}
-
 #[test]
 fn a_node_that_starts_again_with_everything_is_followed_on_without_going_back() {
     let folder = TempDir::new().unwrap();
@@ -202,7 +195,7 @@ fn a_node_that_starts_again_with_everything_is_followed_on_without_going_back() 
         consumer.catch_up(&producer);
     }
     assert_eq!(producer.state.lock().rollbacks, 0);
-    finish(consumer, producer);
+    consumer.finish(producer);
 }
 
 #[test]
@@ -216,7 +209,7 @@ fn a_vbucket_that_is_no_longer_active_is_waited_for_and_followed_on_its_new_bran
     producer.fail_over(3, high);
     producer.state.lock().vbs[3].is_active = true;
     write(&producer, &mut dice, 100);
-    finish(consumer, producer);
+    consumer.finish(producer);
 }
 
 #[test]

@@ -151,6 +151,14 @@ impl Consumer {
         reached
     }
 
+    /// Ends what never ends by itself, and checks what the index holds.
+    pub(crate) fn finish(mut self, producer: Producer) {
+        self.settle(&producer);
+        assert!(matches!(self.end(), Err(FollowError::Stopped { .. })));
+        self.close();
+        producer.check();
+    }
+
     pub(crate) fn close(self) {
         assert!(self.following.is_none(), "it is followed still");
         let bucket = Arc::try_unwrap(self.bucket).ok().unwrap();

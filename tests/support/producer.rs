@@ -4,6 +4,7 @@
 //! up with, it notes as a fault, and [`Producer::check`] fails on them. Its frames are made from numbers here, not by
 //! the library that reads them.
 
+mod asked;
 mod bucket;
 mod kv;
 mod scram;

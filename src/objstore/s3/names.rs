@@ -131,7 +131,8 @@ mod tests {
         let (questions, _) = unbounded();
         let names = Names { questions: Some(questions), thread: None, known: Known::default() };
         let cause = names.resolve("archive.example", 443, &Until::default()).unwrap_err();
-        let StoreCause::Endpoint(text) = cause else { panic!("{cause}") };
+        let text = cause.to_string();
+        assert!(matches!(cause, StoreCause::Endpoint(_)), "{text}");
         assert!(text.contains(THREAD) && text.contains("open the archive again"), "{text}");
     }
 }

@@ -15,9 +15,9 @@ use dormouse::thread::{self, Cancel, Thread, Until};
 use parking_lot::Mutex;
 use serde_json::json;
 
+use super::asked::{Asked, take_frame};
 use super::bucket::What;
 use super::scram::Exchange;
-use super::serve::{Asked, take_frame};
 use super::{BUCKET_NAME, PASSWORD, Raw, State, USER};
 
 const WAIT: Duration = Duration::from_millis(1);
