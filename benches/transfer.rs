@@ -16,8 +16,9 @@
 //! process of its own. Ours hashes the file before it uploads it, and again what it receives; the CPU time of the
 //! first hash is shown apart.
 //!
-//! Peers: `s5cmd` (which hashes each part that it sends), `rclone` and `aws`, which has to have its CRT, are programs on
-//! the path. `object_store` is the package in `benches/peers`, built for the purpose; it hashes each part that it
+//! Peers: `s5cmd` (which hashes each part that it sends), `rclone` and `aws`, which has to be of version 2 for its CRT,
+//! are programs on the path. The CRT of 2.9 takes no notice of the port of an endpoint: the server has to listen at 80, or
+//! at 443 for `https`. `object_store` is the package in `benches/peers`, built for the purpose; it hashes each part that it
 //! sends. `object_store+` also hashes the file first, and what comes, as ours does: the same checks. The table says what
 //! each of them checks.
 //!
@@ -91,6 +92,9 @@ fn main() {
     if peers.iter().any(|peer| peer.starts_with("object_store")) {
         build_peers();
     }
+    if peers.contains(&"aws") {
+        check_that_aws_has_its_crt();
+    }
     let subjects = [&["dormouse"][..], &peers[..]].concat();
     println!("{mib} MiB, {rounds} rounds in turns, medians; {PARALLEL} calls at the same time");
     println!(
@@ -139,6 +143,13 @@ fn build_peers() {
     let words = ["build", "--quiet", "--release", "--locked", "--manifest-path", manifest];
     let built = Command::new("cargo").args(words).args(["--target-dir", PEERS_IN]).status().unwrap();
     assert!(built.success());
+}
+
+/// Version 1 reads the setting that asks for the CRT, and says nothing of having none.
+fn check_that_aws_has_its_crt() {
+    let told = Command::new("aws").arg("--version").output().unwrap().stdout;
+    let told = String::from_utf8_lossy(&told);
+    assert!(told.starts_with("aws-cli/2"), "the CRT comes with version 2, this is {told}");
 }
 
 /// Bytes that no client can make smaller, each MiB another.
