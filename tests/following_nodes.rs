@@ -114,6 +114,20 @@ fn bytes_that_make_no_sense_again_and_again_end_following_with_what_is_wrong() {
 }
 
 #[test]
+fn a_connection_that_is_cut_while_following_begins_is_opened_again() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut dice) = (Producer::start(VBUCKETS), Dice::new(8));
+    write(&producer, &mut dice, 100);
+    producer.behave(|behaviour| behaviour.cut_after = Some(0));
+    let consumer = Consumer::open(folder.path(), StoreKind::Memdb, VBUCKETS);
+    let followed = consumer.bucket.follow(&follow(&producer, true), &watchdog(), &mut |_| {});
+    assert!(followed.is_ok(), "{followed:?}");
+    assert_eq!(consumer.reached(), producer.highs());
+    consumer.close();
+    producer.check();
+}
+
+#[test]
 fn a_node_that_refuses_while_it_starts_is_followed_once_it_does_not() {
     let folder = TempDir::new().unwrap();
     let (producer, consumer, mut dice) = following(&folder, 1, 5);

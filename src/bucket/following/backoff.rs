@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::thread::{Stopped, Until, fin};
+
 const FIRST: Duration = Duration::from_millis(60);
 const LONGEST: Duration = Duration::from_secs(10);
 
@@ -29,6 +31,15 @@ impl Backoff {
     /// Whether it may be tried.
     pub(super) fn is_over(&self, now: Instant) -> bool {
         self.not_before.is_none_or(|at| at <= now)
+    }
+
+    /// Waits until it may be tried.
+    pub(super) fn wait(&self, until: &Until) -> Result<(), Stopped> {
+        let (_holder, never) = fin();
+        let left = self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+        // Nobody gives that signal: the wait ends by its limit.
+        let _ = never.wait(&until.at_most(left));
+        until.check()
     }
 
     /// It worked.

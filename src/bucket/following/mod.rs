@@ -54,7 +54,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use slog::{info, warn};
+use slog::{Logger, debug, info, warn};
 
 use crate::event::{StreamEndReason, StreamStatus, VbId};
 use crate::pause::Refusal;
@@ -70,11 +70,15 @@ use super::error::{Closed, Forked};
 use super::ingest::GRACE;
 use super::meta::{BucketName, BucketSpec, MetaError, SourceKind};
 use super::pausing::millis;
+use backoff::{Backoff, chance};
 use follower::{Broken, Follower, LeftOut};
 use jobs::{Done, Jobs};
 
 /// What the job that asks for the first map may take to end once nobody waits for it any more.
 const MAP_GRACE: Duration = Duration::from_secs(1);
+
+/// How long a cluster that refuses at once is asked for its first map: a node may be starting, a connection may be cut.
+const FIRST_MAP_LIMIT: Duration = Duration::from_secs(2);
 
 /// What is followed, and for how long.
 #[derive(Debug, Clone)]
@@ -371,6 +375,24 @@ fn check_vbuckets(bucket: BucketName, spec: BucketSpec, map: &ClusterMap) -> Res
     if here == there { Ok(()) } else { Err(FollowError::Vbuckets { bucket, here, there }) }
 }
 
+/// The map, asked for again while what fails may pass. A wrong address is told within the limit all the same.
+fn first_map(cluster: &Cluster, logger: &Logger, until: &Until) -> Result<ClusterMap, ClusterError> {
+    let (mut backoff, limit) = (Backoff::default(), Instant::now() + FIRST_MAP_LIMIT);
+    loop {
+        let fetched = cluster.fetch_map(&cluster.seeds, logger, until);
+        match fetched {
+            Err(error) if error.is_temporary() && Instant::now() < limit => {
+                debug!(logger, "the cluster is asked for its map again: {error}");
+                backoff.fail(Instant::now(), chance());
+                if backoff.wait(until).is_err() {
+                    return Err(error);
+                }
+            }
+            fetched => return fetched,
+        }
+    }
+}
+
 impl Bucket {
     /// Follows a bucket of a cluster until what `options` say, or until the limit ends. `on_progress` is called on
     /// this thread, several times a second. Without `once` and `idle_after` nothing but the limit ends it, with
@@ -469,7 +491,7 @@ impl Bucket {
         let bucket = self.name();
         let mut jobs = Jobs::new();
         let (asked, logger) = (cluster.clone(), self.logger.clone());
-        jobs.start(move |until| Done::Map(asked.fetch_map(&asked.seeds, &logger, until)))
+        jobs.start(move |until| Done::Map(first_map(&asked, &logger, until)))
             .map_err(|source| FollowError::Spawn { bucket: bucket.clone(), source })?;
         let fetched = thread::recv(jobs.outcomes(), until);
         let running = jobs.end(&Until::within(MAP_GRACE));
