@@ -22,11 +22,12 @@
 //! | [`objstore`] | object stores, and the one content hash | [`objstore::ObjectStore`] |
 //! | [`event`] | what travels: events, their batches, the byte budget | [`event::EventBatch`] |
 //! | [`timestamp`] | positions in the histories of vbuckets | [`timestamp::TsVbuuid`] |
-//! | [`durable`] | small files that are there whole or not at all | [`durable::replace`] |
+//! | [`durable`] | files that outlive a crash: there whole or not at all | [`durable::replace`] |
+//! | `text` | how ids are written, read and stored | `number_id!`, `stored_as_text!` |
 //! | [`thread`] | named, joined threads, signals, deadlines | [`thread::Until`] |
 //!
 //! Imports run one way: `cli` → `bucket` → `pause`, `projector`, `source` → `index` → `shard`, and `objstore`
-//! beside them, → `event`, `timestamp`, `durable`, `thread`. `projector` and `pause` do not know each other: both
+//! beside them, → `event`, `timestamp`, `durable`, `thread`, `text`. `projector` and `pause` do not know each other: both
 //! know `shard`. `objstore` knows nothing of shards, and `shard` nothing of what its entries mean. A test reads
 //! the imports and holds them to this.
 //!
@@ -146,6 +147,7 @@ pub mod pause;
 pub mod projector;
 pub mod shard;
 pub mod source;
+mod text;
 pub mod thread;
 pub mod timestamp;
 

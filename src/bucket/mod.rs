@@ -32,6 +32,7 @@ mod carriage;
 mod error;
 mod folder;
 mod following;
+mod indexes;
 mod ingest;
 mod leftovers;
 mod meta;

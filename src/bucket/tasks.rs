@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::pause::Progress;
+use crate::text::number_id;
 use crate::thread::{Cancel, Fin, FinHolder, Stopped, Until, fin};
 
 use super::error::Forked;
@@ -22,15 +23,9 @@ use super::meta::BucketName;
 /// What progress is shown of what is not over yet, at most.
 const PROGRESS_RUNNING_MAX: f64 = 0.99;
 
-/// Names a task for as long as the process uses the data folder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub struct TaskId(pub u64);
-
-impl fmt::Display for TaskId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
+number_id! {
+    /// Names a task for as long as the process uses the data folder.
+    TaskId(u64)
 }
 
 /// What a task does with its bucket.
