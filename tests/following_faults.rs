@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use dormouse::bucket::{BucketConfig, BucketSpec, FollowError, FollowOptions, PauseOptions};
+use dormouse::bucket::{BucketConfig, BucketSpec, FollowOptions, IntakeError, PauseOptions};
 use dormouse::objstore::FileStore;
 use dormouse::shard::{ShardSetConfig, StoreKind, lock_all};
 use dormouse::thread::{Until, fin};
@@ -74,7 +74,7 @@ fn many_changes_with_cuts_roll_backs_and_moves_end_in_the_state_of_the_producer(
         behaviour.be_quick();
     });
     consumer.settle(&producer);
-    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    assert!(matches!(consumer.end(), Err(IntakeError::Stopped { .. })));
     consumer.close();
     let (connections, requests) = {
         let state = producer.state.lock();
@@ -172,7 +172,7 @@ fn memory_is_bounded_while_the_shards_are_locked_and_it_goes_on_after_the_unlock
     assert!(producer.seen().sent < 3_000_000, "{} bytes were taken", producer.seen().sent);
     drop(locks);
     consumer.settle(&producer);
-    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    assert!(matches!(consumer.end(), Err(IntakeError::Stopped { .. })));
     consumer.close();
     producer.check();
 }
@@ -190,10 +190,10 @@ fn a_pause_ends_what_follows_and_keeps_everything_up_to_its_cut() {
     consumer.bucket.pause(&archive, PauseOptions::default(), &watchdog(), &mut |_| {}).unwrap();
     write(&producer, &mut dice, 10);
     let ended = consumer.join();
-    assert!(matches!(ended, Err(FollowError::PutToSleep { .. })), "{ended:?}");
+    assert!(matches!(ended, Err(IntakeError::PutToSleep { .. })), "{ended:?}");
     assert_eq!(consumer.indexed(), before);
     let refused = consumer.bucket.follow(&follow(&producer, true), &watchdog(), &mut |_| {});
-    assert!(matches!(refused, Err(FollowError::Paused { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(IntakeError::Paused { .. })), "{refused:?}");
     consumer.close();
     producer.check();
 }

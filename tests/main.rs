@@ -81,6 +81,7 @@ mod shard_lock;
 mod shard_model;
 mod shard_recovery;
 mod source;
+mod stopped;
 mod streams;
 mod stress;
 mod support;

@@ -1,6 +1,6 @@
 //! A cluster of several nodes: vbuckets are followed where they are, and wherever they go.
 
-use dormouse::bucket::{BucketSpec, FollowError, FollowOptions};
+use dormouse::bucket::{BucketSpec, FollowCause, FollowOptions, IntakeError};
 use dormouse::event::VbId;
 use dormouse::pause::Membership;
 use dormouse::shard::StoreKind;
@@ -22,7 +22,7 @@ fn consumer(folder: &TempDir) -> Consumer {
 fn finish(mut consumer: Consumer, producer: Producer) {
     consumer.catch_up(&producer);
     assert_eq!(consumer.indexed(), expected(&producer));
-    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    assert!(matches!(consumer.end(), Err(IntakeError::Stopped { .. })));
     consumer.close();
     producer.check();
 }
@@ -151,7 +151,13 @@ fn a_bucket_with_another_number_of_vbuckets_is_refused() {
     let producer = Producer::start(7);
     let consumer = consumer(&folder);
     let refused = consumer.bucket.follow(&follow(&producer, true), &watchdog(), &mut |_| {});
-    assert!(matches!(refused, Err(FollowError::Vbuckets { here: VBUCKETS, there: 7, .. })), "{refused:?}");
+    assert!(
+        matches!(
+            refused,
+            Err(IntakeError::Cluster { cause: FollowCause::Vbuckets { here: VBUCKETS, there: 7 }, .. })
+        ),
+        "{refused:?}"
+    );
     consumer.close();
     producer.check();
 }

@@ -34,11 +34,14 @@ mod folder;
 mod following;
 mod indexes;
 mod ingest;
+mod intake;
+mod intake_error;
 mod leftovers;
 mod meta;
 mod pause_error;
 mod pausing;
 mod recovery;
+mod resume_error;
 mod resuming;
 mod scanning;
 mod settling;
@@ -48,13 +51,15 @@ pub use crate::pause::BucketState;
 pub use bucket::{Bucket, BucketConfig, BucketStatus, IndexStatus};
 pub use error::{BucketError, CloseError, Closed, Forked, IndexError, StepError};
 pub use folder::{DataDir, DataDirError};
-pub use following::{FollowEnd, FollowError, FollowOptions, FollowProgress, FollowReport};
-pub use ingest::{IngestError, IngestOptions, IngestProgress, IngestReport};
+pub use following::{FollowCause, FollowEnd, FollowOptions, FollowProgress, FollowReport};
+pub use ingest::{IngestOptions, IngestProgress, IngestReport};
+pub use intake_error::IntakeError;
 pub use meta::{
     BucketMeta, BucketName, BucketNameError, BucketSpec, IndexEntry, IndexState, MetaError, PauseAttempt,
     SourceKind,
 };
 pub use pause_error::PauseError;
 pub use pausing::{PauseOptions, PauseReport};
-pub use resuming::{ResumeError, ResumeOptions, ResumeReport};
+pub use resume_error::ResumeError;
+pub use resuming::{ResumeOptions, ResumeReport};
 pub use tasks::{CancelError, TaskBusy, TaskId, TaskKind, TaskList, TaskState, TaskStatus, WaitError};

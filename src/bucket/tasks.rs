@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::pause::Progress;
 use crate::text::number_id;
-use crate::thread::{Cancel, Fin, FinHolder, Stopped, Until, fin};
+use crate::thread::{Cancel, Failure, FailureKind, Fin, FinHolder, Stopped, Until, fin};
 
 use super::error::Forked;
 use super::meta::BucketName;
@@ -128,6 +128,15 @@ pub enum CancelError {
     },
 }
 
+impl Failure for CancelError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Stopped { why, .. } => why.kind(),
+            Self::Forked(_) | Self::Missing { .. } => FailureKind::Lasting,
+        }
+    }
+}
+
 /// Why a wait for another list of tasks gave none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -138,6 +147,15 @@ pub enum WaitError {
     /// The caller's limit ended first.
     #[error("no task changed: {0}")]
     Stopped(#[from] Stopped),
+}
+
+impl Failure for WaitError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Stopped(why) => why.kind(),
+            Self::Forked(_) => FailureKind::Lasting,
+        }
+    }
 }
 
 /// The book of a data folder.

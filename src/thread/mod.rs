@@ -8,12 +8,14 @@
 //! * [`fin()`]: a signal that is given by *dropping* its only [`FinHolder`]. It is therefore given exactly once,
 //!   on every way out of the holder's scope, also while a panic unwinds.
 //! * [`Until`]: the deadline and the [`Cancel`] token of a call; every call that can block takes one.
+//! * [`Failure`]: whether that limit ended a call, or what else did, told alike by the errors of all calls.
 //! * [`send`] and [`recv`]: the only blocking channel operations in the crate. Plain `Sender::send` and
 //!   `Receiver::recv` are forbidden by lint, because they cannot be ended from outside.
 //!
 //! Invariant: nothing here waits without a signal or a deadline that somebody else can use to end the wait.
 
 mod channel;
+mod failure;
 mod fin;
 mod process;
 mod roster;
@@ -21,6 +23,7 @@ mod spawn;
 mod until;
 
 pub use channel::{RecvError, recv, send};
+pub use failure::{Failure, FailureKind};
 pub use fin::{Fin, FinHolder, Never, fin};
 pub use process::Process;
 pub use roster::Roster;

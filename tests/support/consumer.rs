@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse::bucket::{
-    Bucket, BucketConfig, BucketError, BucketSpec, DataDir, DataDirError, FollowError, FollowOptions,
-    FollowReport, SourceKind,
+    Bucket, BucketConfig, BucketError, BucketSpec, DataDir, DataDirError, FollowOptions, FollowReport,
+    IntakeError, SourceKind,
 };
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::shard::{OpenError, ShardSetConfig, StoreKind};
@@ -44,7 +44,7 @@ fn number(value: &Value) -> i64 {
 
 pub(crate) struct Consumer {
     pub(crate) bucket: Arc<Bucket>,
-    following: Option<(Cancel, Thread<Result<FollowReport, FollowError>>)>,
+    following: Option<(Cancel, Thread<Result<FollowReport, IntakeError>>)>,
 }
 
 pub(crate) fn by_n() -> IndexDefinition {
@@ -105,14 +105,14 @@ impl Consumer {
     }
 
     /// Ends what was begun.
-    pub(crate) fn end(&mut self) -> Result<FollowReport, FollowError> {
+    pub(crate) fn end(&mut self) -> Result<FollowReport, IntakeError> {
         let (cancel, thread) = self.following.take().unwrap();
         cancel.cancel();
         thread.join(&watchdog()).unwrap()
     }
 
     /// Waits until what was begun ends by itself.
-    pub(crate) fn join(&mut self) -> Result<FollowReport, FollowError> {
+    pub(crate) fn join(&mut self) -> Result<FollowReport, IntakeError> {
         let (_, thread) = self.following.take().unwrap();
         thread.join(&watchdog()).unwrap()
     }
@@ -154,7 +154,7 @@ impl Consumer {
     /// Ends what never ends by itself, and checks what the index holds.
     pub(crate) fn finish(mut self, producer: Producer) {
         self.settle(&producer);
-        assert!(matches!(self.end(), Err(FollowError::Stopped { .. })));
+        assert!(matches!(self.end(), Err(IntakeError::Stopped { .. })));
         self.close();
         producer.check();
     }

@@ -17,11 +17,12 @@ use crate::source::dcp::{
     ClusterError, Connection, ConnectionError, DcpEnd, DcpOutput, DcpRequestError, NodeAddress, SeqnosAnswer,
     Status, StreamRequest,
 };
-use crate::thread::Until;
+use crate::thread::{Failure, Until};
 
-use super::FollowError;
+use super::super::intake::Broken;
 use super::backoff::{Backoff, chance};
-use super::follower::{Broken, Follower};
+use super::cause::FollowCause;
+use super::follower::Follower;
 use super::jobs::Done;
 use super::streams::{MAIN, Stream, least_positions};
 
@@ -189,8 +190,7 @@ impl Follower<'_> {
                 if error.is_temporary() {
                     link.refused_since = None;
                 } else if now.duration_since(*link.refused_since.get_or_insert(now)) >= patience {
-                    let bucket = self.bucket.name();
-                    return Err(FollowError::Cluster { bucket, error }.into());
+                    return Err(self.bucket.cannot_follow(error.into()).into());
                 }
             }
         }
@@ -213,15 +213,14 @@ impl Follower<'_> {
             }
         }
         for (id, connection) in ended {
-            let bucket = self.bucket.name();
             match connection.join(&Until::within(Duration::ZERO)) {
                 Ok(Some(DcpEnd::Failed(error))) => self.take_lost(&id, error, now)?,
                 // The data path ends, and says why.
                 Ok(Some(DcpEnd::ReceiverGone)) => return Err(Broken::Ended),
                 Ok(Some(DcpEnd::Stopped) | None) => {
-                    return Err(FollowError::ConnectionBroke { bucket }.into());
+                    return Err(self.bucket.cannot_follow(FollowCause::ConnectionBroke).into());
                 }
-                Err(still) => return Err(FollowError::StillRunning { bucket, threads: still.threads }.into()),
+                Err(still) => return Err(self.still_running(still.threads)),
             }
         }
         Ok(())
@@ -255,8 +254,8 @@ impl Follower<'_> {
         if *times < MALFORMED_MAX {
             return Ok(());
         }
-        let (bucket, node, times) = (self.bucket.name(), id.node.clone(), *times);
-        Err(FollowError::Malformed { bucket, node, times, error }.into())
+        let (node, times) = (id.node.clone(), *times);
+        Err(self.bucket.cannot_follow(FollowCause::Malformed { node, times, error }).into())
     }
 
     /// How far the instances of a path are in some vbuckets, taken together.
@@ -315,7 +314,7 @@ impl Follower<'_> {
                     let stream = path.streams.get_mut(&vb).filter(|stream| stream.is_asked(&id));
                     stream.into_iter().for_each(Stream::fail);
                 }
-                error => return Err(FollowError::Request { bucket: self.bucket.name(), error }.into()),
+                error => return Err(self.bucket.cannot_follow(FollowCause::Request(error)).into()),
             }
         }
         Ok(())
@@ -366,7 +365,7 @@ impl Follower<'_> {
         let DcpRequestError::Refused { status, .. } = &error else { return Ok(()) };
         let is_needed = self.options.once || self.options.idle_after.is_some();
         if is_needed && !matches!(*status, Status::TMPFAIL | Status::ENOMEM | Status::NOT_MY_VBUCKET) {
-            return Err(FollowError::Seqnos { bucket: self.bucket.name(), error }.into());
+            return Err(self.bucket.cannot_follow(FollowCause::Seqnos(error)).into());
         }
         warn!(self.logger, "a node does not tell how far it is: {error}");
         Ok(())

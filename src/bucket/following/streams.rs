@@ -12,15 +12,16 @@ use slog::{info, warn};
 use crate::event::{
     ByteBudget, DcpEvent, EventBatch, EventKind, Generation, StreamEndReason, StreamStatus, VbId, VbUuid,
 };
-use crate::projector::{FeedError, Keyspace, RequestError, WorkerStats};
+use crate::projector::{Keyspace, WorkerStats};
 use crate::shard::{InstId, Shard, ShardId};
 use crate::source::dcp::{Status, StreamRequest};
 use crate::thread::Until;
 use crate::timestamp::{Position, TsVbuuid};
 
-use super::FollowError;
+use super::super::intake::Broken;
 use super::backoff::{Backoff, chance};
-use super::follower::{Broken, Follower};
+use super::cause::FollowCause;
+use super::follower::Follower;
 use super::links::{LinkId, Order};
 use super::notes::Notes;
 
@@ -183,7 +184,7 @@ impl Follower<'_> {
             StreamStatus::Success { .. } | StreamStatus::Rollback { .. } => false,
         };
         if is_fatal {
-            return Err(FollowError::Refused { bucket: self.bucket.name(), vb, status }.into());
+            return Err(self.bucket.cannot_follow(FollowCause::Refused { vb, status }).into());
         }
         self.topology.is_stale |= status == StreamStatus::Refused { status: Status::NOT_MY_VBUCKET.0 };
         Ok(())
@@ -204,7 +205,7 @@ impl Follower<'_> {
                 self.topology.is_stale = true;
             }
             StreamEndReason::FilterEmpty | StreamEndReason::LostPrivileges => {
-                return Err(FollowError::StreamLost { bucket: self.bucket.name(), vb, reason }.into());
+                return Err(self.bucket.cannot_follow(FollowCause::StreamLost { vb, reason }).into());
             }
             _ => {
                 stream.fail();
@@ -245,10 +246,7 @@ impl Follower<'_> {
         let Some(path) = self.paths.get(number) else { return Ok(()) };
         let vbs: Vec<VbId> = askable.iter().map(|(vb, ..)| *vb).collect();
         let from = least_positions(shards, &path.instances, &vbs);
-        self.feed.request_streams(&path.keyspace, &from, until).map_err(|error| match error {
-            FeedError::Request { error: RequestError::Stopped(why), .. } => Broken::Stopped(why),
-            _ => Broken::Ended,
-        })?;
+        self.feed.request_streams(&path.keyspace, &from, until)?;
         for (vb, link) in askable {
             let Some(stream) = self.stream_mut(number, vb) else { continue };
             stream.state = State::Asked(link.clone());
