@@ -131,6 +131,11 @@ impl Follower<'_> {
         Ok(())
     }
 
+    /// Whether every connection is open that is needed.
+    pub(super) fn is_everything_open(&self) -> bool {
+        self.needed_links().iter().all(|id| self.connection(id).is_some())
+    }
+
     fn needed_links(&self) -> BTreeSet<LinkId> {
         let paths = self.paths.iter().enumerate();
         paths
@@ -177,6 +182,7 @@ impl Follower<'_> {
             }
             Ok(connection) => {
                 info!(self.logger, "a connection is open"; "node" => %id.node, "connection" => connection.name());
+                self.manifests.note(connection.manifest());
                 link.state = LinkState::Up(Arc::new(connection));
                 (link.opened, link.ended, link.refused_since) = (Some(now), None, None);
                 self.seqnos_due = now;

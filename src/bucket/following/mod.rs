@@ -43,6 +43,7 @@ mod building;
 mod follower;
 mod jobs;
 mod links;
+mod manifests;
 mod notes;
 mod rolling;
 mod streams;
@@ -223,6 +224,19 @@ pub enum FollowError {
         vb: VbId,
         /// What the producer answered.
         status: StreamStatus,
+    },
+    /// A node stays behind on the bucket's collections.
+    #[error(
+        "cannot follow into bucket {bucket}: the node of vbucket {vb} has not heard of the bucket's newest collections \
+         for {seconds} seconds; what was applied is kept; see that it is in touch with its cluster, and follow again"
+    )]
+    ManifestBehind {
+        /// The bucket.
+        bucket: BucketName,
+        /// The vbucket.
+        vb: VbId,
+        /// How long it was asked again and again.
+        seconds: u64,
     },
     /// A stream ended for good.
     #[error(

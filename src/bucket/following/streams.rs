@@ -159,6 +159,7 @@ impl Follower<'_> {
                 if let State::Asked(link) = &stream.state {
                     stream.state = State::Live(link.clone());
                 }
+                self.manifests.caught_up(vb);
             }
             EventKind::StreamReq { status: StreamStatus::Rollback { to } } => {
                 let link = stream.link().cloned();
@@ -177,6 +178,9 @@ impl Follower<'_> {
     }
 
     fn take_refusal(&mut self, vb: VbId, status: StreamStatus) -> Result<(), Broken> {
+        if self.may_be_behind(status) {
+            return self.take_behind(vb, status);
+        }
         let is_fatal = match status {
             StreamStatus::UnknownCollection | StreamStatus::UnknownScope => true,
             StreamStatus::Refused { status } => FATAL.contains(&Status(status)),
@@ -252,7 +256,8 @@ impl Follower<'_> {
         for (vb, link) in askable {
             let Some(stream) = self.stream_mut(number, vb) else { continue };
             stream.state = State::Asked(link.clone());
-            let request = StreamRequest::follow(vb, from.get(vb).unwrap_or(Position::ZERO));
+            let begin = StreamRequest::follow(vb, from.get(vb).unwrap_or(Position::ZERO));
+            let request = StreamRequest { manifest_uid: self.manifests.uid(), ..begin };
             self.order(&link, Order::Request(request));
         }
         Ok(())
