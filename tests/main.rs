@@ -43,6 +43,7 @@ mod interop;
 mod joining;
 mod lsm;
 mod manifest;
+mod manifests;
 mod memdb;
 mod model;
 mod objstore;

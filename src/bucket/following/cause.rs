@@ -31,6 +31,17 @@ pub enum FollowCause {
         /// What the producer answered.
         status: StreamStatus,
     },
+    /// A node stays behind on the bucket's collections.
+    #[error(
+        "the node of vbucket {vb} has not heard of the bucket's newest collections for {seconds} seconds; what was \
+         applied is kept; see that it is in touch with its cluster, and follow again"
+    )]
+    ManifestBehind {
+        /// The vbucket.
+        vb: VbId,
+        /// How long it was asked again and again.
+        seconds: u64,
+    },
     /// A stream ended for good.
     #[error(
         "the stream of vbucket {vb} ended: {reason}; what was applied is kept; see that the user may read the bucket and \
@@ -77,7 +88,7 @@ impl Failure for FollowCause {
         match self {
             Self::Node(error) => error.kind(),
             Self::Request(error) | Self::Seqnos(error) => error.kind(),
-            Self::ConnectionBroke => FailureKind::Temporary,
+            Self::ConnectionBroke | Self::ManifestBehind { .. } => FailureKind::Temporary,
             Self::RollBack(error) => error.kind(),
             Self::Points(error) => error.kind(),
             Self::NoIndex

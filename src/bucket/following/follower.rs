@@ -25,6 +25,7 @@ use super::super::meta::{BucketSpec, IndexState};
 use super::building::{Build, together};
 use super::jobs::{Done, Jobs};
 use super::links::{Link, LinkId, LinkState, Order};
+use super::manifests::Manifests;
 use super::notes::{NotedEndpoint, Notes};
 use super::rolling::Roll;
 use super::streams::{BUILD, MAIN, Path, Stream, least_positions};
@@ -60,6 +61,7 @@ pub(super) struct Follower<'b> {
     /// Connections that nothing needs any more, until their threads have ended.
     pub(super) stopping: Vec<Arc<Connection>>,
     pub(super) topology: Topology,
+    pub(super) manifests: Manifests,
     pub(super) rolls: BTreeMap<ShardId, Roll>,
     pub(super) build: Option<Build>,
     /// Unfinished indexes that the first path fills, because it has no others to keep.
@@ -104,6 +106,7 @@ impl<'b> Follower<'b> {
             orders: BTreeMap::new(),
             stopping: Vec::new(),
             topology: Topology::new(map, spec.member_vbs().map(VbId)),
+            manifests: Manifests::default(),
             rolls: BTreeMap::new(),
             build: None,
             filling: Vec::new(),

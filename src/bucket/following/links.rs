@@ -30,8 +30,8 @@ use super::streams::{MAIN, Stream, least_positions};
 const MALFORMED_MAX: u32 = 5;
 /// A connection that lived for so long was a good one.
 const STEADY: Duration = Duration::from_secs(5);
-/// What the threads of a connection that has ended may take to end.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// What the threads of a connection that has ended may take to end: more than a machine that is short of memory takes.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often nodes are asked how far their vbuckets are.
 pub(super) const SEQNOS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -132,6 +132,11 @@ impl Follower<'_> {
         Ok(())
     }
 
+    /// Whether every connection is open that is needed.
+    pub(super) fn is_everything_open(&self) -> bool {
+        self.needed_links().iter().all(|id| self.connection(id).is_some())
+    }
+
     fn needed_links(&self) -> BTreeSet<LinkId> {
         let paths = self.paths.iter().enumerate();
         paths
@@ -178,6 +183,7 @@ impl Follower<'_> {
             }
             Ok(connection) => {
                 info!(self.logger, "a connection is open"; "node" => %id.node, "connection" => connection.name());
+                self.manifests.note(connection.manifest());
                 link.state = LinkState::Up(Arc::new(connection));
                 (link.opened, link.ended, link.refused_since) = (Some(now), None, None);
                 self.seqnos_due = now;

@@ -44,6 +44,7 @@ mod cause;
 mod follower;
 mod jobs;
 mod links;
+mod manifests;
 mod notes;
 mod rolling;
 mod streams;

@@ -107,6 +107,11 @@ impl Stream {
         self.state = State::Idle;
     }
 
+    /// It may be asked for at once, whatever it failed with before.
+    pub(super) fn forget_failures(&mut self) {
+        self.backoff.clear();
+    }
+
     /// It is over, for a reason that does not come again, or that others wait for.
     fn end(&mut self) {
         self.state = State::Idle;
@@ -153,6 +158,7 @@ impl Follower<'_> {
     fn take_note(&mut self, path: usize, event: &DcpEvent) -> Result<(), Broken> {
         let vb = event.vb;
         let shard = self.shard_of(vb);
+        let node = self.topology.map.node_of(vb).cloned();
         let Some(stream) = self.stream_mut(path, vb) else { return Ok(()) };
         match event.kind {
             EventKind::StreamReq { status: StreamStatus::Success { vbuuid } } => {
@@ -160,6 +166,7 @@ impl Follower<'_> {
                 if let State::Asked(link) = &stream.state {
                     stream.state = State::Live(link.clone());
                 }
+                self.manifests.caught_up(vb);
             }
             EventKind::StreamReq { status: StreamStatus::Rollback { to } } => {
                 let link = stream.link().cloned();
@@ -168,7 +175,12 @@ impl Follower<'_> {
                 self.want_roll_back(shard, vb, (event.seqno, to), link);
             }
             EventKind::StreamReq { status } => {
-                stream.fail();
+                // What a node refuses says nothing of the one that has the vbucket since.
+                if stream.link().map(|link| &link.node) == node.as_ref() {
+                    stream.fail();
+                } else {
+                    stream.end();
+                }
                 self.take_refusal(vb, status)?;
             }
             EventKind::StreamEnd { reason } => self.take_end(path, vb, reason)?,
@@ -178,6 +190,9 @@ impl Follower<'_> {
     }
 
     fn take_refusal(&mut self, vb: VbId, status: StreamStatus) -> Result<(), Broken> {
+        if self.may_be_behind(status) {
+            return self.take_behind(vb, status);
+        }
         let is_fatal = match status {
             StreamStatus::UnknownCollection | StreamStatus::UnknownScope => true,
             StreamStatus::Refused { status } => FATAL.contains(&Status(status)),
@@ -250,7 +265,8 @@ impl Follower<'_> {
         for (vb, link) in askable {
             let Some(stream) = self.stream_mut(number, vb) else { continue };
             stream.state = State::Asked(link.clone());
-            let request = StreamRequest::follow(vb, from.get(vb).unwrap_or(Position::ZERO));
+            let begin = StreamRequest::follow(vb, from.get(vb).unwrap_or(Position::ZERO));
+            let request = StreamRequest { manifest_uid: self.manifests.uid(), ..begin };
             self.order(&link, Order::Request(request));
         }
         Ok(())
