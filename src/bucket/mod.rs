@@ -11,6 +11,11 @@
 //!                                      and what resumes have downloaded, until they come to their end
 //! ```
 //!
+//! What is done has a file each: `ingest` and `following`, which take changes in by one `intake`; `indexes` and
+//! `scanning`; `pausing`, with what it carries (`carriage`) and how it ends (`settling`); `resuming` and `recovery`. Under
+//! them lie `folder` and `bucket`, what is on disk about a bucket (`meta`), who works on it (`tasks`), what a close ends
+//! (`calls`) and what it waits for (`leftovers`).
+//!
 //! Invariants:
 //! * A bucket's folder appears and disappears by one rename: it is whole or not there.
 //! * `bucket.meta` is written whole. It is the authority on the bucket's state and its indexes; shards are made
