@@ -199,7 +199,7 @@ impl World {
     }
 }
 
-fn ingest(bucket: &Bucket, lines: Lines) -> Result<(), dormouse::bucket::IngestError> {
+fn ingest(bucket: &Bucket, lines: Lines) -> Result<(), dormouse::bucket::IntakeError> {
     let input = Input::Reader { name: "lines".to_owned(), reader: Box::new(lines) };
     let format = ReplayFormat::Documents { id_field: "id".to_owned() };
     let options = IngestOptions { format, skip_bad: false, rebuild: false };

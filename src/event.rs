@@ -9,16 +9,13 @@
 //! the events of one vbucket stand in the order of its stream; all events of a batch belong to one generation.
 
 use std::fmt;
-use std::sync::Arc;
 
-use crossbeam::channel::{Receiver, Sender, bounded, select_biased};
-use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
+use crate::text::number_id;
 
-use crate::thread::Fin;
-
+mod budget;
 mod xattrs;
 
+pub use budget::{ByteBudget, Charge};
 pub use xattrs::{Xattrs, XattrsCutOff};
 
 /// The longest document key, as in Couchbase.
@@ -30,34 +27,19 @@ pub const DOCUMENT_BYTES_MAX: usize = 20 * 1024 * 1024;
 /// The largest number of vbuckets: key hashes have fifteen bits.
 pub const VBUCKETS_MAX: u16 = 1 << 15;
 
-macro_rules! id {
-    ($(#[$meta:meta])* $name:ident($inner:ty)) => {
-        $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-        #[serde(transparent)]
-        pub struct $name(pub $inner);
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.fmt(f)
-            }
-        }
-    };
-}
-
-id! {
+number_id! {
     /// A hash partition of a bucket.
     VbId(u16)
 }
-id! {
+number_id! {
     /// A position in a vbucket's history. Zero is before the first change.
     Seqno(u64)
 }
-id! {
+number_id! {
     /// The identity of one branch of a vbucket's history.
     VbUuid(u64)
 }
-id! {
+number_id! {
     /// Tells one life of a stream from the next: messages of an older generation are never taken for the new one's.
     Generation(u64)
 }
@@ -355,63 +337,5 @@ impl EventBatch {
     pub fn weight_bytes(&self) -> usize {
         const BATCH_BYTES: usize = 1024;
         self.buffer.capacity() + self.events.capacity() * size_of::<DcpEvent>() + BATCH_BYTES
-    }
-}
-
-/// A bound on the bytes that are under way between a source and the shards.
-#[derive(Debug, Clone)]
-pub struct ByteBudget(Arc<BudgetInner>);
-
-#[derive(Debug)]
-struct BudgetInner {
-    limit_bytes: usize,
-    used_bytes: Mutex<usize>,
-    room: (Sender<()>, Receiver<()>),
-}
-
-/// Bytes taken from a [`ByteBudget`], given back on drop.
-#[derive(Debug)]
-pub struct Charge {
-    budget: Arc<BudgetInner>,
-    bytes: usize,
-}
-
-impl ByteBudget {
-    /// A budget of `limit_bytes`.
-    pub fn new(limit_bytes: usize) -> Self {
-        Self(Arc::new(BudgetInner { limit_bytes, used_bytes: Mutex::new(0), room: bounded(1) }))
-    }
-
-    /// Bytes that are under way now.
-    pub fn used_bytes(&self) -> usize {
-        *self.0.used_bytes.lock()
-    }
-
-    /// Takes `bytes`, waiting until there is room; `None` when `fin` is given first. More bytes than the whole
-    /// budget are granted when nothing else is under way.
-    pub fn charge(&self, bytes: usize, fin: &Fin) -> Option<Charge> {
-        loop {
-            {
-                let mut used = self.0.used_bytes.lock();
-                if *used == 0 || *used + bytes <= self.0.limit_bytes {
-                    *used += bytes;
-                    break;
-                }
-            }
-            select_biased! {
-                recv(fin.receiver()) -> _ => return None,
-                recv(self.0.room.1) -> _ => {}
-            }
-        }
-        // Another waiter may fit as well, and the wake-up that came was the only one.
-        let _ = self.0.room.0.try_send(());
-        Some(Charge { budget: Arc::clone(&self.0), bytes })
-    }
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        *self.budget.used_bytes.lock() -= self.bytes;
-        let _ = self.budget.room.0.try_send(());
     }
 }

@@ -22,24 +22,38 @@
 //! | [`objstore`] | object stores, and the one content hash | [`objstore::ObjectStore`] |
 //! | [`event`] | what travels: events, their batches, the byte budget | [`event::EventBatch`] |
 //! | [`timestamp`] | positions in the histories of vbuckets | [`timestamp::TsVbuuid`] |
-//! | [`durable`] | small files that are there whole or not at all | [`durable::replace`] |
-//! | [`thread`] | named, joined threads, signals, deadlines | [`thread::Until`] |
+//! | [`durable`] | files that outlive a crash: there whole or not at all | [`durable::replace`] |
+//! | `text` | how ids are written, read and stored | `number_id!`, `stored_as_text!` |
+//! | [`thread`] | named, joined threads, signals, deadlines, and what ended a call | [`thread::Until`], [`thread::Failure`] |
 //!
 //! Imports run one way: `cli` → `bucket` → `pause`, `projector`, `source` → `index` → `shard`, and `objstore`
-//! beside them, → `event`, `timestamp`, `durable`, `thread`. `projector` and `pause` do not know each other: both
+//! beside them, → `event`, `timestamp`, `durable`, `thread`, `text`. `projector` and `pause` do not know each other: both
 //! know `shard`. `objstore` knows nothing of shards, and `shard` nothing of what its entries mean. A test reads
 //! the imports and holds them to this.
 //!
 //! # The walk of a change
 //!
-//! 1. [`source`] reads a line, gives the document's vbucket its next seqno, and adds the change to a batch. The
-//!    batch takes its bytes from the [`event::ByteBudget`]; when that is used up, the source stops reading.
-//! 2. `run_scatter` of the [`projector`] splits the batch by worker without copying a payload.
-//! 3. A worker's data thread parses each document once, asks every engine for its [`index`] keys, and makes one
+//! 1. [`bucket::Bucket::ingest`], for files, or [`bucket::Bucket::follow`], for a cluster, takes the bucket's turn,
+//!    builds a data path and starts what feeds it. Both are one kind of intake: they run on the host's thread, and take
+//!    everything down and commit, however they end.
+//! 2. [`source`] reads a line of a file and gives the document's vbucket its next seqno, or it reads a frame from a
+//!    node's socket, which has one; it adds the change to a batch. The batch takes its bytes from the
+//!    [`event::ByteBudget`]; when that is used up, the source stops reading.
+//! 3. `run_scatter` of the [`projector`] splits the batch by worker without copying a payload.
+//! 4. A worker's data thread parses each document once, asks every engine for its [`index`] keys, and makes one
 //!    [`shard::batch::WriteBatch`] for each shard: entries, and how far each vbucket was followed.
-//! 4. The [`shard`] applies it as a whole. An instance skips what is at or below its own position.
-//! 5. A recovery point makes entries and positions durable together. What came after it is lost by a crash, and
+//! 5. The [`shard`] applies it as a whole. An instance skips what is at or below its own position.
+//! 6. A recovery point makes entries and positions durable together. What came after it is lost by a crash, and
 //!    comes again from the source, because the positions went back with it.
+//!
+//! # The walk of a request
+//!
+//! 1. A host, or the bucket for it, asks a [`projector::KvData`] to take an index in
+//!    ([`add_engines`](projector::KvData::add_engines)), and waits for the reply within its [`Until`](thread::Until).
+//! 2. `gen_server` passes the engines to the control thread of every worker, and goes on serving.
+//! 3. A worker's data thread looks at control before each batch: it takes the engines between two batches, and answers
+//!    with the last seqno of each vbucket that they have not seen.
+//! 4. `gen_server` takes the answers up as they come, and replies once all are there. Data was never waited for.
 //!
 //! # The walk of a pause
 //!
@@ -109,6 +123,9 @@
 //!   [`bucket::Closed`]. An ingest, or following, that was stopped takes up to half a minute more for what it
 //!   started; what does not end in that time either is the bucket's, and `close` waits for it. Dropping a bucket
 //!   without closing it waits for nothing: what was not durable comes again from its source.
+//! * **A reason.** Each error says in a line what was being done, to what, why it failed and what helps. Those of calls
+//!   with a limit are a [`thread::Failure`]: each tells in one way whether the limit ended the call, by its token or at
+//!   its deadline, whether the same call may succeed later, or whether somebody has to mend something first.
 //! * **Panics.** One on a thread of ours ends what that thread worked for, with an error that says so. No panic hook is
 //!   set. A panic in code of the host that runs on the host's own thread, such as a callback of progress, unwinds
 //!   through the call, which ends the threads that it started, within half a minute, and gives its locks back.
@@ -146,6 +163,7 @@ pub mod pause;
 pub mod projector;
 pub mod shard;
 pub mod source;
+mod text;
 pub mod thread;
 pub mod timestamp;
 

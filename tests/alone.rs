@@ -1,5 +1,5 @@
 //! What a follower owes its host and what only a process that does nothing else can tell: its threads by their names,
-//! the environment, and signals that interrupt its calls.
+//! the environment, names of hosts that cannot be looked up, and signals that interrupt its calls.
 //!
 //! Each test starts this binary once more, with nothing but itself.
 
@@ -10,10 +10,14 @@ use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
+use dormouse::bucket::{CloseError, FollowCause, FollowOptions, IntakeError};
+use dormouse::index::IndexDefinition;
 use dormouse::shard::StoreKind;
-use dormouse::thread::{Until, fin, spawn};
-use rustix::fs::inotify;
+use dormouse::source::dcp::NodeAddress;
+use dormouse::thread::{Stopped, Until, fin, spawn};
+use rustix::fs::{CWD, Mode, OFlags, inotify, mkfifoat, open};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -133,7 +137,7 @@ fn calls_of_a_follower_that_a_signal_interrupts_go_on() {
         let before = connections();
         let (stop, stopped) = fin();
         let interrupting = spawn("t-interrupt", move || {
-            while stopped.wait(&Until::within(std::time::Duration::from_micros(200))).is_err() {
+            while stopped.wait(&Until::within(Duration::from_micros(200))).is_err() {
                 for (number, _) in threads().into_iter().filter(|(_, name)| name.starts_with("dcp-")) {
                     // It may have ended since.
                     if kill_process(Pid::from_raw(number).unwrap(), Signal::USR1).is_ok() {
@@ -196,4 +200,160 @@ fn a_follower_reads_nothing_of_the_environment() {
     // A trap that catches nothing would prove nothing.
     std::fs::read(trap.path().join("HOME")).unwrap();
     assert!(touched().is_some());
+}
+
+/// A name that no resolver answers for while nobody writes into the pipe of [`with_hanging_names`].
+const HANGING: &str = "dormouse-node";
+/// What a call may take beyond its limit on a machine that has other things to do.
+const SLACK: Duration = Duration::from_secs(10);
+
+/// Does `work` where the system looks names without a dot up in a pipe. It is given the end of that: from then on, each
+/// look-up finds nothing each time that it is called.
+fn with_hanging_names(name: &str, work: impl FnOnce(&dyn Fn())) {
+    let (folder, variable) = (TempDir::new().unwrap(), "HOSTALIASES");
+    let pipe = folder.path().join("aliases");
+    mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).unwrap();
+    let variables = [(variable, pipe.into_os_string()), ("RES_OPTIONS", "timeout:1 attempts:1".into())];
+    alone(name, &variables, || {
+        let pipe = std::env::var_os(variable).unwrap();
+        // Without a reader it cannot be opened so.
+        work(&|| drop(open(&pipe, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty())));
+    });
+}
+
+#[test]
+fn a_look_up_that_hangs_ends_with_its_limit_and_a_close_names_its_thread() {
+    with_hanging_names("a_look_up_that_hangs_ends_with_its_limit_and_a_close_names_its_thread", |release| {
+        let (folder, producer) = (TempDir::new().unwrap(), Producer::start(8));
+        let consumer = Consumer::open(folder.path(), StoreKind::Lsm, 8);
+        let mut options = follow(&producer, false);
+        options.cluster.seeds = vec![NodeAddress { host: HANGING.to_owned(), port: 11210 }];
+        let (began, soon) = (Instant::now(), Until::within(Duration::from_millis(300)));
+        let ended = consumer.bucket.follow(&options, &soon, &mut |_| {}).unwrap_err();
+        assert!(matches!(ended, IntakeError::Stopped { why: Stopped::DeadlinePassed, .. }), "{ended}");
+        assert!(began.elapsed() < SLACK, "it took {:?}", began.elapsed());
+        for _ in 0..2 {
+            let began = Instant::now();
+            let closed = consumer.bucket.close(&Until::within(Duration::from_millis(200))).unwrap_err();
+            let is_named =
+                matches!(&closed, CloseError::StillRunning { threads } if threads == &["dm-follow-0"]);
+            assert!(is_named, "{closed}");
+            assert!(began.elapsed() < SLACK, "it took {:?}", began.elapsed());
+        }
+        eventually("it can be closed", || {
+            release();
+            consumer.bucket.close(&Until::within(Duration::from_millis(10))).is_ok()
+        });
+        drop(consumer);
+        eventually("no thread is left", || theirs().is_empty());
+        producer.check();
+    });
+}
+
+#[test]
+fn a_node_whose_name_hangs_holds_up_its_own_vbuckets_alone() {
+    with_hanging_names("a_node_whose_name_hangs_holds_up_its_own_vbuckets_alone", |release| {
+        let (folder, producer, mut dice) =
+            (TempDir::new().unwrap(), Producer::start_nodes(8, 2, None), Dice::new(1));
+        producer.behave(|behaviour| behaviour.node_names = [(1, HANGING)].into());
+        let mut consumer = Consumer::open(folder.path(), StoreKind::Lsm, 8);
+        consumer.begin(follow(&producer, false));
+        let of_others = |all: Vec<u64>| all.into_iter().step_by(2).collect::<Vec<_>>();
+        for _ in 0..5 {
+            write(&producer, &mut dice, 100);
+            eventually("the others go on", || of_others(consumer.reached()) == of_others(producer.highs()));
+        }
+        // It has an end all the same, once the name has one.
+        let ended = std::thread::scope(|scope| {
+            let ending = scope.spawn(|| consumer.end());
+            eventually("it ends", || {
+                release();
+                ending.is_finished()
+            });
+            ending.join().unwrap()
+        });
+        assert!(matches!(ended, Err(IntakeError::Stopped { .. })), "{ended:?}");
+        consumer.close();
+        eventually("no thread is left", || theirs().is_empty());
+        producer.check();
+    });
+}
+
+/// A bucket of two shards that nobody follows.
+const OF_NOBODY: [&str; 2] = ["dm-compact", "dm-flush"];
+
+#[test]
+fn an_index_that_was_built_leaves_the_connections_and_threads_that_were_there_before() {
+    alone("an_index_that_was_built_leaves_the_connections_and_threads_that_were_there_before", &[], || {
+        let (folder, producer, mut dice) = (TempDir::new().unwrap(), Producer::start(8), Dice::new(1));
+        write(&producer, &mut dice, 500);
+        let mut consumer = Consumer::open(folder.path(), StoreKind::Lsm, 8);
+        consumer.once(&producer);
+        consumer.bucket.ensure_index(&IndexDefinition::parse("second=n").unwrap(), false).unwrap();
+        producer.behave(|behaviour| behaviour.stalled_from_zero = (0..8).collect());
+        consumer.begin(follow(&producer, false));
+        eventually("it is built by streams of its own", || {
+            producer.open_connections() == 2 && theirs().contains(&"kv-data-1".to_owned())
+        });
+        producer.behave(|behaviour| behaviour.stalled_from_zero.clear());
+        eventually("the first streams are alone", || {
+            producer.open_connections() == 1 && theirs() == times(&OF_A_FOLLOWER, 1)
+        });
+        consumer.finish(producer);
+    });
+}
+
+#[test]
+fn following_that_ends_in_whatever_way_leaves_neither_a_connection_nor_a_thread() {
+    alone("following_that_ends_in_whatever_way_leaves_neither_a_connection_nor_a_thread", &[], || {
+        for (waits_for_disk, is_once, builds) in
+            [(true, false, false), (true, true, false), (false, false, true), (false, true, true)]
+        {
+            for is_cancelled in [true, false] {
+                let (folder, producer, mut dice) =
+                    (TempDir::new().unwrap(), Producer::start(8), Dice::new(1));
+                write(&producer, &mut dice, 100);
+                let mut consumer = Consumer::open(folder.path(), StoreKind::Lsm, 8);
+                if builds {
+                    consumer.once(&producer);
+                    let second = IndexDefinition::parse("second=n").unwrap();
+                    consumer.bucket.ensure_index(&second, false).unwrap();
+                    producer.behave(|behaviour| behaviour.stalled_from_zero = (0..8).collect());
+                }
+                producer.behave(|behaviour| behaviour.keeps_in_memory = waits_for_disk);
+                write(&producer, &mut dice, 100);
+                let mut options = FollowOptions { connections: 2, ..follow(&producer, is_once) };
+                options.cluster.connection.persisted_only = waits_for_disk;
+                let (asked, observes) = {
+                    let state = producer.state.lock();
+                    (state.requests.len(), state.observes)
+                };
+                consumer.begin(options);
+                eventually("it is under way", || {
+                    let state = producer.state.lock();
+                    let paths = if builds { 2 } else { 1 };
+                    state.requests.len() == asked + 8 * paths
+                        && (!waits_for_disk || state.observes > observes + 4)
+                });
+                let ended = if is_cancelled {
+                    consumer.end()
+                } else {
+                    producer.answer(0x53, 0x24, b"no rights");
+                    producer.behave(|behaviour| behaviour.cut_after = Some(0));
+                    consumer.join()
+                };
+                let is_right = match &ended {
+                    Err(IntakeError::Stopped { .. }) => is_cancelled,
+                    Err(IntakeError::Cluster { cause: FollowCause::Refused { .. }, .. }) => !is_cancelled,
+                    _ => false,
+                };
+                assert!(is_right, "{ended:?}");
+                eventually("nothing of it is left", || {
+                    producer.open_connections() == 0 && theirs() == times(&OF_NOBODY, 1)
+                });
+                consumer.close();
+                producer.check();
+            }
+        }
+    });
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use dormouse::bucket::{
-    Bucket, BucketConfig, BucketError, BucketSpec, DataDir, IndexError, IngestError, IngestOptions,
+    Bucket, BucketConfig, BucketError, BucketSpec, DataDir, IndexError, IngestOptions, IntakeError,
     PauseError, PauseOptions, ResumeError, ResumeOptions,
 };
 use dormouse::event::{Seqno, VbId};
@@ -64,7 +64,7 @@ fn a_bad_line_keeps_what_stands_before_it() {
     let world = World::new();
     let bucket = world.bucket("b");
     let error = ingest(&bucket, format!("{}{{broken\n", lines(0..20))).unwrap_err();
-    assert!(matches!(error, IngestError::Source { kept: 20, .. }), "{error}");
+    assert!(matches!(error, IntakeError::Input { kept: 20, .. }), "{error}");
     assert_eq!(scan(&bucket), ids(0..20));
 }
 
@@ -85,7 +85,7 @@ fn an_ingest_that_is_cancelled_keeps_what_was_applied() {
         cancel.cancel();
         ingest.join().unwrap()
     });
-    assert!(matches!(ended, Err(IngestError::Stopped { kept: 20, .. })), "{ended:?}");
+    assert!(matches!(ended, Err(IntakeError::Stopped { kept: 20, .. })), "{ended:?}");
     assert_eq!(scan(&bucket), ids(0..20));
     drop(sender);
 }
@@ -370,7 +370,7 @@ fn indexes_do_not_change_while_something_is_ingested() {
         assert!(matches!(bucket.ensure_index(&second, true), Err(IndexError::Busy { .. })));
         assert!(matches!(bucket.drop_index(by_n().name(), &watchdog()), Err(IndexError::Busy { .. })));
         assert!(bucket.ensure_index(&by_n(), false).is_ok(), "one that is there is there");
-        assert!(matches!(ingest(&bucket, lines(0..1)), Err(IngestError::Busy { .. })));
+        assert!(matches!(ingest(&bucket, lines(0..1)), Err(IntakeError::Busy { .. })));
     });
     assert_eq!(ingested.unwrap().documents, 30);
 }
@@ -385,7 +385,7 @@ fn a_new_index_over_data_is_scanned_after_a_rebuild() {
     bucket.ensure_index(&second, true).unwrap();
     let unfinished = bucket.scan(second.name(), &KeyRange::default(), false, &forever()).err().unwrap();
     assert!(matches!(unfinished, IndexError::Unfinished { documents: 0, before: 30, .. }), "{unfinished}");
-    assert!(matches!(ingest(&bucket, lines(0..30)), Err(IngestError::Unfinished { .. })));
+    assert!(matches!(ingest(&bucket, lines(0..30)), Err(IntakeError::Unfinished { .. })));
     assert!(matches!(pause(&bucket, &world.store, false), Err(PauseError::Unfinished { .. })));
     let rebuild = IngestOptions { rebuild: true, ..options() };
     bucket.ingest(vec![input(lines(0..30))], &rebuild, &watchdog(), &mut |_| {}).unwrap();

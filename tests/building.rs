@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use dormouse::bucket::{FollowError, IndexError, IndexState};
+use dormouse::bucket::{IndexError, IndexState, IntakeError};
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::shard::StoreKind;
 use tempfile::TempDir;
@@ -50,7 +50,7 @@ fn wait_until_ready(consumer: &Consumer, producer: &Producer, dice: &mut Dice, i
 /// Ends what follows, and checks what the indexes hold.
 fn finish(mut consumer: Consumer, producer: Producer, indexes: &[IndexDefinition]) {
     eventually("the first index is there", || consumer.reached() == producer.highs());
-    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    assert!(matches!(consumer.end(), Err(IntakeError::Stopped { .. })));
     consumer.once(&producer);
     for index in indexes {
         assert_eq!(consumer.indexed_by(index), expected(&producer), "{index}");
@@ -180,7 +180,7 @@ fn indexes_that_stand_at_different_places_are_built_one_after_the_other() {
     producer.behave(|behaviour| behaviour.stalled_from_zero = (0..4).collect());
     consumer.begin(follow(&producer, false));
     eventually("a half is handed over", || producer.state.lock().closes.len() >= 4);
-    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    assert!(matches!(consumer.end(), Err(IntakeError::Stopped { .. })));
     consumer.bucket.ensure_index(&third, false).unwrap();
     // What the second index has of this vbucket is lost in part, and the third one has nothing.
     producer.fail_over(5, producer.high(5) - 20);

@@ -4,9 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse::bucket::{
-    Bucket, BucketState, CloseError, FollowError, IndexError, IngestError, PauseError, PauseOptions,
-};
+use dormouse::bucket::{Bucket, BucketState, CloseError, IndexError, IntakeError, PauseError, PauseOptions};
 use dormouse::event::{Seqno, VbId};
 use dormouse::index::{KeyRange, ScanQuery};
 use dormouse::shard::StoreKind;
@@ -36,7 +34,7 @@ fn every_call_on_a_bucket_that_was_closed_is_refused() {
     ingest(&bucket, lines(0..10)).unwrap();
     bucket.close(&watchdog()).unwrap();
     let (name, until) = (by_n().name().clone(), watchdog());
-    assert_closed!(ingest(&bucket, lines(0..10)), IngestError::Closed);
+    assert_closed!(ingest(&bucket, lines(0..10)), IntakeError::Closed);
     assert_closed!(pause(&bucket, &world.store, true), PauseError::Closed);
     assert_closed!(bucket.plan_pause(&world.store, PauseOptions::default(), &until), PauseError::Closed);
     assert_closed!(bucket.ensure_index(&by_n(), false), IndexError::Closed);
@@ -57,7 +55,7 @@ fn following_into_a_bucket_that_was_closed_is_refused() {
     let consumer = Consumer::open(folder.path(), StoreKind::Lsm, 8);
     consumer.bucket.close(&watchdog()).unwrap();
     let followed = consumer.bucket.follow(&follow(&producer, true), &watchdog(), &mut |_| {});
-    assert_closed!(followed, FollowError::Closed);
+    assert_closed!(followed, IntakeError::Closed);
     producer.check();
 }
 
@@ -74,7 +72,7 @@ fn a_close_ends_an_ingest_on_another_thread_and_keeps_what_came() {
         bucket.close(&watchdog()).unwrap();
         ingest.join().unwrap()
     });
-    assert!(matches!(ended, Err(IngestError::Stopped { kept: 20, .. })), "{ended:?}");
+    assert!(matches!(ended, Err(IntakeError::Stopped { kept: 20, .. })), "{ended:?}");
     drop((sender, bucket));
     assert_eq!(scan(&world.open("b")), ids(0..20));
 }

@@ -221,7 +221,7 @@ fn requests_are_written_as_documents_print_them() {
         snap_start: Seqno(0x00ff_eedd),
         snap_end: Seqno(0x00ff_eeff),
     };
-    let stream = StreamRequest { vb: VbId(0), flags: 0, from, to: Seqno::OPEN_END };
+    let stream = StreamRequest { flags: 0, ..StreamRequest::follow(VbId(0), from) };
     // The document's window does not hold its start; everything up to there is compared.
     let mut written = Vec::new();
     Request::Stream(&stream, None).encode(0x1000, &mut written).unwrap();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 
 use dormouse::bucket::{Bucket, BucketConfig, BucketSpec, DataDir, IngestOptions};
 use dormouse::index::{IndexDefinition, KeyRange, ScanQuery};
@@ -61,14 +62,20 @@ fn assert_scans_as(bucket: &Bucket, definition: &IndexDefinition, expected: &[(P
     }
 }
 
-fn replay(indexes: &[Index], batches: &[Vec<Change>]) {
-    let dir = tempfile::tempdir().unwrap();
-    let data = DataDir::open_or_create(&dir.path().join("data")).unwrap();
+/// A new bucket with these indexes.
+fn create(folder: &Path, indexes: &[Index]) -> (Bucket, Vec<IndexDefinition>) {
+    let data = DataDir::open_or_create(&folder.join("data")).unwrap();
     let spec = BucketSpec { vbuckets: 8, shards: 3, ..BucketSpec::default() };
     let bucket = data.create_bucket(&"b".parse().unwrap(), spec, &BucketConfig::default()).unwrap();
     let definitions: Vec<IndexDefinition> =
         indexes.iter().zip(0..).map(|(index, n)| index.definition(&format!("i{n}"))).collect();
     bucket.ensure_indexes(&definitions, false).unwrap();
+    (bucket, definitions)
+}
+
+fn replay(indexes: &[Index], batches: &[Vec<Change>]) {
+    let dir = tempfile::tempdir().unwrap();
+    let (bucket, definitions) = create(dir.path(), indexes);
     let mut documents = BTreeMap::new();
     for batch in batches {
         ingest(&bucket, batch);
@@ -101,12 +108,7 @@ fn documents_that_come_change_and_go_leave_the_entries_of_a_naive_evaluation() {
 /// Ingests a file of documents into several indexes and compares them with a naive evaluation.
 fn assert_stands_in_order(file: &str, text: &str, indexes: &[Index]) {
     let dir = tempfile::tempdir().unwrap();
-    let data = DataDir::open_or_create(&dir.path().join("data")).unwrap();
-    let spec = BucketSpec { vbuckets: 8, shards: 3, ..BucketSpec::default() };
-    let bucket = data.create_bucket(&"b".parse().unwrap(), spec, &BucketConfig::default()).unwrap();
-    let definitions: Vec<IndexDefinition> =
-        indexes.iter().zip(0..).map(|(index, n)| index.definition(&format!("i{n}"))).collect();
-    bucket.ensure_indexes(&definitions, false).unwrap();
+    let (bucket, definitions) = create(dir.path(), indexes);
     let format = ReplayFormat::Documents { id_field: "id".to_owned() };
     let options = IngestOptions { format, skip_bad: false, rebuild: false };
     bucket.ingest(vec![Input::Path(file.into())], &options, &watchdog(), &mut |_| {}).unwrap();

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use dormouse::bucket::{
-    DataDir, FollowEnd, FollowError, FollowOptions, FollowProgress, IndexError, IndexState, IngestError,
-    IngestOptions, ResumeOptions,
+    DataDir, FollowCause, FollowEnd, FollowOptions, FollowProgress, IndexError, IndexState, IngestOptions,
+    IntakeError, ResumeOptions,
 };
 use dormouse::event::VbId;
 use dormouse::index::{IndexDefinition, KeyRange};
@@ -83,7 +83,7 @@ fn a_vbucket_that_fails_over_takes_its_shard_back_while_the_other_goes_on(store:
         assert_eq!(again.map(|(_, start)| *start), Some(at_point[usize::from(vb)]), "vbucket {vb}");
     }
     assert!(starts.iter().all(|(vb, _)| vb.0 % 2 == 0), "the other shard was interrupted: {starts:?}");
-    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    assert!(matches!(consumer.end(), Err(IntakeError::Stopped { .. })));
     consumer.close();
     producer.check();
 }
@@ -109,7 +109,7 @@ fn a_new_index_is_built_by_a_second_stream_while_the_first_goes_on(store: StoreK
     eventually("it is built", || state() == IndexState::Ready);
     write(&producer, &mut dice, 500);
     consumer.catch_up(&producer);
-    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    assert!(matches!(consumer.end(), Err(IntakeError::Stopped { .. })));
     consumer.once(&producer);
     assert_eq!(consumer.indexed(), expected(&producer));
     assert_eq!(consumer.indexed_by(&second), expected(&producer));
@@ -181,7 +181,7 @@ fn streams_that_end_are_asked_for_again_from_where_the_shards_are() {
         consumer.catch_up(&producer);
     }
     assert_eq!(consumer.indexed(), expected(&producer));
-    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    assert!(matches!(consumer.end(), Err(IntakeError::Stopped { .. })));
     consumer.close();
     producer.check();
 }
@@ -206,7 +206,13 @@ fn a_stream_that_ends_for_a_reason_that_may_pass_is_asked_for_again() {
     assert_eq!(consumer.indexed(), expected(&producer));
     producer.end_stream(4, 8);
     let ended = consumer.join();
-    assert!(matches!(&ended, Err(FollowError::StreamLost { vb: VbId(4), .. })), "{ended:?}");
+    assert!(
+        matches!(
+            &ended,
+            Err(IntakeError::Cluster { cause: FollowCause::StreamLost { vb: VbId(4), .. }, .. })
+        ),
+        "{ended:?}"
+    );
     consumer.close();
     producer.check();
 }
@@ -259,14 +265,14 @@ fn files_are_refused_by_a_bucket_that_follows_and_the_other_way_round() {
     let format = ReplayFormat::Documents { id_field: "id".to_owned() };
     let options = IngestOptions { format, skip_bad: false, rebuild: true };
     let refused = consumer.bucket.ingest(Vec::new(), &options, &watchdog(), &mut |_| {});
-    assert!(matches!(refused, Err(IngestError::SourceKind { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(IntakeError::SourceKind { .. })), "{refused:?}");
     consumer.close();
     let other = TempDir::new().unwrap();
     let spec =
         dormouse::bucket::BucketSpec { source: dormouse::bucket::SourceKind::Files, ..Consumer::spec() };
     let consumer = Consumer::open_with(other.path(), spec, &config());
     let refused = consumer.bucket.follow(&follow(&producer, true), &watchdog(), &mut |_| {});
-    assert!(matches!(refused, Err(FollowError::Source { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(IntakeError::SourceKind { .. })), "{refused:?}");
     consumer.close();
     producer.check();
 }

@@ -8,12 +8,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use dormouse::bucket::{BucketConfig, BucketSpec, FollowError, FollowOptions, PauseOptions};
+use dormouse::bucket::{BucketConfig, BucketSpec, FollowOptions, IntakeError, PauseOptions};
 use dormouse::objstore::FileStore;
 use dormouse::shard::{ShardSetConfig, StoreKind, lock_all};
-use dormouse::thread::{Until, fin};
+use dormouse::thread::{Cancel, Until, fin};
 use tempfile::TempDir;
 
+use crate::support::buckets::is_locked;
 use crate::support::consumer::{Consumer, config, expected, follow, write};
 use crate::support::path::Dice;
 use crate::support::producer::{Behaviour, Producer, cluster_at};
@@ -74,7 +75,7 @@ fn many_changes_with_cuts_roll_backs_and_moves_end_in_the_state_of_the_producer(
         behaviour.be_quick();
     });
     consumer.settle(&producer);
-    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    assert!(matches!(consumer.end(), Err(IntakeError::Stopped { .. })));
     consumer.close();
     let (connections, requests) = {
         let state = producer.state.lock();
@@ -150,31 +151,70 @@ fn a_follower_that_is_killed_again_and_again_loses_and_repeats_nothing(store: St
     producer.check();
 }
 
-#[test]
-fn memory_is_bounded_while_the_shards_are_locked_and_it_goes_on_after_the_unlock() {
-    let folder = TempDir::new().unwrap();
+/// A producer, and a bucket that follows it with little room.
+fn with_little_room(folder: &Path) -> (Producer, Consumer) {
     let producer = Producer::start(8);
     let config = BucketConfig { budget_bytes: 1 << 20, ..config() };
-    let mut consumer = Consumer::open_with(folder.path(), Consumer::spec(), &config);
+    let mut consumer = Consumer::open_with(folder, Consumer::spec(), &config);
     let mut options = follow(&producer, false);
     options.cluster.connection.window_bytes = 500_000;
     consumer.begin(options);
     eventually("it follows", || producer.state.lock().requests.len() == 8);
-    let locks = lock_all(consumer.bucket.shards(), "a test", &watchdog()).unwrap();
+    (producer, consumer)
+}
+
+/// Writes far more than there is room for while nothing is taken, and fails where more comes than there is room for.
+fn fill_the_window(producer: &Producer) {
+    let before = producer.seen();
     let value = format!("{{\"n\":1,\"a\":\"{}\"}}", "x".repeat(2000));
     for number in 0..6000_u16 {
         producer.put(number % 8, &format!("d{number}"), &value);
     }
     eventually("the window is full", || producer.seen().is_full);
     producer.noop();
-    eventually("the noop is answered", || producer.seen().noops_answered == 1);
+    eventually("the noop is answered", || producer.seen().noops_answered > before.noops_answered);
     // The window, the budget, and what a batch may have more than it holds: of 12 MB that there are.
-    assert!(producer.seen().sent < 3_000_000, "{} bytes were taken", producer.seen().sent);
+    let taken = producer.seen().sent - before.sent;
+    assert!(taken < 3_000_000, "{taken} bytes were taken");
+}
+
+#[test]
+fn memory_is_bounded_while_the_shards_are_locked_and_it_goes_on_after_the_unlock() {
+    let folder = TempDir::new().unwrap();
+    let (producer, consumer) = with_little_room(folder.path());
+    let locks = lock_all(consumer.bucket.shards(), "a test", &watchdog()).unwrap();
+    fill_the_window(&producer);
     drop(locks);
-    consumer.settle(&producer);
-    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
-    consumer.close();
-    producer.check();
+    consumer.finish(producer);
+}
+
+#[test]
+fn memory_is_bounded_while_a_pause_holds_the_shards_and_it_goes_on_where_the_pause_comes_to_nothing() {
+    let folder = TempDir::new().unwrap();
+    let (producer, consumer) = with_little_room(&folder.path().join("data"));
+    let mut dice = Dice::new(13);
+    write(&producer, &mut dice, 100);
+    consumer.catch_up(&producer);
+    let archive = FileStore::open(&folder.path().join("archive")).unwrap();
+    let cancel = Cancel::new();
+    let until = Until::new(None, cancel.clone());
+    let (mut was_locked, mut has_more) = (false, false);
+    let paused = consumer.bucket.pause(&archive, PauseOptions::default(), &until, &mut |_| {
+        if is_locked(&consumer.bucket) {
+            if !was_locked {
+                fill_the_window(&producer);
+            }
+            was_locked = true;
+            cancel.cancel();
+        } else if !has_more {
+            // What comes while files are copied without a lock is left for the cut.
+            write(&producer, &mut dice, 100);
+            consumer.catch_up(&producer);
+            has_more = true;
+        }
+    });
+    assert!(paused.is_err() && was_locked && !is_locked(&consumer.bucket), "{paused:?}");
+    consumer.finish(producer);
 }
 
 #[test]
@@ -190,10 +230,10 @@ fn a_pause_ends_what_follows_and_keeps_everything_up_to_its_cut() {
     consumer.bucket.pause(&archive, PauseOptions::default(), &watchdog(), &mut |_| {}).unwrap();
     write(&producer, &mut dice, 10);
     let ended = consumer.join();
-    assert!(matches!(ended, Err(FollowError::PutToSleep { .. })), "{ended:?}");
+    assert!(matches!(ended, Err(IntakeError::PutToSleep { .. })), "{ended:?}");
     assert_eq!(consumer.indexed(), before);
     let refused = consumer.bucket.follow(&follow(&producer, true), &watchdog(), &mut |_| {});
-    assert!(matches!(refused, Err(FollowError::Paused { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(IntakeError::Paused { .. })), "{refused:?}");
     consumer.close();
     producer.check();
 }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use dormouse::bucket::{FollowEnd, FollowError, FollowOptions, FollowProgress};
+use dormouse::bucket::{FollowCause, FollowEnd, FollowOptions, FollowProgress, IntakeError};
 use dormouse::shard::StoreKind;
 use dormouse::source::dcp::ConnectionError;
 use tempfile::TempDir;
@@ -105,7 +105,7 @@ fn bytes_that_make_no_sense_again_and_again_end_following_with_what_is_wrong() {
     let ended = consumer.bucket.follow(&follow(&producer, true), &watchdog(), &mut |_| {});
     let is_told = matches!(
         &ended,
-        Err(FollowError::Malformed { times: 5, error: ConnectionError::Message { vb, .. }, .. }) if vb.0 == 3
+        Err(IntakeError::Cluster { cause: FollowCause::Malformed { times: 5, error: ConnectionError::Message { vb, .. }, .. }, .. }) if vb.0 == 3
     );
     assert!(is_told, "{ended:?}");
     assert!(producer.state.lock().connections.len() < 30);
@@ -151,7 +151,7 @@ fn a_node_that_does_nothing_but_refuse_for_too_long_ends_following() {
     producer.behave(|behaviour| behaviour.cut_after = Some(0));
     write(&producer, &mut dice, 100);
     let ended = consumer.join();
-    assert!(matches!(ended, Err(FollowError::Cluster { .. })), "{ended:?}");
+    assert!(matches!(ended, Err(IntakeError::Cluster { cause: FollowCause::Node(_), .. })), "{ended:?}");
     assert!(began.elapsed() >= patience);
     consumer.close();
     producer.check();

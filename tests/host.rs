@@ -10,7 +10,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use dormouse::bucket::{
-    BucketConfig, BucketState, CloseError, FollowError, FollowOptions, PauseError, PauseOptions,
+    BucketConfig, BucketState, CloseError, FollowCause, FollowOptions, IntakeError, PauseError, PauseOptions,
 };
 use dormouse::index::KeyRange;
 use dormouse::objstore::{
@@ -443,7 +443,10 @@ fn following_a_silent_node_ends_at_its_deadline_and_the_bucket_is_closed() {
     };
     let followed = in_time("following", |until| consumer.bucket.follow(&options, until, &mut |_| {}));
     assert!(
-        matches!(&followed, Err(FollowError::Stopped { .. } | FollowError::Cluster { .. })),
+        matches!(
+            &followed,
+            Err(IntakeError::Stopped { .. } | IntakeError::Cluster { cause: FollowCause::Node(_), .. })
+        ),
         "{followed:?}"
     );
     in_time("a close", |_| consumer.close());
@@ -460,7 +463,7 @@ fn a_node_that_falls_silent_holds_up_no_end() {
     producer.behave(|behaviour| behaviour.stalled = true);
     write(&producer, &mut dice, 300);
     let ended = in_time("the end of following", |_| consumer.end());
-    assert!(matches!(ended, Err(FollowError::Stopped { .. })), "{ended:?}");
+    assert!(matches!(ended, Err(IntakeError::Stopped { .. })), "{ended:?}");
     in_time("a close", |_| consumer.close());
     producer.check();
 }

@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use dormouse::bucket::{FollowError, FollowOptions};
+use dormouse::bucket::{FollowCause, FollowOptions, IntakeError};
 use dormouse::event::{StreamEndReason, StreamStatus};
 use dormouse::shard::StoreKind;
 use dormouse::source::dcp::CollectionId;
@@ -245,7 +245,7 @@ fn a_node_whose_manifest_is_behind_is_asked_again_later() {
     assert_ne!(consumer.reached(), producer.highs());
     producer.behave(|behaviour| behaviour.answers.clear());
     consumer.catch_up(&producer);
-    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    assert!(matches!(consumer.end(), Err(IntakeError::Stopped { .. })));
     consumer.close();
     producer.check();
 }
@@ -265,12 +265,23 @@ fn a_collection_that_is_dropped_ends_what_follows_it_with_the_reason() {
     eventually("it is indexed", || consumer.indexed().len() == 1);
     producer.drop_collection(8);
     let ended = consumer.join();
-    let is_empty = matches!(ended, Err(FollowError::StreamLost { reason: StreamEndReason::FilterEmpty, .. }));
+    let is_empty = matches!(
+        ended,
+        Err(IntakeError::Cluster {
+            cause: FollowCause::StreamLost { reason: StreamEndReason::FilterEmpty, .. },
+            ..
+        })
+    );
     assert!(is_empty, "{ended:?}");
     consumer.begin(options());
     let ended = consumer.join();
-    let is_unknown =
-        matches!(ended, Err(FollowError::Refused { status: StreamStatus::UnknownCollection, .. }));
+    let is_unknown = matches!(
+        ended,
+        Err(IntakeError::Cluster {
+            cause: FollowCause::Refused { status: StreamStatus::UnknownCollection, .. },
+            ..
+        })
+    );
     assert!(is_unknown, "{ended:?}");
     consumer.close();
     producer.check();
@@ -286,14 +297,14 @@ fn a_window_that_ends_with_a_prepare_is_gone_on_from() {
             producer.change(vb, &format!("durable{vb}"), What::Prepare);
         }
         eventually("everything that is told is there", || consumer.indexed() == expected(&producer));
-        assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+        assert!(matches!(consumer.end(), Err(IntakeError::Stopped { .. })));
         write(&producer, &mut dice, 50);
         consumer.begin(follow(&producer, false));
         eventually("it goes on", || consumer.indexed() == expected(&producer));
     }
     let (rollbacks, indexed) = (producer.state.lock().rollbacks, consumer.indexed());
     assert_eq!((rollbacks, indexed), (0, expected(&producer)));
-    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    assert!(matches!(consumer.end(), Err(IntakeError::Stopped { .. })));
     consumer.once(&producer);
     consumer.close();
     producer.check();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use dormouse::bucket::{
-    Bucket, BucketError, BucketState, IndexError, IngestError, PauseError, PauseOptions, ResumeError,
+    Bucket, BucketError, BucketState, IndexError, IntakeError, PauseError, PauseOptions, ResumeError,
 };
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::objstore::{FileStore, ObjectKey, ObjectStore, Operation};
@@ -54,7 +54,7 @@ fn doubtful_pause<'a>(world: &'a World, bucket: &Bucket, arrives: bool) -> LostS
 
 fn assert_takes_no_changes(bucket: &Bucket) {
     let refused = ingest(bucket, lines(30..60)).unwrap_err();
-    assert!(matches!(refused, IngestError::InDoubt { .. }), "{refused}");
+    assert!(matches!(refused, IntakeError::InDoubt { .. }), "{refused}");
     let second = IndexDefinition::parse("second=n").unwrap();
     assert!(matches!(bucket.ensure_index(&second, true), Err(IndexError::InDoubt { .. })));
     assert_eq!(scan(bucket), ids(0..30), "it can be read");

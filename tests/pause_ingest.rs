@@ -1,6 +1,6 @@
 //! Changes that come before, during and after a pause, and after one that failed: none is lost or counted twice.
 
-use dormouse::bucket::{IngestError, PauseOptions};
+use dormouse::bucket::{IntakeError, PauseOptions};
 use dormouse::shard::StoreKind;
 use dormouse::thread::{Cancel, Until};
 
@@ -34,7 +34,7 @@ fn a_pause_that_fails_at_any_call_leaves_a_bucket_that_takes_data_or_sleeps(kind
                 push(&sender, lines(30..60));
             });
             if is_paused(&bucket) {
-                assert!(matches!(ingested, Err(IngestError::PutToSleep { .. })), "{ingested:?}");
+                assert!(matches!(ingested, Err(IntakeError::PutToSleep { .. })), "{ingested:?}");
                 assert_eq!(scan(&bucket), ids(0..30));
             } else {
                 assert_eq!(ingested.unwrap().documents, 60);
@@ -59,8 +59,8 @@ fn a_bucket_that_was_put_to_sleep_under_an_ingest_ends_up_with_the_whole_file(ki
             pause(&bucket, &world.store, evict).unwrap();
             push(&sender, lines(30..60));
         });
-        assert!(matches!(ended, Err(IngestError::PutToSleep { .. })), "{ended:?}");
-        assert!(matches!(ingest(&bucket, lines(0..1)), Err(IngestError::Paused { .. })));
+        assert!(matches!(ended, Err(IntakeError::PutToSleep { .. })), "{ended:?}");
+        assert!(matches!(ingest(&bucket, lines(0..1)), Err(IntakeError::Paused { .. })));
         close(bucket);
         world.resume("b", &watchdog()).unwrap();
         let bucket = world.open("b");

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use dormouse::bucket::{BucketConfig, FollowError, FollowOptions};
+use dormouse::bucket::{BucketConfig, FollowOptions, IntakeError};
 use dormouse::shard::StoreKind;
 use dormouse::source::dcp::{DcpConfig, OpenCause, Status};
 use serde_json::json;
@@ -37,7 +37,7 @@ fn persist_all(producer: &Producer) {
 }
 
 fn finish(mut consumer: Consumer, producer: Producer) {
-    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    assert!(matches!(consumer.end(), Err(IntakeError::Stopped { .. })));
     consumer.close();
     producer.check();
 }

@@ -1,6 +1,6 @@
 //! A cluster of several nodes: vbuckets are followed where they are, and wherever they go.
 
-use dormouse::bucket::{BucketSpec, FollowError, FollowOptions};
+use dormouse::bucket::{BucketSpec, FollowCause, FollowOptions, IntakeError};
 use dormouse::event::VbId;
 use dormouse::pause::Membership;
 use dormouse::shard::StoreKind;
@@ -22,7 +22,7 @@ fn consumer(folder: &TempDir) -> Consumer {
 fn finish(mut consumer: Consumer, producer: Producer) {
     consumer.catch_up(&producer);
     assert_eq!(consumer.indexed(), expected(&producer));
-    assert!(matches!(consumer.end(), Err(FollowError::Stopped { .. })));
+    assert!(matches!(consumer.end(), Err(IntakeError::Stopped { .. })));
     consumer.close();
     producer.check();
 }
@@ -82,6 +82,23 @@ fn vbuckets_that_move_are_followed_where_they_go() {
         write(&producer, &mut dice, 200);
         consumer.catch_up(&producer);
     }
+    finish(consumer, producer);
+}
+
+#[test]
+fn a_vbucket_that_moves_again_and_again_is_asked_for_at_its_new_node_at_once() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut dice) = (Producer::start_nodes(VBUCKETS, 2, None), Dice::new(8));
+    let mut consumer = consumer(&folder);
+    consumer.begin(follow(&producer, false));
+    // Waits that grow with each move would take longer than all of it may.
+    let all = watchdog();
+    for number in 0..16 {
+        write(&producer, &mut dice, 50);
+        consumer.catch_up(&producer);
+        producer.move_vb(0, Some((number + 1) % 2));
+    }
+    assert!(all.check().is_ok(), "it took too long");
     finish(consumer, producer);
 }
 
@@ -151,7 +168,13 @@ fn a_bucket_with_another_number_of_vbuckets_is_refused() {
     let producer = Producer::start(7);
     let consumer = consumer(&folder);
     let refused = consumer.bucket.follow(&follow(&producer, true), &watchdog(), &mut |_| {});
-    assert!(matches!(refused, Err(FollowError::Vbuckets { here: VBUCKETS, there: 7, .. })), "{refused:?}");
+    assert!(
+        matches!(
+            refused,
+            Err(IntakeError::Cluster { cause: FollowCause::Vbuckets { here: VBUCKETS, there: 7 }, .. })
+        ),
+        "{refused:?}"
+    );
     consumer.close();
     producer.check();
 }

@@ -6,6 +6,7 @@ use crate::durable::PathError;
 use crate::index::{IndexDefinition, IndexName, QueryError, ScanError};
 use crate::pause::Refusal;
 use crate::shard::{CommitError, InstanceError, OpenError};
+use crate::thread::{Failure, FailureKind};
 
 use super::folder::DataDirError;
 use super::meta::{BucketName, MetaError};
@@ -251,6 +252,18 @@ pub enum IndexError {
     Scan(#[from] ScanError),
 }
 
+impl Failure for IndexError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Busy { .. } | Self::Task { .. } | Self::Building { .. } => FailureKind::Temporary,
+            Self::Instance(error) => error.kind(),
+            Self::Commit(error) => error.kind(),
+            Self::Scan(error) => error.kind(),
+            _ => FailureKind::Lasting,
+        }
+    }
+}
+
 fn indexes_are(indexes: &[IndexName]) -> String {
     if indexes.is_empty() {
         return "it has none; create one (`ingest --index`)".to_owned();
@@ -293,4 +306,14 @@ pub enum CloseError {
     /// The last recovery point could not be made.
     #[error(transparent)]
     Commit(#[from] CommitError),
+}
+
+impl Failure for CloseError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::StillRunning { .. } | Self::Busy { .. } => FailureKind::Temporary,
+            Self::Forked(_) => FailureKind::Lasting,
+            Self::Commit(error) => error.kind(),
+        }
+    }
 }

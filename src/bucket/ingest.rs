@@ -1,39 +1,23 @@
-//! Ingesting files: the data path is built, what replays the files runs, and both are taken down again in order.
-//!
-//! Everything happens on the caller's thread but the reading and the data path, whose threads are joined before
-//! the call returns. However it ends, what was applied is committed: a bad line, an interrupt, a failed disk and a
-//! panic in the host's callback keep every change before them.
-//!
-//! Invariant: nothing here waits for a disk beyond its limit. Threads that do are named, and are the bucket's.
+//! Ingesting files: what replays them, and how far it is.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crossbeam::channel::{Receiver, Sender, bounded, never, select_biased, tick};
+use crossbeam::channel::{Receiver, never, select_biased, tick};
 use serde::Serialize;
-use slog::{info, warn};
+use slog::info;
 
-use crate::event::{ByteBudget, EventBatch};
-use crate::pause::Refusal;
-use crate::projector::{
-    EndReason, Endpoint, Engine, Feed, FeedError, Keyspace, KvDataConfig, ShardEndpoint, WorkerStats,
-};
-use crate::shard::{ApplyError, CommitError, Shard};
-use crate::source::{
-    Input, Replay, ReplayConfig, ReplayEnd, ReplayError, ReplayFormat, ReplayOutcome, ReplayProgress,
-};
-use crate::thread::{self, Fin, FinHolder, JoinError, Panicked, Stopped, Thread, Until, fin};
+use crate::event::Generation;
+use crate::projector::{Feed, Keyspace, ShardEndpoint};
+use crate::source::{Input, Replay, ReplayConfig, ReplayEnd, ReplayFormat, ReplayOutcome, ReplayProgress};
+use crate::thread::{self, Fin, FinHolder, JoinError, Stopped, Thread, Until, fin};
 use crate::timestamp::TsVbuuid;
 
 use super::bucket::Bucket;
-use super::error::{Closed, Forked};
-use super::meta::{BucketName, IndexEntry, IndexState, MetaError, SourceKind};
-
-/// How often the caller is told of progress.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-/// What the end of an ingest may take after its limit has passed: to close, to join and to commit.
-pub(super) const GRACE: Duration = Duration::from_secs(30);
+use super::intake::{Broken, DataPath, Intake, PROGRESS_INTERVAL, PathSpec, Started};
+use super::intake_error::IntakeError;
+use super::meta::{BucketName, IndexEntry, IndexState, SourceKind};
+use super::pausing::millis;
 
 /// What is ingested, and how. The default takes lines for documents, with their ids in the member `id`.
 #[derive(Debug, Clone, Default)]
@@ -76,162 +60,19 @@ pub struct IngestReport {
     pub first_bad_lines: Vec<String>,
 }
 
-/// Why an ingest did not come to its end. Unless a commit failed, what `kept` counts is applied and durable.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum IngestError {
-    /// The call was made in a forked process.
-    #[error(transparent)]
-    Forked(#[from] Forked),
-    /// The bucket was closed.
-    #[error(transparent)]
-    Closed(#[from] Closed),
-    /// The bucket sleeps.
-    #[error("cannot ingest into bucket {bucket}: it is paused in {archive}; resume it first")]
-    Paused {
-        /// The bucket.
-        bucket: BucketName,
-        /// Where it sleeps.
-        archive: String,
-    },
-    /// It may sleep.
-    #[error("cannot ingest into bucket {bucket}: {refusal}")]
-    InDoubt {
-        /// The bucket.
-        bucket: BucketName,
-        /// The pause, its archive, and the way out.
-        refusal: Refusal,
-    },
-    /// It was put to sleep meanwhile.
-    #[error("the ingest ended: bucket {bucket} was put to sleep by {by}; resume it and ingest again")]
-    PutToSleep {
-        /// The bucket.
-        bucket: BucketName,
-        /// The pause.
-        by: String,
-    },
-    /// Another ingest runs.
-    #[error("cannot ingest into bucket {bucket}: another ingest is running; wait for it to end")]
-    Busy {
-        /// The bucket.
-        bucket: BucketName,
-    },
-    /// The bucket was made for something else.
-    #[error(
-        "cannot ingest files into bucket {bucket}: it was made for {kind} as its source, which is fixed; take another \
-         bucket"
-    )]
-    SourceKind {
-        /// The bucket.
-        bucket: BucketName,
-        /// What it was made for.
-        kind: SourceKind,
-    },
-    /// An index waits for its documents.
-    #[error(
-        "cannot ingest into bucket {bucket}: index `{index}` is unfinished; ingest all documents with `rebuild` \
-         (--rebuild)"
-    )]
-    Unfinished {
-        /// The bucket.
-        bucket: BucketName,
-        /// The index.
-        index: String,
-    },
-    /// An input failed.
-    #[error("{error}; the {kept} changes before it are kept")]
-    Source {
-        /// What failed.
-        error: ReplayError,
-        /// Changes that are kept.
-        kept: u64,
-    },
-    /// The data path failed.
-    #[error("cannot ingest into bucket {bucket}: {reason}")]
-    DataPath {
-        /// The bucket.
-        bucket: BucketName,
-        /// Why it ended.
-        reason: EndReason,
-    },
-    /// The data path did not start.
-    #[error("cannot ingest into bucket {bucket}: {error}")]
-    Feed {
-        /// The bucket.
-        bucket: BucketName,
-        /// Why.
-        error: FeedError,
-    },
-    /// The reading thread panicked.
-    #[error("cannot ingest into bucket {bucket}: {panicked}")]
-    Panicked {
-        /// The bucket.
-        bucket: BucketName,
-        /// What it said.
-        panicked: Panicked,
-    },
-    /// The caller's limit ended.
-    #[error(
-        "the ingest into bucket {bucket} ended early: {why}; the {kept} changes that were applied are kept"
-    )]
-    Stopped {
-        /// The bucket.
-        bucket: BucketName,
-        /// What ended it.
-        why: Stopped,
-        /// Changes that are kept.
-        kept: u64,
-    },
-    /// Threads could not be started.
-    #[error(
-        "cannot ingest into bucket {bucket}: no thread could be started: {source}; raise the limit of threads"
-    )]
-    Spawn {
-        /// The bucket.
-        bucket: BucketName,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Threads hang, in a disk or in the host's code.
-    #[error(
-        "the ingest into bucket {bucket} ended, but these threads are still running: {}; close the bucket to wait for \
-         them", threads.join(", ")
-    )]
-    StillRunning {
-        /// The bucket.
-        bucket: BucketName,
-        /// Their names.
-        threads: Vec<String>,
-    },
-    /// What was applied is not durable.
-    #[error(transparent)]
-    Commit(#[from] CommitError),
-    /// The bucket's metadata.
-    #[error(transparent)]
-    Meta(#[from] MetaError),
-}
-
 /// A running data path with what replays files into it.
-struct Replaying {
-    keyspace: Keyspace,
+struct Replaying<'b> {
+    bucket: &'b Bucket,
     feed: Feed,
-    /// Kept so that the source's end does not end the data path before everything was applied.
-    _upstream: Sender<EventBatch>,
+    /// Its upstream is kept so that the source's end does not end the data path before everything was applied.
+    path: DataPath,
     source: Option<Thread<ReplayOutcome>>,
     source_ended: Fin,
     source_fin: Option<FinHolder>,
     progress: Arc<ReplayProgress>,
-    stats: Arc<WorkerStats>,
     /// Holds a message when a shard applied something.
     applied: Receiver<()>,
-}
-
-/// What ended a data path before its time.
-enum Broken {
-    Stopped(Stopped),
-    /// Its fin says why.
-    Ended,
-    Panicked(Panicked),
+    changes_before: u64,
 }
 
 impl Bucket {
@@ -243,44 +84,15 @@ impl Bucket {
         options: &IngestOptions,
         until: &Until,
         on_progress: &mut dyn FnMut(IngestProgress),
-    ) -> Result<IngestReport, IngestError> {
+    ) -> Result<IngestReport, IntakeError> {
         let began = Instant::now();
-        let call = self.begin_call::<IngestError>("an ingest", until)?;
-        let until = call.until();
-        let bucket = self.name();
-        let busy = || IngestError::Busy { bucket: bucket.clone() };
-        let _only_one = self.ingesting.try_lock().ok_or_else(busy)?;
-        self.admit(options)?;
-        let start = self.start_positions();
-        let mut replaying = self.begin(inputs, options, &start, until)?;
-        let mut on_progress = |at: IngestProgress| {
-            // What is written meanwhile must not pile up behind a scan that somebody forgot.
-            self.scans.end_old();
-            on_progress(at);
-        };
-        let run = || replaying.run(self.set.shards(), until, &mut on_progress);
-        // A panic of the callback goes on to the host once the threads that would go on without it are taken down.
-        let ran = catch_unwind(AssertUnwindSafe(run));
-        let taken_down = replaying.take_down(&Until::within(GRACE));
-        // Also after a failure: what was applied is kept.
-        let committed = self.set.commit(&Until::within(GRACE));
-        let kept = self.changes().saturating_sub(start.changes());
-        let (progress, stats) = (Arc::clone(&replaying.progress), Arc::clone(&replaying.stats));
-        let (fin, still_running) = match taken_down {
-            Ok(fin) => (fin, None),
-            Err(threads) => (None, Some(self.leave(replaying, threads))),
-        };
-        // The other errors say what is kept, which is not true where the commit failed.
-        let outcome = match ran.unwrap_or_else(|panic| resume_unwind(panic)) {
-            Err(broken @ Broken::Ended) => return Err(self.explain(broken, fin, kept)),
-            ran => {
-                committed?;
-                ran.map_err(|broken| self.explain(broken, None, kept))?
-            }
-        };
-        still_running.map_or(Ok(()), Err)?;
+        let turn = self.begin_intake(SourceKind::Files, until)?;
+        let until = turn.until();
+        self.admit_files(options)?;
+        let mut replaying = Replaying::start(self, inputs, options, until)?;
+        let (outcome, kept) = self.take_in(&mut replaying, until, on_progress)?;
         match outcome.end {
-            ReplayEnd::Failed(error) => return Err(IngestError::Source { error, kept }),
+            ReplayEnd::Failed(error) => return Err(IntakeError::Input { error, kept }),
             ReplayEnd::Stopped => return Err(self.explain(Broken::Stopped(Stopped::Cancelled), None, kept)),
             ReplayEnd::Finished => {}
         }
@@ -288,166 +100,125 @@ impl Bucket {
             let note = |entry: &mut IndexEntry| entry.state = IndexState::Ready;
             self.change_meta(|meta| meta.indexes.iter_mut().for_each(note))?;
         }
+        let (progress, stats) = (&replaying.progress, &replaying.path.stats);
         let report = IngestReport {
-            bucket,
+            bucket: self.name(),
             documents: kept,
             bad_lines: progress.bad_lines(),
             quarantined: stats.quarantined(),
             oversize_keys: stats.oversize_keys(),
-            total_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            total_ms: millis(began),
             first_bad_lines: outcome.bad_lines.iter().map(ToString::to_string).collect(),
         };
         info!(self.logger, "ingested"; "documents" => report.documents, "ms" => report.total_ms);
         Ok(report)
     }
 
-    /// Keeps what did not end in time, for the bucket's close.
-    fn leave(&self, mut replaying: Replaying, threads: Vec<String>) -> IngestError {
-        warn!(self.logger, "threads of an ingest are still running"; "threads" => threads.join(", "));
-        self.leftovers.keep(Box::new(move |until| replaying.take_down(until).err().unwrap_or_default()));
-        IngestError::StillRunning { bucket: self.name(), threads }
-    }
-
-    fn admit(&self, options: &IngestOptions) -> Result<(), IngestError> {
-        let bucket = self.name();
-        match self.closed_for_writes() {
-            Some(Refusal::Asleep { archive, .. }) => return Err(IngestError::Paused { bucket, archive }),
-            Some(refusal) => return Err(IngestError::InDoubt { bucket, refusal }),
-            None => {}
-        }
+    /// Refuses files that are not said to be all documents where an index needs all of them.
+    fn admit_files(&self, options: &IngestOptions) -> Result<(), IntakeError> {
         let meta = self.meta();
-        if meta.spec.source != SourceKind::Files {
-            return Err(IngestError::SourceKind { bucket, kind: meta.spec.source });
-        }
         let unfinished = meta.indexes.iter().find(|entry| entry.state == IndexState::Building);
         match unfinished.filter(|_| !options.rebuild) {
-            Some(entry) => {
-                Err(IngestError::Unfinished { bucket, index: entry.definition.name().to_string() })
-            }
+            Some(entry) => Err(IntakeError::Unfinished {
+                bucket: meta.name.clone(),
+                index: entry.definition.name().to_string(),
+            }),
             None => Ok(()),
         }
     }
+}
 
-    /// The engines of some indexes.
-    pub(super) fn engines_where(&self, wanted: impl Fn(&IndexEntry) -> bool) -> Vec<Engine> {
-        let meta = self.meta();
-        let engine =
-            |entry: &IndexEntry| Engine { inst: entry.inst, evaluator: Arc::new(entry.definition.clone()) };
-        meta.indexes.iter().filter(|entry| wanted(entry)).map(engine).collect()
-    }
-
-    fn explain(&self, broken: Broken, fin: Option<EndReason>, kept: u64) -> IngestError {
-        let bucket = self.name();
-        match (broken, fin.unwrap_or(EndReason::Closed)) {
-            (Broken::Stopped(why), _) => IngestError::Stopped { bucket, why, kept },
-            (Broken::Panicked(panicked), _) => IngestError::Panicked { bucket, panicked },
-            (Broken::Ended, EndReason::Endpoint(error)) => match error.downcast_ref::<ApplyError>() {
-                Some(ApplyError::Sealed { by, .. }) => IngestError::PutToSleep { bucket, by: by.clone() },
-                _ => IngestError::DataPath { bucket, reason: EndReason::Endpoint(error) },
-            },
-            (Broken::Ended, reason) => IngestError::DataPath { bucket, reason },
-        }
-    }
-
+impl<'b> Replaying<'b> {
     /// Builds the data path and starts the source.
-    fn begin(
-        &self,
+    fn start(
+        bucket: &'b Bucket,
         inputs: Vec<Input>,
         options: &IngestOptions,
-        start: &TsVbuuid,
         until: &Until,
-    ) -> Result<Replaying, IngestError> {
-        let bucket = self.name();
-        let (spec, generation) = (self.meta().spec, self.next_generation());
-        let shards = self.set.shards();
-        let (wake, applied) = bounded(1);
-        for shard in shards {
-            shard
-                .install_generation(start.iter().map(|(vb, _)| vb), generation, until)
-                .map_err(|why| IngestError::Stopped { bucket: bucket.clone(), why, kept: 0 })?;
-            shard.watch(wake.clone());
-        }
-        let keyspace = Keyspace(bucket.to_string());
-        let mut feed = Feed::new(&self.logger);
-        let endpoint: Arc<dyn Endpoint> = Arc::new(ShardEndpoint::new(shards));
-        let (upstream, batches) = bounded(self.config.queue_batches.max(1));
-        let kvdata_config = KvDataConfig {
-            number: 0,
-            workers: self.config.workers.clamp(1, spec.shards),
-            vbuckets: spec.vbuckets,
-            shards: spec.shards,
-            worker_queue_batches: self.config.queue_batches,
+    ) -> Result<Self, IntakeError> {
+        let generation = bucket.fence_shards(until)?;
+        let applied = bucket.watch_shards();
+        let start = bucket.start_positions();
+        let mut feed = Feed::new(&bucket.logger);
+        let path = PathSpec {
+            keyspace: Keyspace(bucket.name().to_string()),
+            generation,
+            endpoint: Arc::new(ShardEndpoint::new(bucket.shards())),
+            engines: bucket.engines_where(|_| true),
+            start: &start,
         };
-        let engines = self.engines_where(|_| true);
-        let started =
-            feed.start(&keyspace, generation, &kvdata_config, &endpoint, batches, engines, start, until);
-        if let Err(error) = started {
-            // What did not end within the caller's limit.
-            self.stop_feed(feed, keyspace);
-            return Err(match until.check() {
-                Err(why) => IngestError::Stopped { bucket, why, kept: 0 },
-                Ok(()) => IngestError::Feed { bucket, error },
-            });
-        }
-        let stats = feed
-            .kvdata(&keyspace)
-            .map_err(|error| IngestError::Feed { bucket: bucket.clone(), error })?
-            .worker_stats();
-        let replay_config = ReplayConfig {
-            format: options.format.clone(),
-            skip_bad: options.skip_bad,
-            batch_bytes: self.config.batch_bytes,
-            batch_events: self.config.batch_events,
+        let path = match bucket.start_path(&mut feed, path, until) {
+            Ok(path) => path,
+            Err(error) => return Err(bucket.give_up(Started::unfed(feed), error.into(), until)),
         };
         let (source_fin, source_stopped) = fin();
-        let (ended_holder, source_ended) = fin();
-        let budget = ByteBudget::new(self.config.budget_bytes);
-        let replay = Replay::new(replay_config, generation, start, upstream.clone(), budget, source_stopped);
+        let replay = new_replay(bucket, options, (generation, &start), &path, source_stopped);
         let progress = replay.progress();
+        let (ended_holder, source_ended) = fin();
         let body = move || {
             // Dropped on every way out, also by a panic.
             let _ended = ended_holder;
             replay.run(inputs)
         };
         let source = match thread::spawn("dm-source", body) {
-            Ok(source) => source,
+            Ok(source) => Some(source),
             Err(source) => {
-                self.stop_feed(feed, keyspace);
-                return Err(IngestError::Spawn { bucket, source });
+                let (doing, name) = bucket.intake();
+                let error = IntakeError::Spawn { doing, bucket: name, source };
+                return Err(bucket.give_up(Started::unfed(feed), error.into(), until));
             }
         };
-        Ok(Replaying {
-            keyspace,
-            feed,
-            _upstream: upstream,
-            source: Some(source),
-            source_ended,
-            source_fin: Some(source_fin),
-            progress,
-            stats,
-            applied,
-        })
+        let (source_fin, changes_before) = (Some(source_fin), start.changes());
+        Ok(Self { bucket, feed, path, source, source_ended, source_fin, progress, applied, changes_before })
     }
-}
 
-impl Bucket {
-    /// Ends a data path that nothing was sent into, and keeps it where it does not end.
-    fn stop_feed(&self, mut feed: Feed, keyspace: Keyspace) {
-        let mut stop = move |until: &Until| match feed.stop(&keyspace, until) {
-            Ok(_) => Vec::new(),
-            Err(still) => still.threads,
-        };
-        if !stop(&Until::within(GRACE)).is_empty() {
-            self.leftovers.keep(Box::new(stop));
+    fn join_source(&mut self, until: &Until) -> Result<Option<ReplayOutcome>, Broken> {
+        let Some(source) = self.source.take() else { return Ok(None) };
+        match source.join(until) {
+            Ok(outcome) => Ok(Some(outcome)),
+            Err(JoinError::Panicked(panicked)) => {
+                let (doing, bucket) = self.bucket.intake();
+                Err(IntakeError::Panicked { doing, bucket, panicked }.into())
+            }
+            Err(JoinError::StillRunning(source)) => {
+                self.source = Some(source);
+                Ok(None)
+            }
+        }
+    }
+
+    fn progress(&self) -> IngestProgress {
+        IngestProgress {
+            documents: self.progress.documents(),
+            read_bytes: self.progress.read_bytes(),
+            total_bytes: self.progress.total_bytes(),
         }
     }
 }
 
-impl Replaying {
+fn new_replay(
+    bucket: &Bucket,
+    options: &IngestOptions,
+    (generation, start): (Generation, &TsVbuuid),
+    path: &DataPath,
+    stop: Fin,
+) -> Replay {
+    let config = ReplayConfig {
+        format: options.format.clone(),
+        skip_bad: options.skip_bad,
+        batch_bytes: bucket.config.batch_bytes,
+        batch_events: bucket.config.batch_events,
+    };
+    Replay::new(config, generation, start, path.upstream.clone(), path.budget.clone(), stop)
+}
+
+impl Intake for Replaying<'_> {
+    type Progress = IngestProgress;
+    type Outcome = ReplayOutcome;
+
     /// Waits for the end of the source, and then until everything that it sent is applied.
     fn run(
         &mut self,
-        shards: &[Shard],
         until: &Until,
         on_progress: &mut dyn FnMut(IngestProgress),
     ) -> Result<ReplayOutcome, Broken> {
@@ -456,11 +227,11 @@ impl Replaying {
         let (never_ended, source_ended) = (never(), self.source_ended.receiver().clone());
         let mut outcome: Option<ReplayOutcome> = None;
         loop {
-            if self.feed.has_ended(&self.keyspace) {
+            if self.feed.has_ended(&self.path.keyspace) {
                 return Err(Broken::Ended);
             }
             if let Some(read) = &outcome
-                && shards.iter().all(|shard| shard.covers(&read.reached))
+                && self.bucket.shards().iter().all(|shard| shard.covers(&read.reached))
             {
                 on_progress(self.progress());
                 return outcome.ok_or(Broken::Stopped(Stopped::Cancelled));
@@ -477,40 +248,22 @@ impl Replaying {
         }
     }
 
-    fn join_source(&mut self, until: &Until) -> Result<Option<ReplayOutcome>, Broken> {
-        let Some(source) = self.source.take() else { return Ok(None) };
-        match source.join(until) {
-            Ok(outcome) => Ok(Some(outcome)),
-            Err(JoinError::Panicked(panicked)) => Err(Broken::Panicked(panicked)),
-            Err(JoinError::StillRunning(source)) => {
-                self.source = Some(source);
-                Ok(None)
-            }
-        }
-    }
-
-    fn progress(&self) -> IngestProgress {
-        IngestProgress {
-            documents: self.progress.documents(),
-            read_bytes: self.progress.read_bytes(),
-            total_bytes: self.progress.total_bytes(),
-        }
-    }
-
-    /// Ends the data path first, then the source, and joins their threads. Gives back why the data path ended,
-    /// or the names of the threads that do not end; the call may then be repeated.
-    fn take_down(&mut self, until: &Until) -> Result<Option<EndReason>, Vec<String>> {
+    fn take_started(&mut self) -> Started {
         self.source_fin = None;
-        let (fin, mut running) = match self.feed.stop(&self.keyspace, until) {
-            Ok(fin) => (fin, Vec::new()),
-            Err(still) => (None, still.threads),
+        let mut source = self.source.take();
+        let feeders = move |until: &Until| match source.take().map(|source| source.join(until)) {
+            Some(Err(JoinError::StillRunning(running))) => {
+                let threads = vec![running.name().to_owned()];
+                source = Some(running);
+                threads
+            }
+            Some(_) | None => Vec::new(),
         };
-        if let Some(source) = self.source.take()
-            && let Err(JoinError::StillRunning(source)) = source.join(until)
-        {
-            running.push(source.name().to_owned());
-            self.source = Some(source);
-        }
-        if running.is_empty() { Ok(fin) } else { Err(running) }
+        let feed = std::mem::replace(&mut self.feed, Feed::new(&self.bucket.logger));
+        Started { feed, feeders: Box::new(feeders) }
+    }
+
+    fn kept(&self) -> u64 {
+        self.bucket.changes().saturating_sub(self.changes_before)
     }
 }

@@ -11,6 +11,7 @@ use crate::event::{VBUCKETS_MAX, VbUuid};
 use crate::index::IndexDefinition;
 use crate::pause::{AttemptId, BucketPart, BucketState, Event, IdError, Membership, PauseId, Refusal};
 use crate::shard::{InstId, StoreKind};
+use crate::text::stored_as_text;
 
 /// The metadata's file within the bucket's folder.
 const FILE: &str = "bucket.meta";
@@ -23,8 +24,7 @@ const NAME_BYTES_MAX: usize = 100;
 const GIVEN_UP_MAX: usize = 32;
 
 /// Name of a bucket, by the rules of Couchbase: 1 to 100 of ASCII letters, digits and `_ - . %`, with no dot first.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BucketName(String);
 
 /// A text that is no bucket's name.
@@ -47,19 +47,7 @@ impl FromStr for BucketName {
     }
 }
 
-impl TryFrom<String> for BucketName {
-    type Error = BucketNameError;
-
-    fn try_from(text: String) -> Result<Self, BucketNameError> {
-        text.parse()
-    }
-}
-
-impl From<BucketName> for String {
-    fn from(name: BucketName) -> Self {
-        name.0
-    }
-}
+stored_as_text!(BucketName);
 
 impl BucketName {
     /// The name.

@@ -11,6 +11,11 @@
 //!                                      and what resumes have downloaded, until they come to their end
 //! ```
 //!
+//! What is done has a file each: `ingest` and `following`, which take changes in by one `intake`; `indexes` and
+//! `scanning`; `pausing`, with what it carries (`carriage`) and how it ends (`settling`); `resuming` and `recovery`. Under
+//! them lie `folder` and `bucket`, what is on disk about a bucket (`meta`), who works on it (`tasks`), what a close ends
+//! (`calls`) and what it waits for (`leftovers`).
+//!
 //! Invariants:
 //! * A bucket's folder appears and disappears by one rename: it is whole or not there.
 //! * `bucket.meta` is written whole. It is the authority on the bucket's state and its indexes; shards are made
@@ -32,12 +37,16 @@ mod carriage;
 mod error;
 mod folder;
 mod following;
+mod indexes;
 mod ingest;
+mod intake;
+mod intake_error;
 mod leftovers;
 mod meta;
 mod pause_error;
 mod pausing;
 mod recovery;
+mod resume_error;
 mod resuming;
 mod scanning;
 mod settling;
@@ -47,13 +56,15 @@ pub use crate::pause::BucketState;
 pub use bucket::{Bucket, BucketConfig, BucketStatus, IndexStatus};
 pub use error::{BucketError, CloseError, Closed, Forked, IndexError, StepError};
 pub use folder::{DataDir, DataDirError};
-pub use following::{FollowEnd, FollowError, FollowOptions, FollowProgress, FollowReport};
-pub use ingest::{IngestError, IngestOptions, IngestProgress, IngestReport};
+pub use following::{FollowCause, FollowEnd, FollowOptions, FollowProgress, FollowReport};
+pub use ingest::{IngestOptions, IngestProgress, IngestReport};
+pub use intake_error::IntakeError;
 pub use meta::{
     BucketMeta, BucketName, BucketNameError, BucketSpec, IndexEntry, IndexState, MetaError, PauseAttempt,
     SourceKind,
 };
 pub use pause_error::PauseError;
 pub use pausing::{PauseOptions, PauseReport};
-pub use resuming::{ResumeError, ResumeOptions, ResumeReport};
+pub use resume_error::ResumeError;
+pub use resuming::{ResumeOptions, ResumeReport};
 pub use tasks::{CancelError, TaskBusy, TaskId, TaskKind, TaskList, TaskState, TaskStatus, WaitError};

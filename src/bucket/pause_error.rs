@@ -4,7 +4,7 @@ use crate::durable::{PathError, RoomError};
 use crate::objstore::{KeyError, ObjectKey};
 use crate::pause::{IdError, ManifestError, PauseId, RecordError, UploadError};
 use crate::shard::{CommitError, LockError};
-use crate::thread::Stopped;
+use crate::thread::{Failure, FailureKind, Stopped};
 
 use super::error::{Closed, Forked, StepError};
 use super::meta::BucketName;
@@ -223,6 +223,23 @@ pub enum PauseError {
         /// Why.
         error: PathError,
     },
+}
+
+impl Failure for PauseError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Stopped { why, .. } => why.kind(),
+            Self::Busy { .. } | Self::Condemned { .. } => FailureKind::Temporary,
+            Self::Probe { error, .. }
+            | Self::Manifest { error, .. }
+            | Self::InDoubt { cause: Some(error), .. } => error.kind(),
+            Self::Lock { error, .. } => error.kind(),
+            Self::Pin { error, .. } => error.kind(),
+            Self::Upload { error, .. } => error.kind(),
+            Self::Records { error, .. } => error.kind(),
+            _ => FailureKind::Lasting,
+        }
+    }
 }
 
 fn because(cause: Option<&ManifestError>) -> String {

@@ -14,7 +14,8 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::pause::Progress;
-use crate::thread::{Cancel, Fin, FinHolder, Stopped, Until, fin};
+use crate::text::number_id;
+use crate::thread::{Cancel, Failure, FailureKind, Fin, FinHolder, Stopped, Until, fin};
 
 use super::error::Forked;
 use super::meta::BucketName;
@@ -22,15 +23,9 @@ use super::meta::BucketName;
 /// What progress is shown of what is not over yet, at most.
 const PROGRESS_RUNNING_MAX: f64 = 0.99;
 
-/// Names a task for as long as the process uses the data folder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub struct TaskId(pub u64);
-
-impl fmt::Display for TaskId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
+number_id! {
+    /// Names a task for as long as the process uses the data folder.
+    TaskId(u64)
 }
 
 /// What a task does with its bucket.
@@ -133,6 +128,15 @@ pub enum CancelError {
     },
 }
 
+impl Failure for CancelError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Stopped { why, .. } => why.kind(),
+            Self::Forked(_) | Self::Missing { .. } => FailureKind::Lasting,
+        }
+    }
+}
+
 /// Why a wait for another list of tasks gave none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -143,6 +147,15 @@ pub enum WaitError {
     /// The caller's limit ended first.
     #[error("no task changed: {0}")]
     Stopped(#[from] Stopped),
+}
+
+impl Failure for WaitError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Stopped(why) => why.kind(),
+            Self::Forked(_) => FailureKind::Lasting,
+        }
+    }
 }
 
 /// The book of a data folder.

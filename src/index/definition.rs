@@ -14,6 +14,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::stored_as_text;
+
 use super::filter::{Filter, FilterError};
 use super::path::{KeyPath, KeyPathError};
 use super::shown;
@@ -30,8 +32,7 @@ const VERSION_WITH_FILTER: u32 = 2;
 
 /// The name of an index: 1 to [`NAME_BYTES_MAX`] ASCII letters, digits, `_`, `-`, `.` and `#`, and no `.` in
 /// front.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IndexName(String);
 
 /// A named index and what its keys are made of. Two definitions are equal when they give every document the
@@ -154,33 +155,21 @@ impl fmt::Display for IndexName {
     }
 }
 
-impl TryFrom<String> for IndexName {
-    type Error = DefinitionError;
-
-    fn try_from(name: String) -> Result<Self, DefinitionError> {
-        let may_hold = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.#".contains(&byte);
-        if (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(may_hold)
-        {
-            Ok(Self(name))
-        } else {
-            Err(DefinitionError::Name { name: shown(&name) })
-        }
-    }
-}
-
 impl FromStr for IndexName {
     type Err = DefinitionError;
 
     fn from_str(name: &str) -> Result<Self, DefinitionError> {
-        name.to_owned().try_into()
+        let may_hold = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.#".contains(&byte);
+        if (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(may_hold)
+        {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(DefinitionError::Name { name: shown(name) })
+        }
     }
 }
 
-impl From<IndexName> for String {
-    fn from(name: IndexName) -> Self {
-        name.0
-    }
-}
+stored_as_text!(IndexName);
 
 impl IndexDefinition {
     /// An index over the document's id.

@@ -29,8 +29,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::text::stored_as_text;
 
 use super::collate::encode_value_within;
 use super::evaluate::KEY_BYTES_MAX;
@@ -45,8 +46,7 @@ pub const FILTER_DEPTH_MAX: usize = 64;
 const WORDS: [&str; 9] = ["and", "or", "not", "exists", "in", "like", "true", "false", "null"];
 
 /// An expression over the members of a document, serialised as its text.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter(pub(super) Expr<KeyPath>);
 
 /// An expression whose paths are told by `P`.
@@ -185,20 +185,6 @@ impl Filter {
     }
 }
 
-impl TryFrom<String> for Filter {
-    type Error = FilterError;
-
-    fn try_from(text: String) -> Result<Self, FilterError> {
-        text.parse()
-    }
-}
-
-impl From<Filter> for String {
-    fn from(filter: Filter) -> Self {
-        filter.to_string()
-    }
-}
-
 impl fmt::Display for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -281,6 +267,8 @@ impl FromStr for Filter {
         Ok(Self(expr))
     }
 }
+
+stored_as_text!(Filter);
 
 struct Parser<'t> {
     text: &'t str,

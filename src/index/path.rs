@@ -11,7 +11,7 @@ use std::fmt;
 use std::iter::Peekable;
 use std::str::{Chars, FromStr};
 
-use serde::{Deserialize, Serialize};
+use crate::text::stored_as_text;
 
 use super::shown;
 
@@ -19,8 +19,7 @@ use super::shown;
 pub const STEPS_MAX: usize = 64;
 
 /// A path to a value in a document, serialised as its text.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct KeyPath {
     steps: Vec<Step>,
 }
@@ -137,19 +136,7 @@ impl FromStr for KeyPath {
     }
 }
 
-impl TryFrom<String> for KeyPath {
-    type Error = KeyPathError;
-
-    fn try_from(text: String) -> Result<Self, KeyPathError> {
-        text.parse()
-    }
-}
-
-impl From<KeyPath> for String {
-    fn from(path: KeyPath) -> Self {
-        path.to_string()
-    }
-}
+stored_as_text!(KeyPath);
 
 struct Parser<'t> {
     text: &'t str,

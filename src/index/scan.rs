@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::event::{Seqno, VbId};
 use crate::shard::store::StoreFault;
 use crate::shard::{InstId, ReadError, Shard, ShardId, ShardScan, ShardSnapshot};
-use crate::thread::{Process, RecvError, Stopped, Until, recv};
+use crate::thread::{Failure, FailureKind, Process, RecvError, Stopped, Until, recv};
 
 use super::collate::{CollateError, decode_parts, split_parts};
 use super::query::{Cursor, QueryError, ScanQuery, Stretch, beyond};
@@ -85,6 +85,16 @@ pub enum ScanError {
         /// What is wrong.
         error: CollateError,
     },
+}
+
+impl Failure for ScanError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Stopped(why) | Self::Behind { why, .. } => why.kind(),
+            Self::Snapshot(error) => error.kind(),
+            _ => FailureKind::Lasting,
+        }
+    }
 }
 
 /// How often a scan asks whether its limit has ended, in entries.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::hash::ReadError;
 use super::key::ObjectKey;
-use crate::thread::Stopped;
+use crate::thread::{Failure, FailureKind, Stopped};
 
 /// A kind of call on a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,6 +190,16 @@ impl StoreError {
         match &self.cause {
             StoreCause::Refused { retry_after, .. } => *retry_after,
             _ => None,
+        }
+    }
+}
+
+impl Failure for StoreError {
+    fn kind(&self) -> FailureKind {
+        match &self.cause {
+            StoreCause::Stopped(why) => why.kind(),
+            _ if self.is_temporary() => FailureKind::Temporary,
+            _ => FailureKind::Lasting,
         }
     }
 }

@@ -14,10 +14,10 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::durable::hex;
+use crate::text::stored_as_text;
 use crate::thread::{Stopped, Until};
 
 /// Size of a chunk; only a file's last chunk may be shorter.
@@ -27,8 +27,7 @@ pub const CHUNK_BYTES: u64 = 8 * 1024 * 1024;
 pub(super) const COPY_BYTES: usize = 1024 * 1024;
 
 /// The hash of a file's content; as text 64 lower-case hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentHash([u8; 32]);
 
 /// The SHA-256 of one chunk.
@@ -230,24 +229,12 @@ impl FromStr for ContentHash {
     }
 }
 
+stored_as_text!(ContentHash);
+
 fn digit_value(digit: u8) -> Option<u8> {
     match digit {
         b'0'..=b'9' => Some(digit - b'0'),
         b'a'..=b'f' => Some(digit - b'a' + 10),
         _ => None,
-    }
-}
-
-impl TryFrom<String> for ContentHash {
-    type Error = ParseHashError;
-
-    fn try_from(text: String) -> Result<Self, ParseHashError> {
-        text.parse()
-    }
-}
-
-impl From<ContentHash> for String {
-    fn from(hash: ContentHash) -> Self {
-        hash.to_string()
     }
 }

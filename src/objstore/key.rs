@@ -8,9 +8,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-
 use crate::durable::TEMPORARY_SUFFIX;
+use crate::text::stored_as_text;
 
 /// The longest key, in bytes: the limit of S3.
 pub const KEY_BYTES_MAX: usize = 1024;
@@ -23,8 +22,7 @@ pub const SEGMENT_BYTES_MAX: usize = 255;
 /// No segment is empty, `.` or `..`, is longer than [`SEGMENT_BYTES_MAX`] bytes or ends in the suffix of
 /// temporary files; there is no backslash and no control character. The same rules are those of a file's name
 /// inside an image, so this type serves for both. Keys are ordered by their bytes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey(String);
 
 /// Why a text is no key.
@@ -101,16 +99,4 @@ impl FromStr for ObjectKey {
     }
 }
 
-impl TryFrom<String> for ObjectKey {
-    type Error = KeyError;
-
-    fn try_from(text: String) -> Result<Self, KeyError> {
-        Self::new(text)
-    }
-}
-
-impl From<ObjectKey> for String {
-    fn from(key: ObjectKey) -> Self {
-        key.0
-    }
-}
+stored_as_text!(ObjectKey);

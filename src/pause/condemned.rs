@@ -25,7 +25,7 @@ use super::small::{SMALL_BYTES_MAX, get_small};
 use super::{AttemptId, IdError};
 use crate::durable::{UnsealError, seal, unseal_any};
 use crate::objstore::{Body, ObjectKey, ObjectStore, StoreCause, StoreError};
-use crate::thread::Until;
+use crate::thread::{Failure, FailureKind, Until};
 
 const KIND: &str = "condemned";
 /// Since version 2 a record says how long its grace is.
@@ -76,6 +76,18 @@ pub enum RecordError {
     /// No name could be made for a record.
     #[error(transparent)]
     Id(#[from] IdError),
+}
+
+impl Failure for RecordError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Bucket(error) => error.kind(),
+            Self::Store(error) => error.kind(),
+            Self::Damaged { .. } | Self::TooLarge { .. } | Self::Describe(_) | Self::Id(_) => {
+                FailureKind::Lasting
+            }
+        }
+    }
 }
 
 /// An upload in parts: the object, and the store's name for the upload.

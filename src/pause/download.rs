@@ -18,7 +18,7 @@ use super::verify::{BadObject, CheckError, local_difference};
 use super::{Meter, PauseId, Progress};
 use crate::durable::{AtPath, PathError, sync_folder};
 use crate::objstore::{ObjectStore, StoreError, TransferError};
-use crate::thread::{Stopped, Until};
+use crate::thread::{Failure, FailureKind, Stopped, Until};
 
 /// Why a pause could not be downloaded.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,18 @@ pub enum DownloadError {
     /// The caller's limit ended first.
     #[error("cannot download all files: {0}")]
     Stopped(#[from] Stopped),
+}
+
+impl Failure for DownloadError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Store { source, .. } => source.kind(),
+            Self::Staged(error) => error.kind(),
+            Self::Thread(error) => error.kind(),
+            Self::Stopped(why) => why.kind(),
+            Self::Bad { .. } | Self::Local(_) => FailureKind::Lasting,
+        }
+    }
 }
 
 /// Files of a manifest that an earlier download left, checked and flushed to the disk.

@@ -9,9 +9,8 @@ use std::fmt;
 use std::io;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-
 use crate::event::Generation;
+use crate::text::stored_as_text;
 
 /// The highest generation: ten digits.
 pub const GENERATION_MAX: Generation = Generation(9_999_999_999);
@@ -19,16 +18,14 @@ pub const GENERATION_MAX: Generation = Generation(9_999_999_999);
 /// Names one published pause of a bucket: `<generation, 10 digits>-<random, 16 hexadecimal digits>`.
 ///
 /// Ids are ordered by generation: the later pause is the greater one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PauseId {
     generation: Generation,
     random: u64,
 }
 
 /// Names one attempt to pause: 16 random hexadecimal digits. Objects that an attempt uploads carry it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AttemptId(u64);
 
 /// Why there is no such id.
@@ -101,6 +98,8 @@ impl FromStr for PauseId {
     }
 }
 
+stored_as_text!(PauseId);
+
 impl fmt::Display for AttemptId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
@@ -115,30 +114,4 @@ impl FromStr for AttemptId {
     }
 }
 
-impl TryFrom<String> for PauseId {
-    type Error = IdError;
-
-    fn try_from(text: String) -> Result<Self, IdError> {
-        text.parse()
-    }
-}
-
-impl TryFrom<String> for AttemptId {
-    type Error = IdError;
-
-    fn try_from(text: String) -> Result<Self, IdError> {
-        text.parse()
-    }
-}
-
-impl From<PauseId> for String {
-    fn from(id: PauseId) -> Self {
-        id.to_string()
-    }
-}
-
-impl From<AttemptId> for String {
-    fn from(id: AttemptId) -> Self {
-        id.to_string()
-    }
-}
+stored_as_text!(AttemptId);

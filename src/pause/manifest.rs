@@ -19,7 +19,7 @@ use crate::objstore::{
     Body, Content, ContentHash, Encoding, KeyError, ObjectKey, ObjectStore, StoreCause, StoreError,
 };
 use crate::shard::ShardId;
-use crate::thread::Until;
+use crate::thread::{Failure, FailureKind, Until};
 
 /// The versions of the archive's format that this program writes and reads. A manifest has the lowest one that can say
 /// what it says, so that older programs read what they understand: 2 where an object is encoded, else 1.
@@ -213,6 +213,15 @@ pub enum ManifestError {
         /// That of the other one.
         second: ObjectKey,
     },
+}
+
+impl Failure for ManifestError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Store(error) => error.kind(),
+            _ => FailureKind::Lasting,
+        }
+    }
 }
 
 /// The pauses of `bucket` in `store`, oldest first. Objects whose names are none of ours are left out.

@@ -17,7 +17,7 @@
 //! `<attempt>` is an [`AttemptId`], `<pause>` a [`PauseId`], `<content hash>` the
 //! [`ContentHash`](crate::objstore::ContentHash) of the object. An object is a file as it is or, since format version
 //! 2, a frame of an [`Encoding`](crate::objstore::Encoding), which the manifest says. A manifest is a
-//! [sealed](crate::durable::seal) JSON document of the kind `manifest`, with the fields of [`Manifest`], in the lowest
+//! [sealed](crate::durable::seal()) JSON document of the kind `manifest`, with the fields of [`Manifest`], in the lowest
 //! of [`FORMAT_VERSIONS`] that can say it.
 //!
 //! What is known to go wrong with pauses, and why it cannot here, stands in [`hazards`].
@@ -32,12 +32,12 @@ mod download;
 mod fetch;
 pub mod hazards;
 mod id;
-mod manager;
 mod manifest;
 mod part;
 mod plan;
 mod prune;
 mod small;
+mod state;
 mod upload;
 mod verify;
 
@@ -45,7 +45,6 @@ pub use catalog::{PauseSummary, describe_pauses, list_parts};
 pub use condemned::{GRACE_DEFAULT, GRACE_MIN, PUBLISH_MAX, RecordError, Standing};
 pub use download::{DownloadError, Staged, download, take_up};
 pub use id::{AttemptId, GENERATION_MAX, IdError, PauseId};
-pub use manager::{BucketState, Event, Refusal};
 pub use manifest::{
     Archived, FORMAT_VERSIONS, Manifest, ManifestError, ManifestFile, Stored, list_pauses, withdraw,
 };
@@ -53,6 +52,7 @@ pub use part::{BucketPart, Membership};
 pub use plan::{ImageFile, KnownHashes, PlannedFile, Reusable, UploadOptions, UploadPlan, Way, plan_upload};
 pub use prune::{PruneError, PruneOptions, PruneReport, prune};
 pub use small::SMALL_BYTES_MAX;
+pub use state::{BucketState, Event, Refusal};
 pub use upload::{NewObjects, UploadError, Uploaded, probe, upload, weigh};
 pub use verify::{BadObject, CheckError, Difference, VerifyError, check_local, verify};
 

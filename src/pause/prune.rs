@@ -22,7 +22,7 @@ use super::condemned::{Condemned, GRACE_MIN, RecordError, UploadId};
 use super::manifest::{Manifest, ManifestError, list_pauses};
 use super::part::BucketPart;
 use crate::objstore::{ObjectKey, ObjectMeta, ObjectStore, StoreError, Upload};
-use crate::thread::Until;
+use crate::thread::{Failure, FailureKind, Until};
 
 /// What is to be pruned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +80,17 @@ pub enum PruneError {
         /// What was given.
         grace: Duration,
     },
+}
+
+impl Failure for PruneError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Manifest(error) => error.kind(),
+            Self::Store(error) => error.kind(),
+            Self::Record(error) => error.kind(),
+            Self::Grace { .. } => FailureKind::Lasting,
+        }
+    }
 }
 
 impl From<RecordError> for PruneError {

@@ -24,7 +24,7 @@ use crate::objstore::{
     FileEncode, FileUpload, ObjectStore, StoreCause, StoreError, TransferError, draft_files, encode_files,
     upload_files,
 };
-use crate::thread::{Stopped, Until};
+use crate::thread::{Failure, FailureKind, Stopped, Until};
 
 /// Bytes of files that are encoded before they are uploaded, at most, but for a file that has more by itself.
 const ENCODED_AHEAD_BYTES: u64 = 64 * 1024 * 1024;
@@ -72,6 +72,19 @@ pub enum UploadError {
     /// The caller's limit ended first.
     #[error("cannot archive all files: {0}")]
     Stopped(#[from] Stopped),
+}
+
+impl Failure for UploadError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Bucket(error) => error.kind(),
+            Self::Store(error) => error.kind(),
+            Self::Thread(error) => error.kind(),
+            Self::Stopped(why) => why.kind(),
+            Self::Changed { .. } => FailureKind::Temporary,
+            Self::Local(_) | Self::Room(_) | Self::ArchiveFull { .. } => FailureKind::Lasting,
+        }
+    }
 }
 
 /// Whether the archive takes objects: puts a small one and deletes it. An error of the latter comes back beside: the

@@ -18,7 +18,7 @@ use crate::objstore::{
 };
 use crate::shard::local_file;
 use crate::shard::store::StoreFault;
-use crate::thread::{Stopped, Until};
+use crate::thread::{Failure, FailureKind, Stopped, Until};
 
 /// How something differs from what the manifest says.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -78,6 +78,16 @@ pub enum VerifyError {
     Stopped(#[from] Stopped),
 }
 
+impl Failure for VerifyError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Store(error) => error.kind(),
+            Self::Thread(error) => error.kind(),
+            Self::Stopped(why) => why.kind(),
+        }
+    }
+}
+
 /// Why local files are not, or cannot be compared with, those of a manifest.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -103,6 +113,15 @@ pub enum CheckError {
     /// The caller's limit ended first.
     #[error("cannot compare all local files: {0}")]
     Stopped(#[from] Stopped),
+}
+
+impl Failure for CheckError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Stopped(why) => why.kind(),
+            Self::Differs { .. } | Self::Local(_) | Self::Shard(_) => FailureKind::Lasting,
+        }
+    }
 }
 
 /// Reads every object of the manifest back and gives those that are not as they should be; none is good news.

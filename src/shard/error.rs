@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::durable::{PathError, UnsealError};
 use crate::event::{Generation, Seqno, VbId};
-use crate::thread::{Fin, Stopped};
+use crate::thread::{Failure, FailureKind, Fin, Stopped};
 
 use super::batch::WriteBatch;
 use super::store::{PointId, StoreFault};
@@ -216,6 +216,16 @@ pub enum CommitError {
     },
 }
 
+impl Failure for CommitError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Stopped { why, .. } => why.kind(),
+            Self::Locked { .. } => FailureKind::Temporary,
+            Self::Forked(_) | Self::Store { .. } => FailureKind::Lasting,
+        }
+    }
+}
+
 /// Why the instances of a shard stayed as they are.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -245,6 +255,15 @@ pub enum InstanceError {
     },
 }
 
+impl Failure for InstanceError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Locked { .. } => FailureKind::Temporary,
+            Self::Forked(_) | Self::Store { .. } => FailureKind::Lasting,
+        }
+    }
+}
+
 /// Why a shard was not read or checked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -268,6 +287,15 @@ pub enum ReadError {
         /// What the engine said.
         fault: StoreFault,
     },
+}
+
+impl Failure for ReadError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Stopped { why, .. } => why.kind(),
+            Self::Forked(_) | Self::Store { .. } => FailureKind::Lasting,
+        }
+    }
 }
 
 /// Why a shard was not rolled back. It is as it was, but for [`RollBackError::Store`].
@@ -311,4 +339,14 @@ pub enum RollBackError {
         /// What the engine said.
         fault: StoreFault,
     },
+}
+
+impl Failure for RollBackError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Stopped { why, .. } => why.kind(),
+            Self::Locked { .. } => FailureKind::Temporary,
+            Self::Forked(_) | Self::NoPoint { .. } | Self::Store { .. } => FailureKind::Lasting,
+        }
+    }
 }

@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::thread::{Stopped, Until, fin};
+use crate::thread::{Failure, FailureKind, Stopped, Until, fin};
 
 use super::ShardId;
 use super::error::{CommitError, Forked};
@@ -77,6 +77,17 @@ pub enum LockError {
         /// What the engine said.
         fault: StoreFault,
     },
+}
+
+impl Failure for LockError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Stopped { why, .. } => why.kind(),
+            Self::Held { .. } => FailureKind::Temporary,
+            Self::Commit { cause, .. } => cause.kind(),
+            Self::Forked(_) | Self::Sealed { .. } | Self::Store { .. } => FailureKind::Lasting,
+        }
+    }
 }
 
 /// A locked shard; dropping it unlocks.

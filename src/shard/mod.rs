@@ -58,6 +58,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::event::VbId;
+use crate::text::number_id;
 
 pub(crate) use engines::local_file;
 pub use error::{
@@ -71,26 +72,14 @@ pub use shard::{InstanceStart, Joined, Shard, ShardSpec, ShardStatus};
 pub use snapshot::{ShardScan, ShardSnapshot};
 pub(crate) use turn::take_turn;
 
-/// Number of a shard within its bucket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct ShardId(pub u16);
-
-/// Number of an index instance within its bucket. Numbers start at one and are never used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct InstId(pub u32);
-
-impl fmt::Display for ShardId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
+number_id! {
+    /// Number of a shard within its bucket.
+    ShardId(u16)
 }
 
-impl fmt::Display for InstId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
+number_id! {
+    /// Number of an index instance within its bucket. Numbers start at one and are never used again.
+    InstId(u32)
 }
 
 impl ShardId {

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::event::VbId;
+use crate::text::number_id;
 use crate::thread::{Stopped, Until};
 use crate::timestamp::Position;
 
@@ -62,15 +63,9 @@ pub struct ShardFile {
     pub length_bytes: u64,
 }
 
-/// Number of a recovery point within its shard. Later ones have higher numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct PointId(pub u64);
-
-impl fmt::Display for PointId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
+number_id! {
+    /// Number of a recovery point within its shard. Later ones have higher numbers.
+    PointId(u64)
 }
 
 /// A recovery point that is kept.

@@ -1,4 +1,4 @@
-//! Where batches of events come from.
+//! Where batches of events come from: files, which a [`Replay`] reads, and nodes of a cluster ([`dcp`]).
 //!
 //! A source reads on a thread of its own and sends [`EventBatch`](crate::event::EventBatch)es into a bounded
 //! channel. It stops reading when its byte budget is used up, so that memory is bounded from end to end, and it

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use dormouse::bucket::{
     Bucket, BucketConfig, BucketError, BucketSpec, CancelError, CloseError, DataDir, DataDirError,
-    FollowError, FollowOptions, IndexError, IngestError, PauseError, ResumeError, ResumeOptions, TaskId,
-    WaitError,
+    FollowOptions, IndexError, IntakeError, PauseError, ResumeError, ResumeOptions, TaskId, WaitError,
 };
 use dormouse::event::Generation;
 use dormouse::index::{KeyRange, ScanQuery};
@@ -78,12 +77,12 @@ fn try_everything(data: &DataDir, bucket: &Bucket, archive: &FileStore) {
     assert_forked!(bucket.ensure_index(&by_n(), false), IndexError::Forked);
     assert_forked!(bucket.drop_index(by_n().name(), &until), IndexError::Forked);
     assert_forked!(bucket.scan(by_n().name(), &KeyRange::default(), false, &until), IndexError::Forked);
-    assert_forked!(ingest(bucket, Input::Path("nowhere".into())), IngestError::Forked);
+    assert_forked!(ingest(bucket, Input::Path("nowhere".into())), IntakeError::Forked);
     assert_forked!(bucket.plan_pause(archive, EVICT, &until), PauseError::Forked);
     assert_forked!(bucket.pause(archive, EVICT, &until, &mut |_| {}), PauseError::Forked);
     assert_forked!(bucket.ensure_indexes(&[by_n()], false), IndexError::Forked);
     assert_forked!(bucket.query(by_n().name(), &ScanQuery::default(), &until), IndexError::Forked);
-    assert_forked!(bucket.follow(&nowhere(), &until, &mut |_| {}), FollowError::Forked);
+    assert_forked!(bucket.follow(&nowhere(), &until, &mut |_| {}), IntakeError::Forked);
     assert_forked!(bucket.close(&until), CloseError::Forked);
     bucket.shards().iter().for_each(try_everything_of);
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dormouse::bucket::{CloseError, DataDir, IngestError};
+use dormouse::bucket::{CloseError, DataDir, IntakeError};
 use dormouse::shard::StoreKind;
 use dormouse::thread::Until;
 use tempfile::TempDir;
@@ -23,7 +23,7 @@ pub(crate) fn a_reader() {
     // The library has its own time to end what it started; the reader takes longer.
     let soon = Until::within(Duration::from_millis(200));
     let ended = bucket.ingest(vec![input], &options(), &soon, &mut |_| {}).unwrap_err();
-    assert!(matches!(ended, IngestError::Stopped { kept: 1, .. }), "{ended}");
+    assert!(matches!(ended, IntakeError::Stopped { kept: 1, .. }), "{ended}");
     assert_eq!(scan(&bucket), [1]);
     for _ in 0..2 {
         let began = Instant::now();

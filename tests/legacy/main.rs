@@ -18,6 +18,7 @@ mod hung;
 mod little_node;
 mod poisoned;
 mod process;
+mod runtime;
 mod service;
 mod starved;
 
@@ -39,6 +40,7 @@ const PROMISES: &[Promise] = &[
     ("a_hung_reader_is_named_by_close_until_it_ends", hung::a_reader, as_it_is),
     ("threads_files_signals_and_memory_are_after_a_day_what_they_were", day::after_another, day::prepare),
     ("two_instances_end_their_own_threads_alone", day::of_two_instances, as_it_is),
+    ("an_async_host_does_as_it_is_advised", runtime::with_one_worker, as_it_is),
     ("where_threads_cannot_be_started_none_is_left", starved::of_threads, starved::prepare),
     ("a_fork_is_refused_and_leaves_everything_alone", forked::child, as_it_is),
     ("forks_under_load_are_refused_at_once", forked::under_load, as_it_is),

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dormouse::bucket::{
-    Bucket, BucketConfig, BucketName, BucketSpec, DataDir, IngestError, IngestOptions, IngestReport,
+    Bucket, BucketConfig, BucketName, BucketSpec, DataDir, IngestOptions, IngestReport, IntakeError,
     PauseOptions,
 };
 use dormouse::index::{IndexDefinition, KeyRange};
@@ -118,7 +118,7 @@ pub(crate) fn write_documents(path: &Path, numbers: std::ops::Range<u32>) {
     fs::write(path, numbers.map(line).collect::<String>()).unwrap();
 }
 
-pub(crate) fn ingest(bucket: &Bucket, input: Input) -> Result<IngestReport, IngestError> {
+pub(crate) fn ingest(bucket: &Bucket, input: Input) -> Result<IngestReport, IntakeError> {
     bucket.ingest(vec![input], &options(), &minutes(1), &mut |_| {})
 }
 

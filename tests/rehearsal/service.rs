@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use dormouse::bucket::{
-    Bucket, BucketConfig, BucketSpec, DataDir, FollowError, FollowOptions, IndexState, PauseOptions,
+    Bucket, BucketConfig, BucketSpec, DataDir, FollowOptions, IndexState, IntakeError, PauseOptions,
     ResumeOptions, SourceKind,
 };
 use dormouse::durable::hex;
@@ -300,7 +300,7 @@ impl Service {
         if std::mem::take(&mut self.is_following) {
             let ended = self.consumer.as_mut().unwrap().end();
             let is_orderly =
-                matches!(ended, Err(FollowError::Stopped { .. } | FollowError::PutToSleep { .. }));
+                matches!(ended, Err(IntakeError::Stopped { .. } | IntakeError::PutToSleep { .. }));
             assert!(is_orderly, "{ended:?}");
         }
     }

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use dormouse::bucket::{
-    Bucket, BucketConfig, BucketName, BucketSpec, BucketState, DataDir, IngestError, IngestOptions,
-    IngestReport, PauseError, PauseOptions, ResumeError, ResumeOptions, ResumeReport,
+    Bucket, BucketConfig, BucketName, BucketSpec, BucketState, DataDir, IngestOptions, IngestReport,
+    IntakeError, PauseError, PauseOptions, ResumeError, ResumeOptions, ResumeReport,
 };
 use dormouse::durable::require_room;
 use dormouse::index::{IndexDefinition, KeyRange};
@@ -150,7 +150,7 @@ pub(crate) fn input(text: String) -> Input {
     Input::Reader { name: "lines".to_owned(), reader: Box::new(io::Cursor::new(text.into_bytes())) }
 }
 
-pub(crate) fn ingest(bucket: &Bucket, text: String) -> Result<IngestReport, IngestError> {
+pub(crate) fn ingest(bucket: &Bucket, text: String) -> Result<IngestReport, IntakeError> {
     bucket.ingest(vec![input(text)], &options(), &watchdog(), &mut |_| {})
 }
 
@@ -221,7 +221,7 @@ impl Read for Fed {
 pub(crate) fn while_ingesting(
     bucket: &Bucket,
     test: impl FnOnce(Sender<String>),
-) -> Result<IngestReport, IngestError> {
+) -> Result<IngestReport, IntakeError> {
     let (sender, input) = fed();
     std::thread::scope(|scope| {
         let ingest = scope.spawn(|| bucket.ingest(vec![input], &options(), &watchdog(), &mut |_| {}));

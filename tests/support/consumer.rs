@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse::bucket::{
-    Bucket, BucketConfig, BucketError, BucketSpec, DataDir, DataDirError, FollowError, FollowOptions,
-    FollowReport, SourceKind,
+    Bucket, BucketConfig, BucketError, BucketSpec, DataDir, DataDirError, FollowOptions, FollowReport,
+    IntakeError, SourceKind,
 };
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::shard::{OpenError, ShardSetConfig, StoreKind};
 use dormouse::thread::{self, Cancel, Thread, Until};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::path::Dice;
 use super::producer::{Producer, What};
-use super::{eventually, forever, watchdog};
+use super::{eventually, eventually_or, forever, watchdog};
 
 /// Number of shards of the buckets here.
 pub(crate) const SHARDS: u16 = 2;
@@ -44,7 +45,9 @@ fn number(value: &Value) -> i64 {
 
 pub(crate) struct Consumer {
     pub(crate) bucket: Arc<Bucket>,
-    following: Option<(Cancel, Thread<Result<FollowReport, FollowError>>)>,
+    following: Option<(Cancel, Thread<Result<FollowReport, IntakeError>>)>,
+    /// How far following is, as it told last, or how it ended.
+    told: Arc<Mutex<String>>,
 }
 
 pub(crate) fn by_n() -> IndexDefinition {
@@ -88,7 +91,7 @@ impl Consumer {
 
     /// A consumer of a bucket that is open.
     pub(crate) fn of(bucket: Bucket) -> Self {
-        Self { bucket: Arc::new(bucket), following: None }
+        Self { bucket: Arc::new(bucket), following: None, told: Arc::default() }
     }
 
     /// Follows to the end.
@@ -100,19 +103,24 @@ impl Consumer {
     pub(crate) fn begin(&mut self, options: FollowOptions) {
         let (cancel, bucket) = (Cancel::new(), Arc::clone(&self.bucket));
         let until = Until::new(None, cancel.clone());
-        let thread = thread::spawn("t-follow", move || bucket.follow(&options, &until, &mut |_| {})).unwrap();
-        self.following = Some((cancel, thread));
+        let told = Arc::clone(&self.told);
+        let follow = move || {
+            let ended = bucket.follow(&options, &until, &mut |at| *told.lock() = format!("{at:?}"));
+            *told.lock() = format!("{ended:?}");
+            ended
+        };
+        self.following = Some((cancel, thread::spawn("t-follow", follow).unwrap()));
     }
 
     /// Ends what was begun.
-    pub(crate) fn end(&mut self) -> Result<FollowReport, FollowError> {
+    pub(crate) fn end(&mut self) -> Result<FollowReport, IntakeError> {
         let (cancel, thread) = self.following.take().unwrap();
         cancel.cancel();
         thread.join(&watchdog()).unwrap()
     }
 
     /// Waits until what was begun ends by itself.
-    pub(crate) fn join(&mut self) -> Result<FollowReport, FollowError> {
+    pub(crate) fn join(&mut self) -> Result<FollowReport, IntakeError> {
         let (_, thread) = self.following.take().unwrap();
         thread.join(&watchdog()).unwrap()
     }
@@ -129,14 +137,20 @@ impl Consumer {
 
     /// Waits until every vbucket is where the producer is.
     pub(crate) fn catch_up(&self, producer: &Producer) {
-        eventually("everything is there", || self.reached() == producer.highs());
+        let what = || format!("everything is there; {}", self.compare(producer));
+        eventually_or(what, || self.reached() == producer.highs());
     }
 
     /// Waits until the index holds what the producer has, also where that has other changes at the same seqnos.
     pub(crate) fn settle(&self, producer: &Producer) {
-        eventually("the index holds what the producer has", || {
-            self.reached() == producer.highs() && self.indexed() == expected(producer)
-        });
+        let what = || format!("the index holds what the producer has; {}", self.compare(producer));
+        eventually_or(what, || self.reached() == producer.highs() && self.indexed() == expected(producer));
+    }
+
+    /// What there is and what there should be, for a message.
+    fn compare(&self, producer: &Producer) -> String {
+        let (reached, highs, told) = (self.reached(), producer.highs(), self.told.lock());
+        format!("reached {reached:?} of {highs:?}, following: {told}; {}", producer.describe())
     }
 
     /// The seqno that each vbucket has, where there are any.
@@ -154,7 +168,7 @@ impl Consumer {
     /// Ends what never ends by itself, and checks what the index holds.
     pub(crate) fn finish(mut self, producer: Producer) {
         self.settle(&producer);
-        assert!(matches!(self.end(), Err(FollowError::Stopped { .. })));
+        assert!(matches!(self.end(), Err(IntakeError::Stopped { .. })));
         self.close();
         producer.check();
     }

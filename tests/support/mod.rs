@@ -55,11 +55,16 @@ pub(crate) fn watchdog() -> Until {
 }
 
 /// Waits until `holds`, and fails where that does not come.
-pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, holds: impl FnMut() -> bool) {
+    eventually_or(|| what.to_owned(), holds);
+}
+
+/// The same; what did not come is put into words then.
+pub(crate) fn eventually_or(what: impl FnOnce() -> String, mut holds: impl FnMut() -> bool) {
     let (_holder, never) = fin();
     let limit = watchdog();
     while !holds() {
-        assert!(limit.check().is_ok(), "this did not come: {what}");
+        assert!(limit.check().is_ok(), "this did not come: {}", what());
         let _ = never.wait(&Until::within(Duration::from_millis(1)));
     }
 }

@@ -31,6 +31,8 @@ use super::watchdog;
 pub(crate) const USER: &str = "rider";
 pub(crate) const PASSWORD: &str = "pencil";
 pub(crate) const BUCKET_NAME: &str = "travel";
+/// A collection beside the default one.
+pub(crate) const FILTERED: u32 = 8;
 
 /// What it does to its consumers.
 #[derive(Debug, Clone, Default)]
@@ -57,6 +59,8 @@ pub(crate) struct Behaviour {
     pub(crate) keeps_in_memory: bool,
     /// Markers are those of version 2.0.
     pub(crate) markers_v2: bool,
+    /// What streams send carries the number of its stream, as where consumers ask for that.
+    pub(crate) numbers_streams: bool,
     /// Nothing is sent on the streams of these vbuckets that were asked for from zero.
     pub(crate) stalled_from_zero: BTreeSet<u16>,
     /// Streams that were asked for from zero stay so many changes behind.
@@ -69,6 +73,8 @@ pub(crate) struct Behaviour {
     pub(crate) bytes_a_second: Option<usize>,
     /// Nodes call themselves what nobody outside knows, and have other addresses for those who are outside.
     pub(crate) is_hidden: bool,
+    /// Nodes that call themselves by a name.
+    pub(crate) node_names: BTreeMap<usize, &'static str>,
 }
 
 impl Behaviour {
@@ -139,6 +145,10 @@ pub(crate) struct State {
     ends: Vec<(u16, u32)>,
     /// Collections that were dropped.
     dropped: BTreeSet<u32>,
+    /// Nodes that have heard of no collection but the default one.
+    pub(crate) behind: BTreeSet<usize>,
+    /// Stream requests that named a manifest that their node had not heard of.
+    pub(crate) manifests_ahead: u64,
     /// What crossed its sockets, where somebody wants to know.
     pub(crate) capture: Option<Capture>,
 }
@@ -159,12 +169,14 @@ impl State {
         let nodes: Vec<String> = self.nodes.iter().map(|node| format!("$HOST:{}", node.port())).collect();
         let owners: Vec<[i32; 1]> =
             owners.iter().map(|owner| [owner.map_or(-1, |node| i32::try_from(node).unwrap())]).collect();
-        let ports = self.nodes.iter().map(|node| {
+        let ports = self.nodes.iter().enumerate().map(|(number, node)| {
             let ports = json!({ "kv": node.port(), "kvSSL": node.port() });
             if self.behaviour.is_hidden {
                 let outside = json!({ "external": { "hostname": node.ip(), "ports": ports } });
                 let services = json!({ "kv": 11210, "kvSSL": 11207 });
                 json!({ "hostname": "inside.invalid", "services": services, "alternateAddresses": outside })
+            } else if let Some(name) = self.behaviour.node_names.get(&number) {
+                json!({ "hostname": name, "services": ports })
             } else {
                 json!({ "services": ports })
             }
@@ -177,6 +189,24 @@ impl State {
             "vBucketServerMap": { "serverList": nodes, "vBucketMap": owners },
         })
         .to_string()
+    }
+
+    /// Number and collections of the manifest that a node knows.
+    fn manifest_at(&self, node: usize) -> (u64, Vec<u32>) {
+        if self.behind.contains(&node) {
+            return (1, vec![0]);
+        }
+        let all = [0, FILTERED, COLLECTION.1].into_iter().filter(|id| !self.dropped.contains(id));
+        (if self.dropped.is_empty() { 2 } else { 3 }, all.collect())
+    }
+
+    /// The same, as a node tells it.
+    fn manifest_text_at(&self, node: usize) -> String {
+        let (uid, collections) = self.manifest_at(node);
+        let collection = |id: &u32| json!({ "name": format!("c{id}"), "uid": format!("{id:x}") });
+        let collections: Vec<_> = collections.iter().map(collection).collect();
+        let scope = json!({ "name": "_default", "uid": "0", "collections": collections });
+        json!({ "uid": format!("{uid:x}"), "scopes": [scope] }).to_string()
     }
 
     fn is_at(&self, vb: u16, node: usize) -> bool {
@@ -412,6 +442,28 @@ impl Producer {
 
     pub(crate) fn seen(&self) -> Seen {
         self.state.lock().connections.last().cloned().unwrap_or_default()
+    }
+
+    /// Where everything is, for a message.
+    pub(crate) fn describe(&self) -> String {
+        let state = self.state.lock();
+        let open = state.connections.iter().enumerate().filter(|(_, seen)| seen.is_open);
+        let open = open.map(|(number, seen)| {
+            let Seen { node, sent, acked, is_full, .. } = seen;
+            format!("{number} to node {node}: {sent} sent, {acked} acknowledged, full: {is_full}")
+        });
+        let (owners, open) = (&state.owners, open.collect::<Vec<_>>());
+        let State { behaviour, requests, rollbacks, faults, .. } = &*state;
+        let requests = &requests[requests.len().saturating_sub(20)..];
+        format!(
+            "owners {owners:?}, last requests {requests:?}, {rollbacks} rollbacks, faults {faults:?}, {behaviour:?}, \
+             connections {open:#?}"
+        )
+    }
+
+    /// Connections that are open.
+    pub(crate) fn open_connections(&self) -> usize {
+        self.state.lock().connections.iter().filter(|seen| seen.is_open).count()
     }
 
     pub(crate) fn high(&self, vb: u16) -> u64 {

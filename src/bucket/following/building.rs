@@ -33,9 +33,10 @@ use crate::thread::Until;
 use crate::timestamp::TsVbuuid;
 
 use super::super::bucket::Bucket;
+use super::super::intake::Broken;
+use super::super::intake_error::IntakeError;
 use super::super::meta::{IndexEntry, IndexState};
-use super::FollowError;
-use super::follower::{Broken, Follower};
+use super::follower::Follower;
 use super::links::LinkId;
 use super::streams::{BUILD, MAIN, Stream, least_positions};
 
@@ -266,10 +267,9 @@ impl Follower<'_> {
         for id in &left {
             self.leave(id);
         }
-        self.feed.stop(&second.keyspace, until).map_err(|still| FollowError::StillRunning {
-            bucket: self.bucket.name(),
-            threads: still.threads,
-        })?;
+        if let Err(still) = self.feed.stop(&second.keyspace, until) {
+            return Err(self.still_running(still.threads));
+        }
         if let Some(first) = self.paths.get_mut(MAIN) {
             self.feed.kvdata(&first.keyspace)?.add_engines(engines, until)?;
             first.instances.extend(instances);
@@ -284,7 +284,7 @@ impl Follower<'_> {
                 let built = meta.indexes.iter_mut().filter(|entry| instances.contains(&entry.inst));
                 built.for_each(|entry| entry.state = IndexState::Ready);
             })
-            .map_err(FollowError::Meta)?;
+            .map_err(IntakeError::from)?;
         info!(self.logger, "indexes were built"; "indexes" => instances.len());
         Ok(())
     }

@@ -6,60 +6,34 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender, bounded, never, select_biased, tick};
 use slog::Logger;
 
-use crate::event::{ByteBudget, Generation, Seqno, VbId, VbUuid};
-use crate::projector::{
-    EndReason, Endpoint, Engine, Feed, FeedError, Keyspace, KvDataConfig, RequestError, WorkerStats,
-};
+use crate::event::{Generation, Seqno, VbId, VbUuid};
+use crate::projector::{Endpoint, Engine, Feed, Keyspace, WorkerStats};
 use crate::shard::{InstId, ShardId};
 use crate::source::dcp::{ClusterMap, Connection, NodeAddress};
 use crate::thread::{Stopped, Until};
 use crate::timestamp::{Position, TsVbuuid};
 
 use super::super::bucket::Bucket;
-use super::super::ingest::GRACE;
-use super::super::leftovers::Leftover;
+use super::super::intake::{Broken, DataPath, Intake, PROGRESS_INTERVAL, PathSpec, Started};
+use super::super::intake_error::IntakeError;
 use super::super::meta::{BucketSpec, IndexState};
 use super::building::{Build, together};
 use super::jobs::{Done, Jobs};
 use super::links::{Link, LinkId, LinkState, Order};
+use super::manifests::Manifests;
 use super::notes::{NotedEndpoint, Notes};
 use super::rolling::Roll;
 use super::streams::{BUILD, MAIN, Path, Stream, least_positions};
 use super::topology::Topology;
-use super::{FollowEnd, FollowError, FollowOptions, FollowProgress};
+use super::{FollowEnd, FollowOptions, FollowProgress};
 
-/// How often the loop looks at what sends no message, and tells of progress.
-const TICK: Duration = Duration::from_millis(100);
-/// Ticks between two looks at how far the shards are.
+/// Ticks of progress between two looks at how far the shards are.
 const TICKS_A_LOOK: u64 = 3;
-
-/// What ended the loop before it had reached its end.
-pub(super) enum Broken {
-    Stopped(Stopped),
-    /// The data path's fin says why.
-    Ended,
-    Failed(FollowError),
-}
-
-impl From<FollowError> for Broken {
-    fn from(error: FollowError) -> Self {
-        Self::Failed(error)
-    }
-}
-
-impl From<RequestError> for Broken {
-    fn from(error: RequestError) -> Self {
-        match error {
-            RequestError::Stopped(why) => Self::Stopped(why),
-            RequestError::Closed | RequestError::Busy => Self::Ended,
-        }
-    }
-}
 
 /// What could not be indexed.
 pub(super) struct LeftOut {
@@ -87,6 +61,7 @@ pub(super) struct Follower<'b> {
     /// Connections that nothing needs any more, until their threads have ended.
     pub(super) stopping: Vec<Arc<Connection>>,
     pub(super) topology: Topology,
+    pub(super) manifests: Manifests,
     pub(super) rolls: BTreeMap<ShardId, Roll>,
     pub(super) build: Option<Build>,
     /// Unfinished indexes that the first path fills, because it has no others to keep.
@@ -118,9 +93,8 @@ impl<'b> Follower<'b> {
         options: &'b FollowOptions,
         map: ClusterMap,
         until: &Until,
-    ) -> Result<Self, FollowError> {
-        let ((wake, applied), spec) = (bounded(1), bucket.describe().spec);
-        bucket.shards().iter().for_each(|shard| shard.watch(wake.clone()));
+    ) -> Result<Self, IntakeError> {
+        let (applied, spec) = (bucket.watch_shards(), bucket.describe().spec);
         let mut follower = Self {
             bucket,
             options,
@@ -132,6 +106,7 @@ impl<'b> Follower<'b> {
             orders: BTreeMap::new(),
             stopping: Vec::new(),
             topology: Topology::new(map, spec.member_vbs().map(VbId)),
+            manifests: Manifests::default(),
             rolls: BTreeMap::new(),
             build: None,
             filling: Vec::new(),
@@ -149,13 +124,8 @@ impl<'b> Follower<'b> {
             moves: 0,
             moved_at: Instant::now(),
         };
-        let generation = bucket.next_generation();
-        for shard in bucket.shards() {
-            shard
-                .install_generation(follower.all_vbs(), generation, until)
-                .map_err(|why| FollowError::Stopped { bucket: bucket.name(), why, kept: 0 })?;
-            follower.fences.insert(shard.id(), generation);
-        }
+        let generation = bucket.fence_shards(until)?;
+        follower.fences.extend(bucket.shards().iter().map(|shard| (shard.id(), generation)));
         let name = Keyspace(bucket.name().to_string());
         let mut engines = together(bucket, bucket.shards(), |entry| entry.state == IndexState::Ready);
         if engines.is_empty() {
@@ -164,15 +134,7 @@ impl<'b> Follower<'b> {
         }
         let started = follower.start_path(name, generation, engines, until).map_err(Broken::from);
         if let Err(broken) = started.and_then(|()| follower.start_building(until)) {
-            // What does not end within the time is the bucket's: the first error says more.
-            let mut started = follower.take_started();
-            if started.end(&Until::within(GRACE)).is_err() {
-                bucket.leftovers.keep(started.into_leftover());
-            }
-            return Err(match until.check() {
-                Err(why) => FollowError::Stopped { bucket: bucket.name(), why, kept: 0 },
-                Ok(()) => follower.explain_start(broken),
-            });
+            return Err(bucket.give_up(follower.take_started(), broken, until));
         }
         Ok(follower)
     }
@@ -184,43 +146,18 @@ impl<'b> Follower<'b> {
         generation: Generation,
         engines: Vec<Engine>,
         until: &Until,
-    ) -> Result<(), FollowError> {
-        let (bucket, config) = (self.bucket.name(), &self.bucket.config);
+    ) -> Result<(), IntakeError> {
         let instances: Vec<InstId> = engines.iter().map(|engine| engine.inst).collect();
         let members: Vec<VbId> = self.members().collect();
         let requested = least_positions(self.bucket.shards(), &instances, &members);
         let notes = Notes::new(self.noted.0.clone());
         let endpoint: Arc<dyn Endpoint> = Arc::new(NotedEndpoint::new(self.bucket.shards(), &notes));
-        let (upstream, batches) = bounded(config.queue_batches.max(1));
-        let shape = KvDataConfig {
-            number: u16::try_from(self.paths.len()).unwrap_or(u16::MAX),
-            workers: config.workers.clamp(1, self.spec.shards),
-            vbuckets: self.spec.vbuckets,
-            shards: self.spec.shards,
-            worker_queue_batches: config.queue_batches,
-        };
-        let failed = |error| FollowError::Feed { bucket: bucket.clone(), error };
-        self.feed
-            .start(&keyspace, generation, &shape, &endpoint, batches, engines, &requested, until)
-            .map_err(failed)?;
-        let stats = self.feed.kvdata(&keyspace).map_err(failed)?.worker_stats();
+        let path = PathSpec { keyspace, generation, endpoint, engines, start: &requested };
+        let DataPath { keyspace, upstream, budget, stats } =
+            self.bucket.start_path(&mut self.feed, path, until)?;
         let streams = members.into_iter().map(|vb| (vb, Stream::default())).collect();
-        let budget = ByteBudget::new(config.budget_bytes);
         self.paths.push(Path { keyspace, generation, instances, upstream, budget, notes, stats, streams });
         Ok(())
-    }
-
-    fn explain_start(&self, broken: Broken) -> FollowError {
-        let bucket = self.bucket.name();
-        match broken {
-            Broken::Failed(error) => error,
-            Broken::Stopped(why) => FollowError::Stopped { bucket, why, kept: 0 },
-            Broken::Ended => FollowError::DataPath { bucket, reason: EndReason::Closed },
-        }
-    }
-
-    fn all_vbs(&self) -> impl Iterator<Item = VbId> + use<> {
-        (0..self.spec.vbuckets).map(VbId)
     }
 
     /// The vbuckets that are followed.
@@ -228,61 +165,19 @@ impl<'b> Follower<'b> {
         self.spec.member_vbs().map(VbId)
     }
 
-    pub(super) fn check_vbuckets(&self, map: &ClusterMap) -> Result<(), FollowError> {
-        super::check_vbuckets(self.bucket.name(), self.spec, map)
+    pub(super) fn still_running(&self, threads: Vec<String>) -> Broken {
+        let (doing, bucket) = self.bucket.intake();
+        IntakeError::StillRunning { doing, bucket, threads }.into()
     }
 
     pub(super) fn start_job(
         &mut self,
         work: impl FnOnce(&Until) -> Done + Send + 'static,
     ) -> Result<(), Broken> {
-        let spawned = self.jobs.start(work);
-        spawned.map_err(|source| FollowError::Spawn { bucket: self.bucket.name(), source }.into())
-    }
-
-    /// Follows until there is an end.
-    pub(super) fn run(
-        &mut self,
-        until: &Until,
-        on_progress: &mut dyn FnMut(FollowProgress),
-    ) -> Result<FollowEnd, Broken> {
-        let ticker = tick(TICK);
-        let timer = until.timer();
-        let (applied, nothing) = (self.applied.clone(), never());
-        let (jobs, noted) = (self.jobs.outcomes().clone(), self.noted.1.clone());
-        let mut ticks: u64 = 0;
-        self.round(until)?;
-        loop {
-            if self.paths.iter().any(|path| self.feed.has_ended(&path.keyspace)) {
-                return Err(Broken::Ended);
-            }
-            if let Some(end) = self.reached_end() {
-                on_progress(self.progress());
-                return Ok(end);
-            }
-            // What was applied matters to those who wait for a point.
-            let watched = if self.options.once || self.build.is_some() { &applied } else { &nothing };
-            select_biased! {
-                recv(until.cancel().fin().receiver()) -> _ => return Err(Broken::Stopped(Stopped::Cancelled)),
-                recv(timer) -> _ => return Err(Broken::Stopped(Stopped::DeadlinePassed)),
-                recv(self.feed.woken()) -> _ => {}
-                recv(noted) -> _ => self.round(until)?,
-                recv(jobs) -> done => if let Ok(done) = done {
-                    self.take_done(done, until)?;
-                    self.round(until)?;
-                },
-                recv(ticker) -> _ => {
-                    ticks += 1;
-                    self.round(until)?;
-                    self.look(ticks.is_multiple_of(TICKS_A_LOOK));
-                    on_progress(self.progress());
-                }
-                recv(watched) -> _ => {
-                    self.advance_building(Instant::now(), until)?;
-                    self.hand_over_orders()?;
-                }
-            }
-        }
+        self.jobs.start(work).map_err(|source| {
+            let (doing, bucket) = self.bucket.intake();
+            IntakeError::Spawn { doing, bucket, source }.into()
+        })
     }
 
     /// Brings everything a step on.
@@ -310,7 +205,8 @@ impl<'b> Follower<'b> {
             Done::Opened(id, opened) => self.take_opened(&id, opened),
             Done::RolledBack(id, rolled) => self.take_rolled_back(id, rolled, until),
             Done::Panicked(panicked) => {
-                Err(FollowError::Panicked { bucket: self.bucket.name(), panicked }.into())
+                let (doing, bucket) = self.bucket.intake();
+                Err(IntakeError::Panicked { doing, bucket, panicked }.into())
             }
         }
     }
@@ -386,7 +282,7 @@ impl<'b> Follower<'b> {
     }
 
     /// Changes that were evaluated.
-    pub(super) fn documents(&self) -> u64 {
+    fn documents(&self) -> u64 {
         self.paths.get(MAIN).map_or(0, |path| path.stats.documents())
     }
 
@@ -434,62 +330,81 @@ impl<'b> Follower<'b> {
         let reached = least_positions(self.bucket.shards(), &first.instances, &members);
         targets.iter().all(|(vb, target)| reached.get(vb).is_some_and(|there| there.seqno >= target.seqno))
     }
+}
 
-    /// Takes out what has threads.
-    pub(super) fn take_started(&mut self) -> Started {
+impl Intake for Follower<'_> {
+    type Progress = FollowProgress;
+    type Outcome = FollowEnd;
+
+    /// Follows until there is an end.
+    fn run(
+        &mut self,
+        until: &Until,
+        on_progress: &mut dyn FnMut(FollowProgress),
+    ) -> Result<FollowEnd, Broken> {
+        let ticker = tick(PROGRESS_INTERVAL);
+        let timer = until.timer();
+        let (applied, nothing) = (self.applied.clone(), never());
+        let (jobs, noted) = (self.jobs.outcomes().clone(), self.noted.1.clone());
+        let mut ticks: u64 = 0;
+        self.round(until)?;
+        loop {
+            if self.paths.iter().any(|path| self.feed.has_ended(&path.keyspace)) {
+                return Err(Broken::Ended);
+            }
+            if let Some(end) = self.reached_end() {
+                on_progress(self.progress());
+                return Ok(end);
+            }
+            // What was applied matters to those who wait for a point.
+            let watched = if self.options.once || self.build.is_some() { &applied } else { &nothing };
+            select_biased! {
+                recv(until.cancel().fin().receiver()) -> _ => return Err(Broken::Stopped(Stopped::Cancelled)),
+                recv(timer) -> _ => return Err(Broken::Stopped(Stopped::DeadlinePassed)),
+                recv(self.feed.woken()) -> _ => {}
+                recv(noted) -> _ => self.round(until)?,
+                recv(jobs) -> done => if let Ok(done) = done {
+                    self.take_done(done, until)?;
+                    self.round(until)?;
+                },
+                recv(ticker) -> _ => {
+                    ticks += 1;
+                    self.round(until)?;
+                    self.look(ticks.is_multiple_of(TICKS_A_LOOK));
+                    on_progress(self.progress());
+                }
+                recv(watched) -> _ => {
+                    self.advance_building(Instant::now(), until)?;
+                    self.hand_over_orders()?;
+                }
+            }
+        }
+    }
+
+    fn take_started(&mut self) -> Started {
         let up = |link: Link| match link.state {
             LinkState::Up(connection) => Some(connection),
             LinkState::Down | LinkState::Opening => None,
         };
         let mut connections = std::mem::take(&mut self.stopping);
         connections.extend(std::mem::take(&mut self.links).into_values().filter_map(up));
-        Started {
-            feed: std::mem::replace(&mut self.feed, Feed::new(&self.logger)),
-            connections,
-            jobs: std::mem::replace(&mut self.jobs, Jobs::new()),
-        }
-    }
-}
-
-/// What following has started, to be ended.
-pub(super) struct Started {
-    feed: Feed,
-    connections: Vec<Arc<Connection>>,
-    jobs: Jobs,
-}
-
-impl Started {
-    /// Ends the data paths first, then what feeds them, and joins all their threads. Gives back why a data path ended,
-    /// or the names of the threads that do not end; the call may then be repeated.
-    pub(super) fn end(&mut self, until: &Until) -> Result<Option<EndReason>, Vec<String>> {
-        let (mut reason, mut running) = (None, Vec::new());
-        for keyspace in self.feed.keyspaces() {
-            match self.feed.stop(&keyspace, until) {
-                Ok(Some(EndReason::Closed) | None) => {}
-                Ok(ended) => reason = reason.or(ended),
-                Err(still) => running.extend(still.threads),
-            }
-        }
-        self.connections.retain(|connection| {
-            let still = connection.close(until).err();
-            let is_open = still.is_some();
-            running.extend(still.into_iter().flat_map(|still| still.threads));
-            is_open
-        });
-        running.extend(self.jobs.end(until));
-        if running.is_empty() { Ok(reason) } else { Err(running) }
+        let mut jobs = std::mem::replace(&mut self.jobs, Jobs::new());
+        let feeders = move |until: &Until| {
+            let mut running = Vec::new();
+            connections.retain(|connection| {
+                let still = connection.close(until).err();
+                let is_open = still.is_some();
+                running.extend(still.into_iter().flat_map(|still| still.threads));
+                is_open
+            });
+            running.extend(jobs.end(until));
+            running
+        };
+        let feed = std::mem::replace(&mut self.feed, Feed::new(&self.logger));
+        Started { feed, feeders: Box::new(feeders) }
     }
 
-    pub(super) fn into_leftover(mut self) -> Leftover {
-        Box::new(move |until| self.end(until).err().unwrap_or_default())
-    }
-}
-
-impl From<FeedError> for Broken {
-    fn from(error: FeedError) -> Self {
-        match error {
-            FeedError::Request { error, .. } => error.into(),
-            _ => Self::Ended,
-        }
+    fn kept(&self) -> u64 {
+        self.documents()
     }
 }

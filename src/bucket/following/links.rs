@@ -17,11 +17,12 @@ use crate::source::dcp::{
     ClusterError, Connection, ConnectionError, DcpEnd, DcpOutput, DcpRequestError, NodeAddress, SeqnosAnswer,
     Status, StreamRequest,
 };
-use crate::thread::Until;
+use crate::thread::{Failure, Until};
 
-use super::FollowError;
+use super::super::intake::Broken;
 use super::backoff::{Backoff, chance};
-use super::follower::{Broken, Follower};
+use super::cause::FollowCause;
+use super::follower::Follower;
 use super::jobs::Done;
 use super::streams::{MAIN, Stream, least_positions};
 
@@ -29,8 +30,8 @@ use super::streams::{MAIN, Stream, least_positions};
 const MALFORMED_MAX: u32 = 5;
 /// A connection that lived for so long was a good one.
 const STEADY: Duration = Duration::from_secs(5);
-/// What the threads of a connection that has ended may take to end.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// What the threads of a connection that has ended may take to end: more than a machine that is short of memory takes.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often nodes are asked how far their vbuckets are.
 pub(super) const SEQNOS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -131,6 +132,11 @@ impl Follower<'_> {
         Ok(())
     }
 
+    /// Whether every connection is open that is needed.
+    pub(super) fn is_everything_open(&self) -> bool {
+        self.needed_links().iter().all(|id| self.connection(id).is_some())
+    }
+
     fn needed_links(&self) -> BTreeSet<LinkId> {
         let paths = self.paths.iter().enumerate();
         paths
@@ -177,6 +183,7 @@ impl Follower<'_> {
             }
             Ok(connection) => {
                 info!(self.logger, "a connection is open"; "node" => %id.node, "connection" => connection.name());
+                self.manifests.note(connection.manifest());
                 link.state = LinkState::Up(Arc::new(connection));
                 (link.opened, link.ended, link.refused_since) = (Some(now), None, None);
                 self.seqnos_due = now;
@@ -189,8 +196,7 @@ impl Follower<'_> {
                 if error.is_temporary() {
                     link.refused_since = None;
                 } else if now.duration_since(*link.refused_since.get_or_insert(now)) >= patience {
-                    let bucket = self.bucket.name();
-                    return Err(FollowError::Cluster { bucket, error }.into());
+                    return Err(self.bucket.cannot_follow(error.into()).into());
                 }
             }
         }
@@ -213,15 +219,14 @@ impl Follower<'_> {
             }
         }
         for (id, connection) in ended {
-            let bucket = self.bucket.name();
             match connection.join(&Until::within(Duration::ZERO)) {
                 Ok(Some(DcpEnd::Failed(error))) => self.take_lost(&id, error, now)?,
                 // The data path ends, and says why.
                 Ok(Some(DcpEnd::ReceiverGone)) => return Err(Broken::Ended),
                 Ok(Some(DcpEnd::Stopped) | None) => {
-                    return Err(FollowError::ConnectionBroke { bucket }.into());
+                    return Err(self.bucket.cannot_follow(FollowCause::ConnectionBroke).into());
                 }
-                Err(still) => return Err(FollowError::StillRunning { bucket, threads: still.threads }.into()),
+                Err(still) => return Err(self.still_running(still.threads)),
             }
         }
         Ok(())
@@ -255,8 +260,8 @@ impl Follower<'_> {
         if *times < MALFORMED_MAX {
             return Ok(());
         }
-        let (bucket, node, times) = (self.bucket.name(), id.node.clone(), *times);
-        Err(FollowError::Malformed { bucket, node, times, error }.into())
+        let (node, times) = (id.node.clone(), *times);
+        Err(self.bucket.cannot_follow(FollowCause::Malformed { node, times, error }).into())
     }
 
     /// How far the instances of a path are in some vbuckets, taken together.
@@ -315,7 +320,7 @@ impl Follower<'_> {
                     let stream = path.streams.get_mut(&vb).filter(|stream| stream.is_asked(&id));
                     stream.into_iter().for_each(Stream::fail);
                 }
-                error => return Err(FollowError::Request { bucket: self.bucket.name(), error }.into()),
+                error => return Err(self.bucket.cannot_follow(FollowCause::Request(error)).into()),
             }
         }
         Ok(())
@@ -366,7 +371,7 @@ impl Follower<'_> {
         let DcpRequestError::Refused { status, .. } = &error else { return Ok(()) };
         let is_needed = self.options.once || self.options.idle_after.is_some();
         if is_needed && !matches!(*status, Status::TMPFAIL | Status::ENOMEM | Status::NOT_MY_VBUCKET) {
-            return Err(FollowError::Seqnos { bucket: self.bucket.name(), error }.into());
+            return Err(self.bucket.cannot_follow(FollowCause::Seqnos(error)).into());
         }
         warn!(self.logger, "a node does not tell how far it is: {error}");
         Ok(())

@@ -24,10 +24,11 @@ use crate::source::dcp::{Connection, FailoverLog};
 use crate::thread::Until;
 use crate::timestamp::Position;
 
+use super::super::intake::Broken;
 use super::super::pausing::millis;
-use super::FollowError;
 use super::backoff::{Backoff, chance};
-use super::follower::{Broken, Follower};
+use super::cause::FollowCause;
+use super::follower::Follower;
 use super::jobs::{Done, RollFault};
 use super::links::LinkId;
 use super::streams::MAIN;
@@ -192,9 +193,11 @@ impl Follower<'_> {
 
     /// A roll-back did not come to its end: it is tried again, where that may help.
     fn take_fault(&mut self, id: ShardId, fault: RollFault) -> Result<(), Broken> {
-        let bucket = self.bucket.name();
         let why = match fault {
-            RollFault::Shard(error @ RollBackError::Locked { .. }) => error.to_string(),
+            // A point that was chosen goes where another one is kept for it meanwhile.
+            RollFault::Shard(error @ (RollBackError::Locked { .. } | RollBackError::NoPoint { .. })) => {
+                error.to_string()
+            }
             RollFault::Log(vb, error) => {
                 // The vbucket may be elsewhere by now.
                 self.topology.is_stale = true;
@@ -203,8 +206,12 @@ impl Follower<'_> {
                 }
                 format!("vbucket {vb}: {error}")
             }
-            RollFault::Shard(error) => return Err(FollowError::RollBack { bucket, error }.into()),
-            RollFault::Points(error) => return Err(FollowError::Points { bucket, error }.into()),
+            RollFault::Shard(error) => {
+                return Err(self.bucket.cannot_follow(FollowCause::RollBack(error)).into());
+            }
+            RollFault::Points(error) => {
+                return Err(self.bucket.cannot_follow(FollowCause::Points(error)).into());
+            }
         };
         warn!(self.logger, "a shard is not rolled back yet: {why}"; "shard" => id.0);
         if let Some(roll) = self.rolls.get_mut(&id) {

@@ -12,15 +12,16 @@ use slog::{info, warn};
 use crate::event::{
     ByteBudget, DcpEvent, EventBatch, EventKind, Generation, StreamEndReason, StreamStatus, VbId, VbUuid,
 };
-use crate::projector::{FeedError, Keyspace, RequestError, WorkerStats};
+use crate::projector::{Keyspace, WorkerStats};
 use crate::shard::{InstId, Shard, ShardId};
 use crate::source::dcp::{Status, StreamRequest};
 use crate::thread::Until;
 use crate::timestamp::{Position, TsVbuuid};
 
-use super::FollowError;
+use super::super::intake::Broken;
 use super::backoff::{Backoff, chance};
-use super::follower::{Broken, Follower};
+use super::cause::FollowCause;
+use super::follower::Follower;
 use super::links::{LinkId, Order};
 use super::notes::Notes;
 
@@ -106,6 +107,11 @@ impl Stream {
         self.state = State::Idle;
     }
 
+    /// It may be asked for at once, whatever it failed with before.
+    pub(super) fn forget_failures(&mut self) {
+        self.backoff.clear();
+    }
+
     /// It is over, for a reason that does not come again, or that others wait for.
     fn end(&mut self) {
         self.state = State::Idle;
@@ -152,6 +158,7 @@ impl Follower<'_> {
     fn take_note(&mut self, path: usize, event: &DcpEvent) -> Result<(), Broken> {
         let vb = event.vb;
         let shard = self.shard_of(vb);
+        let node = self.topology.map.node_of(vb).cloned();
         let Some(stream) = self.stream_mut(path, vb) else { return Ok(()) };
         match event.kind {
             EventKind::StreamReq { status: StreamStatus::Success { vbuuid } } => {
@@ -159,6 +166,7 @@ impl Follower<'_> {
                 if let State::Asked(link) = &stream.state {
                     stream.state = State::Live(link.clone());
                 }
+                self.manifests.caught_up(vb);
             }
             EventKind::StreamReq { status: StreamStatus::Rollback { to } } => {
                 let link = stream.link().cloned();
@@ -167,7 +175,12 @@ impl Follower<'_> {
                 self.want_roll_back(shard, vb, (event.seqno, to), link);
             }
             EventKind::StreamReq { status } => {
-                stream.fail();
+                // What a node refuses says nothing of the one that has the vbucket since.
+                if stream.link().map(|link| &link.node) == node.as_ref() {
+                    stream.fail();
+                } else {
+                    stream.end();
+                }
                 self.take_refusal(vb, status)?;
             }
             EventKind::StreamEnd { reason } => self.take_end(path, vb, reason)?,
@@ -177,13 +190,16 @@ impl Follower<'_> {
     }
 
     fn take_refusal(&mut self, vb: VbId, status: StreamStatus) -> Result<(), Broken> {
+        if self.may_be_behind(status) {
+            return self.take_behind(vb, status);
+        }
         let is_fatal = match status {
             StreamStatus::UnknownCollection | StreamStatus::UnknownScope => true,
             StreamStatus::Refused { status } => FATAL.contains(&Status(status)),
             StreamStatus::Success { .. } | StreamStatus::Rollback { .. } => false,
         };
         if is_fatal {
-            return Err(FollowError::Refused { bucket: self.bucket.name(), vb, status }.into());
+            return Err(self.bucket.cannot_follow(FollowCause::Refused { vb, status }).into());
         }
         self.topology.is_stale |= status == StreamStatus::Refused { status: Status::NOT_MY_VBUCKET.0 };
         Ok(())
@@ -204,7 +220,7 @@ impl Follower<'_> {
                 self.topology.is_stale = true;
             }
             StreamEndReason::FilterEmpty | StreamEndReason::LostPrivileges => {
-                return Err(FollowError::StreamLost { bucket: self.bucket.name(), vb, reason }.into());
+                return Err(self.bucket.cannot_follow(FollowCause::StreamLost { vb, reason }).into());
             }
             _ => {
                 stream.fail();
@@ -245,14 +261,12 @@ impl Follower<'_> {
         let Some(path) = self.paths.get(number) else { return Ok(()) };
         let vbs: Vec<VbId> = askable.iter().map(|(vb, ..)| *vb).collect();
         let from = least_positions(shards, &path.instances, &vbs);
-        self.feed.request_streams(&path.keyspace, &from, until).map_err(|error| match error {
-            FeedError::Request { error: RequestError::Stopped(why), .. } => Broken::Stopped(why),
-            _ => Broken::Ended,
-        })?;
+        self.feed.request_streams(&path.keyspace, &from, until)?;
         for (vb, link) in askable {
             let Some(stream) = self.stream_mut(number, vb) else { continue };
             stream.state = State::Asked(link.clone());
-            let request = StreamRequest::follow(vb, from.get(vb).unwrap_or(Position::ZERO));
+            let begin = StreamRequest::follow(vb, from.get(vb).unwrap_or(Position::ZERO));
+            let request = StreamRequest { manifest_uid: self.manifests.uid(), ..begin };
             self.order(&link, Order::Request(request));
         }
         Ok(())

@@ -15,8 +15,9 @@ use slog::{info, warn};
 use crate::event::VbId;
 use crate::source::dcp::{Cluster, ClusterError, ClusterMap, Connection, NodeAddress};
 
+use super::super::intake::Broken;
 use super::backoff::{Backoff, chance};
-use super::follower::{Broken, Follower};
+use super::follower::Follower;
 use super::jobs::Done;
 use super::links::{LinkId, LinkState};
 
@@ -171,7 +172,7 @@ impl Follower<'_> {
     }
 
     fn note_map(&mut self, map: ClusterMap) -> Result<(), Broken> {
-        self.check_vbuckets(&map)?;
+        self.bucket.check_vbuckets(&map)?;
         if !map.is_newer_than(&self.topology.map) {
             return Ok(());
         }
@@ -180,6 +181,8 @@ impl Follower<'_> {
         let has_moved = |vb: &VbId| map.node_of(*vb) != self.topology.map.node_of(*vb);
         let moved: Vec<VbId> = self.members().filter(has_moved).collect();
         self.forget_highs(&moved);
+        let streams = self.paths.iter_mut().flat_map(|path| &mut path.streams);
+        streams.filter(|(vb, _)| moved.contains(vb)).for_each(|(_, stream)| stream.forget_failures());
         self.topology.ranks = ranks(&map, self.members());
         self.topology.map = map;
         self.topology.backoff.clear();

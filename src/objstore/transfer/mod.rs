@@ -29,7 +29,7 @@ use crossbeam::channel::unbounded;
 
 use super::error::StoreError;
 use crate::durable::PathError;
-use crate::thread::{self, Panicked, Stopped, Until};
+use crate::thread::{self, Failure, FailureKind, Panicked, Stopped, Until};
 
 /// The most memory that one thread takes for what it carries: the window of what it decodes (see
 /// [`Encoding`](super::Encoding)), which is 8 MiB, and its buffers, which are less than 2 MiB. What is not encoded takes
@@ -68,6 +68,16 @@ pub enum TransferError {
     /// A thread panicked.
     #[error("cannot carry all files over: {0}")]
     Panicked(#[from] Panicked),
+}
+
+impl Failure for TransferError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Store { error, .. } => error.kind(),
+            Self::Stopped(why) => why.kind(),
+            Self::Local(_) | Self::Short { .. } | Self::Thread(_) | Self::Panicked(_) => FailureKind::Lasting,
+        }
+    }
 }
 
 /// Does `jobs` in about their order and hands each result to `on_done`, on this thread. The first error, of a job

@@ -25,6 +25,9 @@ pub enum AnswerError {
     /// How far a vbucket is on disk has 27 bytes, and 43 after a failover.
     #[error("{0} bytes do not say how far a vbucket is on disk")]
     Observed(usize),
+    /// A manifest of collections is JSON with its number.
+    #[error("{0} bytes are no manifest of collections")]
+    Manifest(usize),
     /// Features have two bytes each.
     #[error("features of {0} bytes are none")]
     Features(usize),

@@ -14,7 +14,7 @@ use super::handshake;
 use super::map::{ClusterMap, MapError, Network};
 use super::sender::DcpOutput;
 use super::url::{ClusterUrl, NodeAddress};
-use crate::thread::{Stopped, Until};
+use crate::thread::{Failure, FailureKind, Stopped, Until};
 
 /// What stands for an address that is not known yet.
 const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
@@ -62,13 +62,12 @@ pub enum ClusterCause {
     Request(#[from] super::error::DcpRequestError),
 }
 
-impl ClusterError {
-    /// Whether another try, later, may be worth it.
-    pub fn is_temporary(&self) -> bool {
+impl Failure for ClusterError {
+    fn kind(&self) -> FailureKind {
         match &self.cause {
-            ClusterCause::Name(_) | ClusterCause::Map(_) | ClusterCause::Request(_) => true,
-            ClusterCause::Stopped(_) => false,
-            ClusterCause::Open(error) => error.cause.is_temporary(),
+            ClusterCause::Name(_) | ClusterCause::Map(_) | ClusterCause::Request(_) => FailureKind::Temporary,
+            ClusterCause::Stopped(why) => why.kind(),
+            ClusterCause::Open(error) => error.kind(),
         }
     }
 }

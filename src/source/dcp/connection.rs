@@ -26,6 +26,7 @@ use super::error::{DcpEnd, DcpRequestError, OpenError};
 use super::frame::FRAME_BYTES_MAX;
 use super::handshake::{self, Opened};
 use super::leb128::CollectionId;
+use super::manifest::Manifest;
 use super::opcode::Opcode;
 use super::persisted::Hold;
 use super::queue::Queue;
@@ -44,6 +45,7 @@ pub struct Connection {
     vbuckets: u16,
     collection: CollectionId,
     name: String,
+    manifest: Option<Manifest>,
     /// Given when everything was handed on that will be.
     ended: Fin,
     roster: Roster,
@@ -83,7 +85,7 @@ impl Connection {
             cause: std::io::Error::from(e).into(),
         })?;
         let logger = logger.new(o!("node" => config.address.to_string(), "connection" => name.clone()));
-        let Opened { socket, half, rest } = handshake::open(config, &name, until)?;
+        let Opened { socket, half, rest, manifest } = handshake::open(config, &name, until)?;
         let batch_bytes = config.batch_bytes.max(4096);
         let limit_bytes = u64::from(config.window_bytes) + FRAME_BYTES_MAX as u64;
         let shared = Arc::new(Shared {
@@ -128,12 +130,18 @@ impl Connection {
         let (vbuckets, collection) = (config.vbuckets, config.collection);
         let threads = Mutex::new(Threads { reader: Some(reader), sender: Some(sender) });
         let process = Process::current();
-        Ok(Self { shared, vbuckets, collection, name, ended, roster, threads, process })
+        Ok(Self { shared, vbuckets, collection, name, manifest, ended, roster, threads, process })
     }
 
     /// What it is called at the server.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The manifest of collections that its node had when it was opened. Nothing, where the default collection is followed
+    /// or the node did not tell.
+    pub fn manifest(&self) -> Option<Manifest> {
+        self.manifest
     }
 
     /// What it counted.

@@ -8,7 +8,7 @@ use super::frame::FrameError;
 use super::message::MessageError;
 use super::opcode::{Feature, Opcode, Status};
 use crate::event::VbId;
-use crate::thread::{Panicked, Stopped};
+use crate::thread::{Failure, FailureKind, Panicked, Stopped};
 
 /// Why a connection was not opened.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +89,16 @@ impl OpenCause {
             Self::Silent | Self::Closed => true,
             Self::Refused { status, .. } => matches!(*status, Status::TMPFAIL | Status::ENOMEM),
             _ => false,
+        }
+    }
+}
+
+impl Failure for OpenError {
+    fn kind(&self) -> FailureKind {
+        match &self.cause {
+            OpenCause::Stopped(why) => why.kind(),
+            cause if cause.is_temporary() => FailureKind::Temporary,
+            _ => FailureKind::Lasting,
         }
     }
 }
@@ -232,4 +242,16 @@ pub enum DcpRequestError {
     /// The request does not fit a frame.
     #[error(transparent)]
     Frame(#[from] FrameError),
+}
+
+impl Failure for DcpRequestError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Stopped { why, .. } => why.kind(),
+            Self::Closed(_)
+            | Self::Write { .. }
+            | Self::Refused { status: Status::TMPFAIL | Status::ENOMEM, .. } => FailureKind::Temporary,
+            _ => FailureKind::Lasting,
+        }
+    }
 }

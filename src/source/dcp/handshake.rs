@@ -6,10 +6,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::answer::{self, features};
+use super::answer::{self, AnswerError, features};
 use super::config::DcpConfig;
 use super::error::{OpenCause, OpenError};
 use super::frame::{Decoded, FRAME_BYTES_MAX, Frame};
+use super::leb128::CollectionId;
+use super::manifest::Manifest;
 use super::opcode::{Feature, Opcode, Status};
 use super::request::Request;
 use super::sasl::{Mechanism, plain};
@@ -40,6 +42,8 @@ pub(super) struct Opened {
     pub(super) half: ReadHalf,
     /// What was read behind the last answer.
     pub(super) rest: Vec<u8>,
+    /// The node's manifest of collections, where that was asked for and told.
+    pub(super) manifest: Option<Manifest>,
 }
 
 struct Talk<'a> {
@@ -55,6 +59,7 @@ struct Talk<'a> {
 pub(super) fn open(config: &DcpConfig, name: &str, until: &Until) -> Result<Opened, OpenError> {
     let at = |step: &str| at_step(config, step);
     let mut talk = greet(config, until)?;
+    let manifest = talk.manifest().map_err(at("asking for the collections"))?;
     let open = Request::DcpOpen { name, flags: OPEN_FLAGS };
     talk.ask(&open).map_err(at("opening DCP"))?;
     for (name, value) in talk.controls() {
@@ -66,7 +71,7 @@ pub(super) fn open(config: &DcpConfig, name: &str, until: &Until) -> Result<Open
     }
     let quiet = config.noop_interval.saturating_mul(2);
     talk.socket.set_read_timeout(quiet).map_err(|e| at("connecting")(e.into()))?;
-    Ok(Opened { socket: talk.socket, half: talk.half, rest: talk.read })
+    Ok(Opened { socket: talk.socket, half: talk.half, rest: talk.read, manifest })
 }
 
 /// The cluster's configuration, in JSON, over a connection of its own that is closed again.
@@ -128,6 +133,20 @@ impl Talk<'_> {
                 scram.finish(&said)
             }
         }
+    }
+
+    /// What the node knows of the bucket's collections, where it matters. One that does not tell, as it may where the
+    /// user has few rights, is asked for streams all the same.
+    fn manifest(&mut self) -> Result<Option<Manifest>, OpenCause> {
+        if self.config.collection == CollectionId::default() {
+            return Ok(None);
+        }
+        let (status, value) = self.call(&Request::Manifest)?;
+        if status != Status::SUCCESS {
+            return Ok(None);
+        }
+        let manifest = Manifest::decode(&value, self.config.collection);
+        Ok(Some(manifest.ok_or(AnswerError::Manifest(value.len()))?))
     }
 
     /// The settings, of which each is needed. The window comes first: from there on what is sent counts.

@@ -8,11 +8,10 @@
 //! and what becomes of one that ended, is decided above: a connection tells everything that happens to a stream as an
 //! event, and asks for nothing by itself.
 //!
-//! A stream is of one collection, which is named by its id alone. The manifest of collections is not asked for, so a
-//! request has no `uid` of one, and a node does not answer that the manifest is ahead of its own. The default collection
-//! is in every manifest that it was not dropped from, so no node is behind on it. A node that has not heard yet of
-//! another collection says that it is unknown, which is what it says of one that was dropped: following ends with that
-//! reason, and may begin again where it ended.
+//! A stream is of one collection, which is named by its id alone. The default collection is in every manifest that it was
+//! not dropped from, so no node is behind on it. Where it is another one a connection asks its node for the manifest of
+//! collections, and a stream request may name the newest one that is known: a node that has not heard of that yet is told
+//! from one where the collection was dropped.
 
 mod answer;
 mod assembler;
@@ -25,6 +24,7 @@ mod frame;
 mod handshake;
 mod inflate;
 mod leb128;
+mod manifest;
 mod map;
 mod message;
 mod opcode;
@@ -48,6 +48,7 @@ pub use connection::{Connection, DcpStillRunning, SeqnosAnswer};
 pub use error::{ConnectionError, DcpEnd, DcpRequestError, OpenCause, OpenError};
 pub use frame::{Decoded, FRAME_BYTES_MAX, Frame, FrameError, HEADER_BYTES, Magic};
 pub use leb128::CollectionId;
+pub use manifest::Manifest;
 pub use map::{ClusterMap, MapError, Network};
 pub use message::{
     DocumentKey, Message, MessageError, Mutation, Removal, SnapshotMarker, SystemMessage, SystemSubject,

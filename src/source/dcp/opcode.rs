@@ -83,6 +83,8 @@ numbers! {
     GET_FAILOVER_LOG = 0x96,
     /// The cluster's nodes and where each vbucket is.
     GET_CLUSTER_CONFIG = 0xb5,
+    /// The manifest of the bucket's collections.
+    GET_COLLECTIONS_MANIFEST = 0xba,
 }
 
 numbers! {

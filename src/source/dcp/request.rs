@@ -22,12 +22,14 @@ pub struct StreamRequest {
     pub from: Position,
     /// Its last seqno: [`Seqno::OPEN_END`] follows for ever.
     pub to: Seqno,
+    /// The number of the newest manifest of collections that is known: a node that has an older one refuses to go on.
+    pub manifest_uid: Option<u64>,
 }
 
 impl StreamRequest {
     /// Follow a vbucket from a position on, where it is active.
     pub fn follow(vb: VbId, from: Position) -> Self {
-        Self { vb, flags: 0x10, from, to: Seqno::OPEN_END }
+        Self { vb, flags: 0x10, from, to: Seqno::OPEN_END, manifest_uid: None }
     }
 }
 
@@ -61,6 +63,8 @@ pub enum Request<'a> {
     SelectBucket(&'a str),
     /// Where each vbucket is.
     ClusterConfig,
+    /// The bucket's collections.
+    Manifest,
     /// Makes the connection one of DCP.
     DcpOpen {
         /// Its name, which no other connection of the bucket has.
@@ -75,7 +79,7 @@ pub enum Request<'a> {
         /// Its value.
         value: &'a str,
     },
-    /// A stream, of one collection or of the whole bucket. It names no manifest: see the [module](super).
+    /// A stream, of one collection or of the whole bucket.
     Stream(&'a StreamRequest, Option<CollectionId>),
     /// The end of a stream.
     CloseStream(VbId),
@@ -115,6 +119,7 @@ impl Request<'_> {
             }
             Self::SelectBucket(name) => put(Opcode::SELECT_BUCKET, 0, &[], name.as_bytes(), &[], out),
             Self::ClusterConfig => put(Opcode::GET_CLUSTER_CONFIG, 0, &[], &[], &[], out),
+            Self::Manifest => put(Opcode::GET_COLLECTIONS_MANIFEST, 0, &[], &[], &[], out),
             Self::DcpOpen { name, flags } => {
                 let extras = u64::from(flags).to_be_bytes();
                 put(Opcode::DCP_OPEN, 0, &extras, name.as_bytes(), &[], out)
@@ -123,8 +128,7 @@ impl Request<'_> {
                 put(Opcode::DCP_CONTROL, 0, &[], name.as_bytes(), value.as_bytes(), out)
             }
             Self::Stream(request, collection) => {
-                let filter = collection.map(|id| format!("{{\"collections\":[\"{id}\"]}}"));
-                let filter = filter.unwrap_or_default();
+                let filter = stream_filter(request.manifest_uid, collection);
                 let extras = stream_extras(request);
                 put(Opcode::DCP_STREAM_REQ, request.vb.0, &extras, &[], filter.as_bytes(), out)
             }
@@ -142,6 +146,14 @@ impl Request<'_> {
             Self::NoopAnswer => put(Opcode::DCP_NOOP, 0, &[], &[], &[], out),
         }
     }
+}
+
+/// The manifest that is known, and the collection; nothing at all for the whole bucket.
+fn stream_filter(manifest_uid: Option<u64>, collection: Option<CollectionId>) -> String {
+    let uid = manifest_uid.map(|uid| format!("\"uid\":\"{uid:x}\""));
+    let collections = collection.map(|id| format!("\"collections\":[\"{id}\"]"));
+    let parts: Vec<String> = [uid, collections].into_iter().flatten().collect();
+    if parts.is_empty() { String::new() } else { format!("{{{}}}", parts.join(",")) }
 }
 
 /// Flags, four reserved bytes, start, end, branch, and the window that the start lies in.

@@ -53,17 +53,29 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// The collection that a stream is asked for of, or the whole bucket. An error, where it is asked for in a way that
-/// consumers here have no use for: by scope, by several collections, with a manifest or a number of the stream.
-pub(super) fn filter(value: &[u8]) -> Result<Option<u32>, String> {
-    let wrong = || format!("a filter that nobody understands: {}", String::from_utf8_lossy(value));
-    if value.is_empty() {
-        return Ok(None);
+/// What a stream is asked for of: a collection, or the whole bucket, and the manifest that the consumer knows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Filter {
+    pub(super) collection: Option<u32>,
+    pub(super) manifest_uid: Option<u64>,
+}
+
+impl Filter {
+    /// An error, where it is asked for in a way that consumers here have no use for: by scope, by several collections,
+    /// with a number of the stream.
+    pub(super) fn of(value: &[u8]) -> Result<Self, String> {
+        let wrong = || format!("a filter that nobody understands: {}", String::from_utf8_lossy(value));
+        if value.is_empty() {
+            return Ok(Self::default());
+        }
+        let mut filter: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(value).map_err(|_| wrong())?;
+        let number = |value: &serde_json::Value| u64::from_str_radix(value.as_str()?, 16).ok();
+        let manifest_uid = filter.remove("uid").map(|uid| number(&uid).ok_or_else(wrong)).transpose()?;
+        let wanted = filter.remove("collections").filter(|_| filter.is_empty());
+        let wanted = wanted.as_ref().and_then(|wanted| wanted.as_array());
+        let Some([wanted]) = wanted.map(Vec::as_slice) else { return Err(wrong()) };
+        let collection = number(wanted).and_then(|id| u32::try_from(id).ok()).ok_or_else(wrong)?;
+        Ok(Self { collection: Some(collection), manifest_uid })
     }
-    let filter: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(value).map_err(|_| wrong())?;
-    let wanted = filter.get("collections").filter(|_| filter.len() == 1).and_then(|wanted| wanted.as_array());
-    let Some([wanted]) = wanted.map(Vec::as_slice) else { return Err(wrong()) };
-    let wanted = wanted.as_str().and_then(|wanted| u32::from_str_radix(wanted, 16).ok());
-    wanted.map(Some).ok_or_else(wrong)
 }

@@ -165,7 +165,18 @@ pub(super) struct Manner {
     pub(super) xattrs: bool,
     pub(super) delete_times: bool,
     pub(super) markers_v2: bool,
+    pub(super) numbers: bool,
     pub(super) lag: u64,
+}
+
+/// Lays a frame out flexibly, with the number of its stream.
+fn number(frame: &mut Vec<u8>) {
+    const NUMBER: [u8; 3] = [0x22, 0x00, 0x07];
+    assert_eq!((frame[0], frame[2]), (0x80, 0), "its key has a length of one byte");
+    (frame[0], frame[2]) = (0x08, 3);
+    let body = u32::from_be_bytes(frame[8..12].try_into().unwrap()) + 3;
+    frame[8..12].copy_from_slice(&body.to_be_bytes());
+    frame.splice(24..24, NUMBER);
 }
 
 /// One stream of one connection.
@@ -275,6 +286,14 @@ impl Stream {
 
     /// Queues the next snapshot, if there is something.
     pub(super) fn advance(&mut self, vb: &Vb, is_here: bool, manner: Manner) {
+        let before = self.queued.len();
+        self.queue_next(vb, is_here, manner);
+        if manner.numbers {
+            self.queued.iter_mut().skip(before).for_each(number);
+        }
+    }
+
+    fn queue_next(&mut self, vb: &Vb, is_here: bool, manner: Manner) {
         if self.is_ended {
             return;
         }

@@ -10,7 +10,7 @@ use dormouse::event::VbId;
 use dormouse::thread::{self, Cancel, Thread, Until};
 use parking_lot::Mutex;
 
-use super::asked::{Asked, filter, take_frame};
+use super::asked::{Asked, Filter, take_frame};
 use super::bucket::{Manner, Stream, Vb, Verdict};
 use super::scram::Exchange;
 use super::{BUCKET_NAME, PASSWORD, Raw, Seen, State, USER};
@@ -261,6 +261,7 @@ impl Serve {
                 expirations: seen.controls.contains_key("enable_expiry_opcode"),
                 compresses: behaviour.compresses,
                 markers_v2: behaviour.markers_v2,
+                numbers: behaviour.numbers_streams,
                 lag: behaviour.lags_from_zero,
                 ..self.manner
             };
@@ -405,6 +406,9 @@ impl Serve {
                 (0, Vec::new())
             }
             (0xb5, Step::Selected | Step::Open) => (0, self.state.lock().map_at(self.node).into_bytes()),
+            (0xba, Step::Selected | Step::Open) => {
+                (0, self.state.lock().manifest_text_at(self.node).into_bytes())
+            }
             (0x50, Step::Selected) => self.open(asked),
             (0x5e, Step::Open) => self.control(&text(asked.key), &text(asked.value)),
             (0x48, Step::Open) => {
@@ -533,15 +537,22 @@ impl Serve {
             state.faults.push(format!("vbucket {} is asked for twice", asked.vb));
             return (0x02, Vec::new());
         }
-        let collection = match filter(asked.value) {
-            Ok(collection) => collection,
+        let Filter { collection, manifest_uid } = match Filter::of(asked.value) {
+            Ok(filter) => filter,
             Err(fault) => {
                 state.faults.push(fault);
                 return (0x04, br#"{"error":{"context":"value is no filter"}}"#.to_vec());
             }
         };
-        if collection.is_some_and(|wanted| state.dropped.contains(&wanted)) {
-            return (0x88, br#"{"manifest_uid":"3"}"#.to_vec());
+        let (known_uid, known) = state.manifest_at(self.node);
+        let behind = || format!("{{\"manifest_uid\":\"{known_uid:x}\"}}").into_bytes();
+        // As recorded: who begins is not asked what it knows.
+        if start > 0 && manifest_uid.is_some_and(|uid| uid > known_uid) {
+            state.manifests_ahead += 1;
+            return (0x8b, behind());
+        }
+        if collection.is_some_and(|wanted| !known.contains(&wanted)) {
+            return (0x88, behind());
         }
         let is_here = state.is_at(asked.vb, self.node);
         let vb = state.vbs_at(self.node).get(usize::from(asked.vb));

@@ -1,0 +1,89 @@
+//! Files and folders that survive a crash once a call has returned.
+//!
+//! Invariant: a name is flushed together with what it names, so neither is there without the other.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::path::{AtPath, PathError};
+
+/// Suffix of names that are not finished; whoever finds one may remove it.
+pub const TEMPORARY_SUFFIX: &str = ".tmp";
+
+/// Creates a file that only its owner may read, which must not exist yet.
+pub fn create_new(path: &Path) -> Result<File, PathError> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).at("create", path)
+}
+
+/// Makes a folder, and those above it that are missing, durably.
+pub fn create_folders(path: &Path) -> Result<(), PathError> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.is_dir()).collect();
+    fs::create_dir_all(path).at("create the folder", path)?;
+    missing.into_iter().try_for_each(sync_parent)
+}
+
+fn sync_parent(path: &Path) -> Result<(), PathError> {
+    match path.parent() {
+        // The parent of a plain name is where the process stands.
+        Some(parent) if parent.as_os_str().is_empty() => sync_folder(Path::new(".")),
+        Some(parent) => sync_folder(parent),
+        None => Ok(()),
+    }
+}
+
+/// Flushes a folder's entries to the disk.
+pub fn sync_folder(path: &Path) -> Result<(), PathError> {
+    File::open(path).and_then(|folder| folder.sync_all()).at("sync the folder", path)
+}
+
+/// Makes `path` hold `content`, durably and in one step. Nobody else may write the same path at the same time.
+pub fn replace(path: &Path, content: &[u8]) -> Result<(), PathError> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(TEMPORARY_SUFFIX);
+    let temporary = PathBuf::from(temporary);
+    match fs::remove_file(&temporary) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).at("remove", &temporary),
+        _ => {}
+    }
+    let mut file = create_new(&temporary)?;
+    file.write_all(content).at("write", &temporary)?;
+    file.sync_all().at("sync", &temporary)?;
+    fs::rename(&temporary, path).at("put in place", path)?;
+    sync_parent(path)
+}
+
+/// A file that is flushed now and then while it is written: what is left for the last flush, which nothing can
+/// interrupt, is little.
+#[derive(Debug)]
+pub struct Steady<'a> {
+    file: &'a File,
+    unflushed_bytes: u64,
+}
+
+/// Bytes that are written to a large file between two flushes.
+pub const FLUSH_BYTES: u64 = 64 * 1024 * 1024;
+
+impl<'a> Steady<'a> {
+    /// Writes where the file's cursor stands.
+    pub fn new(file: &'a File) -> Self {
+        Self { file, unflushed_bytes: 0 }
+    }
+}
+
+impl Write for Steady<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = self.file.write(bytes)?;
+        self.unflushed_bytes += taken as u64;
+        if self.unflushed_bytes >= FLUSH_BYTES {
+            self.file.sync_data()?;
+            self.unflushed_bytes = 0;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
