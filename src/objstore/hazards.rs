@@ -27,7 +27,7 @@
 //! | H20 | it does not build with both of its kinds of TLS, nor without one | the kind is a feature that a host may change | `the_tls_of_rusoto_is_left_to_the_host` |
 //! | H21 | crates with advisories come with it | they are not linked, which CI looks at; each is named with its reason | `each_crate_that_is_known_to_have_an_advisory_is_named` |
 //! | H22 | a payload that ends early keeps the client busy for ever | an early end is an error of the reader | `a_file_that_is_shorter_than_promised_is_refused_and_leaves_nothing` |
-//! | H23 | another crate's feature has bodies unpacked or recoded without a word | such content is refused by its encoding and by its length | `bytes_that_look_like_text_or_like_gzip_are_not_touched` |
+//! | H23 | another crate's feature has bodies unpacked or recoded without a word | plain ones are asked for, and an answer whose headers would have it happen is refused | `what_the_client_may_have_unpacked_or_recoded_is_refused` |
 //! | H24 | some of its limits start a thread for each request | they are not used; a watch of ours ends a call | `nothing_is_called_that_needs_a_runtime_or_starts_a_thread` |
 //! | H25 | names are resolved for each request, on the caller's thread, as long as it takes | one thread resolves them, and an answer is good for a while | `a_name_is_resolved_once_for_many_requests` |
 //! | H26 | proxies are taken from the environment, for metadata services too | there is no proxy | `a_bucket_sleeps_on_a_server_and_wakes_up_as_it_was` |
@@ -41,7 +41,7 @@
 //! | H34 | put-if-absent is ignored | what is there is looked for; what has to be exclusive uses keys that nobody else uses | `put_if_absent_leaves_what_is_there` |
 //! | H35 | sizes of parts and gaps between them are not checked | all parts are named, and the object's length is asked for afterwards | `a_completion_whose_object_has_another_length_is_no_success` |
 //! | H36 | `Complete` says an error although it was carried out, and knows nothing of it later | what is there is looked at | `a_lost_answer_is_overcome` |
-//! | H37 | a range comes with status 200, or is another range | what counts is which bytes the answer says it has | `a_range_may_come_with_any_status_of_success` |
+//! | H37 | a range comes with status 200, or is another range | what counts is which bytes the answer says it has | `a_range_is_the_one_that_its_answer_names_whatever_the_status` |
 //! | H38 | parts are listed twice, or in any order | they are kept by their number | `parts_that_are_listed_twice_or_in_any_order_are_each_there_once` |
 //! | H39 | keys are encoded as in a form, or not at all although that was asked for | what the answer says of it counts | `keys_that_are_not_encoded_although_that_was_asked_for_are_taken_as_they_are` |
 //! | H40 | keys are listed that no path can have, such as with two slashes | they are none of ours | `what_is_no_key_of_ours_is_left_out_of_a_listing` |

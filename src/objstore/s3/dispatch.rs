@@ -37,8 +37,7 @@ use crate::thread::{Until, catch};
 /// without reading the payload closes the connection, and its reason would be lost.
 const EXPECT_FROM_BYTES: u64 = 64 * 1024;
 /// Headers that `rusoto` may read, and whether they are numbers. Others it would read too, some of them as numbers.
-const HEADERS: [(&str, bool); 4] =
-    [("content-length", true), ("content-range", false), ("content-encoding", false), ("etag", false)];
+const HEADERS: [(&str, bool); 3] = [("content-length", true), ("content-range", false), ("etag", false)];
 
 /// Where requests go, and as whom.
 pub(super) struct Server {
@@ -195,6 +194,10 @@ impl Call {
         let status = answer.status;
         if !(200..300).contains(&status) {
             return Err(self.refused(answer, is_look));
+        }
+        // The answer to a look has no body.
+        if let Some(why) = answer.changed().filter(|_| !is_look) {
+            return Err(StoreCause::Answer(why));
         }
         let mut headers: HeaderMap<String> = HeaderMap::default();
         for (name, is_number) in HEADERS {
