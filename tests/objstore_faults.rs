@@ -393,6 +393,29 @@ fn a_deadline_and_a_cancel_end_a_call_on_a_server_that_says_nothing() {
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
+/// A store without layers, and a caller without a limit.
+#[test]
+fn a_silence_ends_each_call() {
+    let Some(scene) = Scene::new() else { return };
+    let (bare, x) = (scene.bare(), key("x"));
+    let bytes = content(3_000_000);
+    put(&bare, "x", &bytes);
+    let began = Instant::now();
+    let mut errors = Vec::new();
+    for fault in [Fault::Stall, Fault::StallWithinBody, Fault::ShorterThanSaid] {
+        scene.proxy.plan(fault, 0, |_| true);
+        errors.push(match fault {
+            Fault::Stall => bare.head(&x, &forever()).unwrap_err(),
+            Fault::StallWithinBody => bare.put(&x, Body::Bytes(&bytes), &forever()).unwrap_err(),
+            _ => bare.get(&x, &mut io::sink(), &forever()).unwrap_err(),
+        });
+    }
+    for error in errors {
+        assert!(matches!(error.cause, StoreCause::Connection(_)) && error.is_temporary(), "{error}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
 #[test]
 fn a_clock_that_is_off_is_a_permanent_error_with_the_way_out() {
     let Some(scene) = Scene::new() else { return };

@@ -117,6 +117,48 @@ fn a_completion_that_tells_neither_an_error_nor_a_tag_is_no_success() {
 }
 
 #[test]
+fn an_upload_begins_whatever_the_name_of_the_document_that_says_so() {
+    let begin = |document: &'static str| {
+        let server = Server::start(move |_| answer(200, "", document.as_bytes()));
+        store_on(&server).in_parts().unwrap().begin(&key("x"), &forever())
+    };
+    for document in [BEGUN, "<InitiateMultipartUpload><UploadId>u</UploadId></InitiateMultipartUpload>"] {
+        assert_eq!(begin(document).unwrap().id, "u", "{document}");
+    }
+    for document in [
+        "<InitiateMultipartUpload></InitiateMultipartUpload>",
+        "<InitiateMultipartUpload><UploadId/></InitiateMultipartUpload>",
+        "<ListPartsResult><UploadId>u</UploadId></ListPartsResult>",
+    ] {
+        let error = begin(document).unwrap_err();
+        assert!(matches!(error.cause, StoreCause::Answer(_)), "{document}: {error}");
+    }
+}
+
+#[test]
+fn a_completion_without_a_tag_counts_where_the_whole_object_is_there() {
+    let complete = |looked: Vec<u8>| {
+        let server = Server::start(move |request| match request.method.as_str() {
+            "HEAD" => looked.clone(),
+            _ => answer(
+                200,
+                "",
+                b"<CompleteMultipartUploadResult><ETag></ETag></CompleteMultipartUploadResult>",
+            ),
+        });
+        let upload = Upload { key: key("x"), id: "u".to_owned() };
+        let part = |number, length_bytes| Part { number, length_bytes, tag: "\"tag\"".to_owned() };
+        let store = store_on(&server);
+        store.in_parts().unwrap().complete(&upload, &[part(1, 3), part(2, 2)], &forever())
+    };
+    complete(answer(200, TAGGED, b"12345")).unwrap();
+    for looked in [answer(200, TAGGED, b"123"), answer(200, "", b"12345"), answer(404, "", b"")] {
+        let error = complete(looked).unwrap_err();
+        assert!(matches!(error.cause, StoreCause::Answer(_)) && error.is_temporary(), "{error}");
+    }
+}
+
+#[test]
 fn a_completion_whose_object_has_another_length_is_no_success() {
     let server = scripted(&[
         ("POST /bucket/x?uploads", "", BEGUN),
@@ -184,6 +226,19 @@ fn a_range_is_the_one_that_its_answer_names_whatever_the_status() {
             let error = got(status, other).unwrap_err();
             assert!(matches!(error.cause, StoreCause::Answer(_)), "{other}: {error}");
         }
+    }
+}
+
+/// A body in pieces has no length, whatever the head says of it.
+#[test]
+fn content_of_another_length_than_the_head_said_is_refused() {
+    for said in [3, 5] {
+        let head = format!("{TAGGED}Content-Length: {said}\r\nTransfer-Encoding: chunked\r\n");
+        let server = Server::start(move |_| {
+            format!("HTTP/1.1 200 X\r\nConnection: close\r\n{head}\r\n4\r\n1234\r\n0\r\n\r\n").into_bytes()
+        });
+        let error = get(&store_on(&server), "x").unwrap_err();
+        assert!(matches!(error.cause, StoreCause::Answer(_)) && error.is_temporary(), "{said}: {error}");
     }
 }
 
