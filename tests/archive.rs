@@ -1,15 +1,11 @@
 //! From files to an archive and back: nothing lost, nothing mixed up, nothing believed unseen.
 
 use std::fs;
-use std::io::Write;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
-use dormouse::objstore::{
-    Body, FileStore, ObjectKey, ObjectStore, Operation, Page, PageMark, StoreCause, StoreError,
-};
+use dormouse::objstore::{Body, FileStore, ObjectStore, StoreCause, StoreError};
 use dormouse::pause::{
     CheckError, Difference, DownloadError, ImageFile, KnownHashes, Manifest, PauseId, Progress, RecordError,
     Reusable, Staged, Standing, UploadError, UploadOptions, UploadPlan, Uploaded, VerifyError, Way,
@@ -18,6 +14,7 @@ use dormouse::pause::{
 use dormouse::thread::{Cancel, Stopped, Until};
 use tempfile::TempDir;
 
+use crate::support::stores::forward::{Around, Call, Carries, Forward, Pass};
 use crate::support::stores::memory::MemoryStore;
 use crate::support::{
     BUCKET, FailingStore, Fails, archive, attempt, cancelled, eventually, forever, image, part, reusable,
@@ -504,7 +501,7 @@ fn a_cancel_stops_an_upload_after_the_object_that_is_under_way() {
     let cancel = Cancel::new();
     let until = Until::new(None, cancel.clone());
     let mut store = FailingStore::new(&scene.store, 0, Fails::Before);
-    store.one_at_a_time = true;
+    store.around.one_at_a_time = true;
     let result = scene.upload_until(&plan, &store, &until, &mut |_| cancel.cancel());
     assert!(matches!(result, Err(UploadError::Stopped(Stopped::Cancelled))));
     assert_eq!(tree(&scene.path("archive")).len(), 1);
@@ -528,59 +525,29 @@ fn a_cancel_stops_every_walk() {
     assert!(matches!(verify(&manifest, &scene.store, &until), Err(VerifyError::Stopped(_))));
 }
 
-/// Calls on it end with their limit, but for the one that fails, once the others wait.
+/// Puts end with their limit, but for the one of an empty file, which fails once the others wait.
 struct FailsBesideOthers {
     waiting: AtomicUsize,
 }
 
-impl ObjectStore for FailsBesideOthers {
-    fn describe(&self) -> String {
-        "hanging:".to_owned()
-    }
-
-    fn put(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
-        let failed = |cause| Err(StoreError::new(Operation::Put, Some(key), self.describe(), cause));
+impl Around for FailsBesideOthers {
+    fn call<T>(
+        &self,
+        call: &Call<'_>,
+        go: &mut dyn FnMut(Pass<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let Carries::Body(body) = call.carries else { return go(Pass::Whole) };
         if body.length_bytes() == 0 {
             eventually("the others wait", || self.waiting.load(Ordering::SeqCst) == 2);
-            return failed(StoreCause::Connection("it was made to fail".to_owned()));
+            return Err(call.failed(StoreCause::Connection("it was made to fail".to_owned())));
         }
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        let ended = until.cancel().fin().wait(&watchdog());
+        let ended = call.until.cancel().fin().wait(&watchdog());
         assert!(ended.is_ok(), "nobody told the others");
-        failed(Stopped::Cancelled.into())
+        Err(call.failed(Stopped::Cancelled))
     }
 
-    fn put_if_absent(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
-        self.put(key, body, until)
-    }
-
-    fn get(&self, _: &ObjectKey, _: &mut dyn Write, _: &Until) -> Result<u64, StoreError> {
-        unreachable!("nothing is read")
-    }
-
-    fn get_range(
-        &self,
-        _: &ObjectKey,
-        _: Range<u64>,
-        _: &mut dyn Write,
-        _: &Until,
-    ) -> Result<u64, StoreError> {
-        unreachable!("nothing is read")
-    }
-
-    fn head(&self, _: &ObjectKey, _: &Until) -> Result<Option<u64>, StoreError> {
-        Ok(None)
-    }
-
-    fn list_page(&self, _: Option<&ObjectKey>, _: Option<&PageMark>, _: &Until) -> Result<Page, StoreError> {
-        Ok(Page { objects: Vec::new(), next: None })
-    }
-
-    fn delete(&self, _: &[ObjectKey], _: &Until) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    fn parallel(&self) -> usize {
+    fn parallel(&self, _: usize) -> usize {
         3
     }
 }
@@ -588,7 +555,8 @@ impl ObjectStore for FailsBesideOthers {
 #[test]
 fn a_file_that_fails_ends_the_uploads_beside_it_and_is_the_cause_that_is_told() {
     let scene = Scene::new();
-    let store = FailsBesideOthers { waiting: AtomicUsize::new(0) };
+    let memory = MemoryStore::default();
+    let store = Forward::around(&memory, FailsBesideOthers { waiting: AtomicUsize::new(0) });
     let until = Until::default();
     let error = scene.upload_until(&scene.plan(), &store, &until, &mut |_| {}).unwrap_err();
     assert!(error.to_string().contains("it was made to fail"), "{error}");

@@ -207,7 +207,7 @@ fn a_resume_that_is_cancelled_at_any_time_leaves_local_state_as_it_was() {
     let before = world.local();
     // File by file: what was fetched beside a file whose callback cancels would be kept, and leave few to cancel at.
     let mut store = FailingStore::new(&world.store, 0, Fails::Before);
-    store.one_at_a_time = true;
+    store.around.one_at_a_time = true;
     let mut cancelled = 0;
     loop {
         let cancel = Cancel::new();

@@ -279,7 +279,7 @@ fn whichever_call_fails_compressed_objects_in_parts_are_uploaded_afterwards() {
     for number in 1.. {
         let memory = MemoryStore::default();
         let mut failing = FailingStore::new(&memory, number, ALL_FAILS[number % ALL_FAILS.len()]);
-        failing.one_at_a_time = true;
+        failing.around.one_at_a_time = true;
         let options = UploadOptions { encoding: Some(Encoding::Zstd), ..upload_options(&memory) };
         let interrupted = archive_as(&options, &failing, first(), &files, None, &watchdog());
         if !failing.has_failed() {

@@ -76,6 +76,27 @@ fn a_bucket_that_is_not_there_is_no_object_that_is_not_there() {
     }
 }
 
+#[test]
+fn a_document_that_changed_on_its_way_is_sent_again() {
+    let server =
+        Server::start(|_| answer(400, "", &error_document("XAmzContentSHA256Mismatch", "Not that.")));
+    let store = store_on(&server);
+    let (x, until) = (key("x"), watchdog());
+    let (upload, part) = (
+        Upload { key: x.clone(), id: "id".to_owned() },
+        Part { number: 1, length_bytes: 1, tag: "\"tag\"".to_owned() },
+    );
+    let errors = [
+        store.delete(std::slice::from_ref(&x), &until).unwrap_err(),
+        store.in_parts().unwrap().complete(&upload, &[part], &until).unwrap_err(),
+        store.put(&x, Body::Bytes(b"x"), &until).unwrap_err(),
+    ];
+    for error in errors {
+        assert!(error.is_temporary(), "{error}");
+        assert!(error.to_string().contains("XAmzContentSHA256Mismatch (status 400): Not that."), "{error}");
+    }
+}
+
 /// A server whose listings are what `page` gives for the number of the request, from 0.
 fn listing(page: impl Fn(usize) -> String + Send + Sync + 'static) -> (Server, Arc<AtomicUsize>) {
     let requests = Arc::new(AtomicUsize::new(0));

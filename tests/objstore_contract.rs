@@ -466,7 +466,7 @@ fn an_interrupted_upload_is_taken_up_where_it_was(place: &Place) {
     let file = local(place, "x", 3 * CHUNK + 5);
     // The calls are: list, begin, four parts, complete, head, list. The third part that is put fails.
     let mut failing = FailingStore::new(&*place.store, 5, Fails::Before);
-    failing.one_at_a_time = true;
+    failing.around.one_at_a_time = true;
     upload_files(&failing, &[file.upload()], &watchdog(), &mut |_| {}).unwrap_err();
     assert_eq!(failing.puts(), 3);
     let counting = FailingStore::new(&*place.store, 0, Fails::Before);

@@ -28,7 +28,7 @@ fn a_wrong_secret_is_refused_in_the_servers_words() {
     assert!(matches!(&error.cause, StoreCause::Refused { status: 403, .. }), "{error}");
     assert!(!error.is_temporary());
     let text = error.to_string();
-    assert!(text.contains("the server says SignatureDoesNotMatch (status 403): "), "{text}");
+    assert!(text.contains("the server says SignatureDoesNotMatch (status 403)"), "{text}");
     assert!(text.ends_with("; check the credentials and what they allow"), "{text}");
     let bytes = content(3_000_000);
     let body = dormouse::objstore::Body::Bytes(&bytes);

@@ -3,22 +3,19 @@
 //!
 //! How long the longest took is printed: `cargo test --test suite -- pause_cancel --nocapture`.
 
-use std::io::{self, Write};
-use std::ops::Range;
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dormouse::bucket::{BucketState, PauseOptions};
-use dormouse::objstore::{
-    Body, DraftStore, ObjectKey, ObjectStore, Operation, Page, PageMark, Part, PartStore, S3Config, S3Store,
-    StoreError, Upload, WriteDraft,
-};
+use dormouse::objstore::{ObjectStore, S3Config, S3Store, StoreError};
 use dormouse::shard::StoreKind;
 use dormouse::thread::{Cancel, Fin, FinHolder, Until, fin};
 use parking_lot::Mutex;
 
 use crate::support::buckets::{World, close, ids, ingest, is_locked, lines, scan};
 use crate::support::shards::for_each_store;
+use crate::support::stores::forward::{Around, Call, Carries, Forward, Pass};
 use crate::support::stores::gateway::Gateway;
 use crate::support::stores::memory::MemoryStore;
 use crate::support::stores::proxy::{Fault, Proxy};
@@ -43,8 +40,9 @@ enum Stalls {
 }
 
 /// Hands calls on to another store. One of them does not end before its limit does.
-struct StallingStore<'a> {
-    inner: &'a dyn ObjectStore,
+type StallingStore<'a> = Forward<'a, Stalling>;
+
+struct Stalling {
     stall_at: usize,
     stalls: Stalls,
     calls: AtomicUsize,
@@ -56,183 +54,41 @@ impl<'a> StallingStore<'a> {
     fn new(inner: &'a dyn ObjectStore, stall_at: usize, stalls: Stalls) -> Self {
         let (holder, stood) = fin();
         let (calls, stands) = (AtomicUsize::new(0), Mutex::new(Some(holder)));
-        Self { inner, stall_at, stalls, calls, stands, stood }
+        Self::around(inner, Stalling { stall_at, stalls, calls, stands, stood })
     }
 
     fn has_stalled(&self) -> bool {
-        self.stood.is_given()
+        self.around.stood.is_given()
     }
+}
 
-    fn stall<T>(&self, operation: Operation, until: &Until) -> Result<T, StoreError> {
-        drop(self.stands.lock().take());
-        let ended = until.cancel().fin().wait(&watchdog());
-        assert!(ended.is_ok(), "nobody told the call");
-        let cause = until.check().unwrap_err();
-        Err(StoreError::new(operation, None, self.inner.describe(), cause))
-    }
-
+impl Around for Stalling {
     fn call<T>(
         &self,
-        operation: Operation,
-        until: &Until,
-        carry_out: impl FnOnce() -> Result<T, StoreError>,
+        call: &Call<'_>,
+        go: &mut dyn FnMut(Pass<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let is_due = self.calls.fetch_add(1, Ordering::SeqCst) + 1 == self.stall_at;
-        match self.stalls {
-            _ if !is_due => carry_out(),
-            Stalls::After => carry_out().and_then(|_| self.stall(operation, until)),
-            Stalls::Before | Stalls::Dribbles => self.stall(operation, until),
+        if self.calls.fetch_add(1, Ordering::SeqCst) + 1 != self.stall_at {
+            return go(Pass::Whole);
         }
-    }
-
-    /// A call with content, which is handed on by `carry_out`.
-    fn pass<T>(
-        &self,
-        operation: Operation,
-        until: &Until,
-        carry_out: impl FnOnce(&dyn Fn() -> io::Result<()>) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        let is_next = self.calls.load(Ordering::SeqCst) + 1 == self.stall_at;
-        if !(is_next && self.stalls == Stalls::Dribbles) {
-            return self.call(operation, until, || carry_out(&|| Ok(())));
+        if self.stalls == Stalls::After {
+            go(Pass::Whole)?;
         }
-        self.calls.fetch_add(1, Ordering::SeqCst);
         drop(self.stands.lock().take());
-        let wait = || {
-            let _ = until.cancel().fin().wait(&Until::within(Duration::from_millis(5)));
-            until.check().map_err(io::Error::other)
-        };
-        carry_out(&wait).map_err(|error| match until.check() {
-            Err(why) => StoreError::new(operation, None, self.inner.describe(), why),
-            Ok(()) => error,
-        })
-    }
-}
-
-/// Hands on a byte at a time, each after a wait.
-struct Dribble<'a> {
-    to: &'a mut dyn Write,
-    wait: &'a dyn Fn() -> io::Result<()>,
-}
-
-impl Write for Dribble<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        for byte in bytes {
-            (self.wait)()?;
-            self.to.write_all(&[*byte])?;
+        let until = call.until;
+        if self.stalls == Stalls::Dribbles && matches!(call.carries, Carries::Content | Carries::Draft) {
+            let wait = || {
+                let _ = until.cancel().fin().wait(&Until::within(Duration::from_millis(5)));
+                until.check().map_err(io::Error::other)
+            };
+            return go(Pass::Slowly(&wait)).map_err(|error| match until.check() {
+                Err(why) => call.failed(why),
+                Ok(()) => error,
+            });
         }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.to.flush()
-    }
-}
-
-impl ObjectStore for StallingStore<'_> {
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-
-    fn put(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
-        self.call(Operation::Put, until, || self.inner.put(key, body, until))
-    }
-
-    fn put_if_absent(&self, key: &ObjectKey, body: Body<'_>, until: &Until) -> Result<(), StoreError> {
-        self.call(Operation::Put, until, || self.inner.put_if_absent(key, body, until))
-    }
-
-    fn get(&self, key: &ObjectKey, to: &mut dyn Write, until: &Until) -> Result<u64, StoreError> {
-        self.pass(Operation::Get, until, |wait| self.inner.get(key, &mut Dribble { to, wait }, until))
-    }
-
-    fn get_range(
-        &self,
-        key: &ObjectKey,
-        range: Range<u64>,
-        to: &mut dyn Write,
-        until: &Until,
-    ) -> Result<u64, StoreError> {
-        self.pass(Operation::Get, until, |wait| {
-            self.inner.get_range(key, range, &mut Dribble { to, wait }, until)
-        })
-    }
-
-    fn head(&self, key: &ObjectKey, until: &Until) -> Result<Option<u64>, StoreError> {
-        self.call(Operation::Head, until, || self.inner.head(key, until))
-    }
-
-    fn list_page(
-        &self,
-        folder: Option<&ObjectKey>,
-        after: Option<&PageMark>,
-        until: &Until,
-    ) -> Result<Page, StoreError> {
-        self.call(Operation::List, until, || self.inner.list_page(folder, after, until))
-    }
-
-    fn delete(&self, keys: &[ObjectKey], until: &Until) -> Result<(), StoreError> {
-        self.call(Operation::Delete, until, || self.inner.delete(keys, until))
-    }
-
-    fn in_parts(&self) -> Option<&dyn PartStore> {
-        self.inner.in_parts().map(|_| self as &dyn PartStore)
-    }
-
-    fn in_drafts(&self) -> Option<&dyn DraftStore> {
-        self.inner.in_drafts().map(|_| self as &dyn DraftStore)
-    }
-
-    fn parallel(&self) -> usize {
-        self.inner.parallel()
-    }
-}
-
-impl DraftStore for StallingStore<'_> {
-    fn put_draft(
-        &self,
-        folder: &ObjectKey,
-        write: &mut WriteDraft<'_>,
-        until: &Until,
-    ) -> Result<Option<ObjectKey>, StoreError> {
-        self.pass(Operation::Put, until, |wait| {
-            let mut write = |to: &mut dyn Write| write(&mut Dribble { to, wait });
-            self.inner.in_drafts().unwrap().put_draft(folder, &mut write, until)
-        })
-    }
-}
-
-impl PartStore for StallingStore<'_> {
-    fn begin(&self, key: &ObjectKey, until: &Until) -> Result<Upload, StoreError> {
-        self.call(Operation::Begin, until, || self.inner.in_parts().unwrap().begin(key, until))
-    }
-
-    fn put_part(
-        &self,
-        upload: &Upload,
-        number: u32,
-        body: Body<'_>,
-        until: &Until,
-    ) -> Result<Part, StoreError> {
-        let parts = self.inner.in_parts().unwrap();
-        self.call(Operation::PutPart, until, || parts.put_part(upload, number, body, until))
-    }
-
-    fn parts(&self, upload: &Upload, until: &Until) -> Result<Vec<Part>, StoreError> {
-        self.call(Operation::Parts, until, || self.inner.in_parts().unwrap().parts(upload, until))
-    }
-
-    fn complete(&self, upload: &Upload, parts: &[Part], until: &Until) -> Result<(), StoreError> {
-        let inner = self.inner.in_parts().unwrap();
-        self.call(Operation::Complete, until, || inner.complete(upload, parts, until))
-    }
-
-    fn abort(&self, upload: &Upload, until: &Until) -> Result<(), StoreError> {
-        self.call(Operation::Abort, until, || self.inner.in_parts().unwrap().abort(upload, until))
-    }
-
-    fn uploads(&self, key: Option<&ObjectKey>, until: &Until) -> Result<Vec<Upload>, StoreError> {
-        self.call(Operation::Uploads, until, || self.inner.in_parts().unwrap().uploads(key, until))
+        let ended = until.cancel().fin().wait(&watchdog());
+        assert!(ended.is_ok(), "nobody told the call");
+        Err(call.failed(until.check().unwrap_err()))
     }
 }
 

@@ -36,7 +36,7 @@ fn doubtful_pause<'a>(world: &'a World, bucket: &Bucket, arrives: bool) -> LostS
     let cancel = Cancel::new();
     let told = cancel.clone();
     let mut lost = LostStore::with_the_manifest(&world.store, arrives);
-    lost.on_manifest = Some(Box::new(move || told.cancel()));
+    lost.around.on_manifest = Some(Box::new(move || told.cancel()));
     let doubtful = bucket
         .pause(&lost, PauseOptions::default(), &Until::new(None, cancel.clone()), &mut |_| {})
         .unwrap_err();
@@ -108,7 +108,7 @@ fn an_answer_that_is_found_out_while_the_limit_lasts_leaves_no_doubt() {
         let world = World::new();
         let bucket = bucket(&world);
         let mut lost = LostStore::with_the_manifest(&world.store, arrives);
-        lost.comes_back_after = 3;
+        lost.around.comes_back_after = 3;
         let paused = bucket.pause(&lost, PauseOptions::default(), &watchdog(), &mut |_| {});
         assert_eq!(paused.is_ok(), arrives, "{paused:?}");
         let is_online = bucket.describe().state == BucketState::Online;
@@ -201,8 +201,8 @@ fn pauses_around_a_late_manifest(late: usize) -> usize {
         }
     };
     let mut store = FailingStore::new(&world.store, 0, Fails::Before);
-    store.before = Some(&arrive);
-    store.one_at_a_time = true;
+    store.around.before = Some(&arrive);
+    store.around.one_at_a_time = true;
     pause(&bucket, &store, false).unwrap();
     let first = list_pauses(&world.store, &part("b"), &forever()).unwrap();
     let BucketState::Paused { pause: newest, .. } = bucket.describe().state else { unreachable!() };
@@ -238,7 +238,7 @@ fn a_pause_whose_answer_was_lost_and_that_was_not_there_is_given_up_with_its_gen
     let world = World::new();
     let bucket = bucket(&world);
     let mut lost = LostStore::with_the_manifest(&world.store, false);
-    lost.comes_back_after = 3;
+    lost.around.comes_back_after = 3;
     pause(&bucket, &lost, false).unwrap_err();
     assert_eq!(bucket.describe().state, BucketState::Online);
     lost.arrive_late();

@@ -105,7 +105,7 @@ impl Archive {
 /// A store that makes its calls one after the other, of which one fails.
 fn failing(store: &dyn ObjectStore, number: usize, fails: Fails) -> FailingStore<'_> {
     let mut failing = FailingStore::new(store, number, fails);
-    failing.one_at_a_time = true;
+    failing.around.one_at_a_time = true;
     failing
 }
 

@@ -39,7 +39,7 @@ fn interrupted_pause(bucket: &Bucket, store: &dyn ObjectStore) {
         }
     };
     let mut watched = FailingStore::new(store, 0, Fails::Before);
-    watched.before = Some(&before);
+    watched.around.before = Some(&before);
     let until = Until::new(None, cancel.clone());
     let stopped = bucket.pause(&watched, PauseOptions::default(), &until, &mut |_| {}).unwrap_err();
     assert!(matches!(stopped, PauseError::Stopped { .. }), "{stopped}");
@@ -117,8 +117,8 @@ fn pause_with_prunes(inner: &dyn ObjectStore, number: usize, hours: Hours) -> us
         }
     };
     let mut store = FailingStore::new(inner, 0, Fails::Before);
-    store.before = Some(&before);
-    store.one_at_a_time = true;
+    store.around.before = Some(&before);
+    store.around.one_at_a_time = true;
     pause(&bucket, &store, false).unwrap_or_else(|error| panic!("{what}: {error}"));
     let calls = store.calls();
     assert_is_whole(&world, bucket, inner, &what);
@@ -149,7 +149,7 @@ fn prune_with_pause(inner: &dyn ObjectStore, number: usize) -> usize {
         }
     };
     let mut store = FailingStore::new(inner, 0, Fails::Before);
-    store.before = Some(&before);
+    store.around.before = Some(&before);
     prune_at(&store, SystemTime::now());
     let calls = store.calls();
     let paused = paused.into_inner().unwrap_or_else(|| pause(&bucket, inner, false));
@@ -210,8 +210,8 @@ fn a_pause_that_takes_longer_than_half_of_the_grace_time_is_published() {
         }
     };
     let mut store = FailingStore::new(&memory, 0, Fails::Before);
-    store.before = Some(&before);
-    store.one_at_a_time = true;
+    store.around.before = Some(&before);
+    store.around.one_at_a_time = true;
     pause(&bucket, &store, false).unwrap();
     let mut times: BTreeMap<String, usize> = BTreeMap::new();
     for name in memory.objects().keys().filter_map(|key| key.as_str().strip_prefix("travel/objects/")) {

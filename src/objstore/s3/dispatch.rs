@@ -25,7 +25,9 @@ use rusoto_s3::S3Client;
 use sha2::{Digest, Sha256};
 use ureq::http::Request;
 
-use super::answer::{DOCUMENT_BYTES_MAX, check_document, error_in, refusal, refused, says_token_expired};
+use super::answer::{
+    DOCUMENT_BYTES_MAX, check_document, error_in, refusal, refused, says_payload_differs, says_token_expired,
+};
 use super::credentials::Provider;
 use super::http::{Answer, Http, Payload};
 use super::sign::{Signed, sign};
@@ -37,8 +39,7 @@ use crate::thread::{Until, catch};
 /// without reading the payload closes the connection, and its reason would be lost.
 const EXPECT_FROM_BYTES: u64 = 64 * 1024;
 /// Headers that `rusoto` may read, and whether they are numbers. Others it would read too, some of them as numbers.
-const HEADERS: [(&str, bool); 4] =
-    [("content-length", true), ("content-range", false), ("content-encoding", false), ("etag", false)];
+const HEADERS: [(&str, bool); 3] = [("content-length", true), ("content-range", false), ("etag", false)];
 
 /// Where requests go, and as whom.
 pub(super) struct Server {
@@ -69,8 +70,8 @@ struct Call {
     payload: Option<HashedPayload>,
     /// Headers that `rusoto` does not know.
     headers: Vec<(&'static str, String)>,
-    /// The outermost element of the document that is to come; `None` where none is.
-    document: Option<&'static str>,
+    /// What the outermost element of the document that is to come may be; `None` where none is to come.
+    document: Option<&'static [&'static str]>,
     /// The body of the answer is not a document but content.
     wants_content: bool,
     came: Mutex<Came>,
@@ -112,9 +113,9 @@ impl Requests {
         self
     }
 
-    /// The answer has to be a document with this outermost element.
-    pub(super) fn for_document(mut self, root: &'static str) -> Self {
-        self.call.document = Some(root);
+    /// The answer has to be a document with one of these as its outermost element.
+    pub(super) fn for_document(mut self, roots: &'static [&'static str]) -> Self {
+        self.call.document = Some(roots);
         self
     }
 
@@ -195,6 +196,10 @@ impl Call {
         let status = answer.status;
         if !(200..300).contains(&status) {
             return Err(self.refused(answer, is_look));
+        }
+        // The answer to a look has no body.
+        if let Some(why) = answer.changed().filter(|_| !is_look) {
+            return Err(StoreCause::Answer(why));
         }
         let mut headers: HeaderMap<String> = HeaderMap::default();
         for (name, is_number) in HEADERS {
@@ -314,6 +319,7 @@ impl Call {
         let other_region = region.filter(|region| *region != self.server.region);
         let mut cause = refusal(answer, is_look);
         let has_expired = other_region.is_none() && says_token_expired(&cause);
+        let has_other_bytes = says_payload_differs(&cause);
         if let StoreCause::Refused { is_temporary, message, .. } = &mut cause {
             if let Some(region) = other_region {
                 let is_in = format!("the bucket is in the region {region}, not in {}", self.server.region);
@@ -321,6 +327,8 @@ impl Call {
             }
             // Others can be had, so another try helps.
             *is_temporary |= has_expired && self.server.provider.forget();
+            // A document of a request is not read from a file: it was changed on its way.
+            *is_temporary |= has_other_bytes && self.payload.is_none();
         }
         cause
     }

@@ -7,8 +7,8 @@
 //! Invariants: no exchange outlasts its [`Until`] by more than a connect that is under way
 //! ([`CONNECT_LIMIT`]); none waits longer than it was told to for a
 //! peer that says nothing. Neither proxies nor
-//! anything else is taken from the environment. Compressed and recoded bodies cannot come: they are not asked for,
-//! and lengths are compared by whoever reads.
+//! anything else is taken from the environment. Bodies are asked for as they are; one that the client may have
+//! unpacked or recoded is told from one that it has not touched ([`Answer::changed`]).
 
 use std::fmt;
 use std::fs::File;
@@ -37,6 +37,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const CONTINUE_LIMIT: Duration = Duration::from_millis(500);
 /// How long an idle connection is used again; servers close them after a little more.
 const IDLE_LIMIT: Duration = Duration::from_secs(15);
+/// The encoding of content that is not encoded.
+const PLAIN: &str = "identity";
 /// Idle connections that are kept.
 const IDLE_MAX: usize = 64;
 
@@ -119,7 +121,7 @@ impl Http {
             .max_redirects(0)
             .max_redirects_will_error(false)
             .proxy(None)
-            .accept_encoding(AutoHeaderValue::None)
+            .accept_encoding(PLAIN)
             .accept(AutoHeaderValue::None)
             .user_agent(concat!("dormouse/", env!("CARGO_PKG_VERSION")))
             .tls_config(TlsConfig::builder().root_certs(roots).build())
@@ -247,6 +249,22 @@ fn without_prefix(text: &str) -> String {
 impl Answer {
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
+    }
+
+    /// Why the body may have other bytes than came, if it may. The client unpacks what is packed, and recodes text of
+    /// another character set than UTF-8, where any crate of the program has switched that on, and does not tell.
+    pub(super) fn changed(&self) -> Option<String> {
+        let encoding = self.header("content-encoding").filter(|encoding| *encoding != PLAIN);
+        if let Some(encoding) = encoding {
+            return Some(format!("its content is encoded as {encoding}, which was not asked for"));
+        }
+        let (kind, parameters) = self.header("content-type")?.split_once(';')?;
+        let set = parameters
+            .split(';')
+            .filter_map(|parameter| parameter.trim().strip_prefix("charset="))
+            .next_back()?;
+        let is_recoded = kind.starts_with("text/") && !set.eq_ignore_ascii_case("utf-8");
+        is_recoded.then(|| format!("its content is text in the character set {set}"))
     }
 
     /// Reads some of the body, and fills `buffer` as far as the body goes.

@@ -1,5 +1,7 @@
 //! Stores and servers for tests of the contract of an object store.
 
+pub(crate) mod failing;
+pub(crate) mod forward;
 pub(crate) mod gateway;
 pub(crate) mod http;
 pub(crate) mod lost;

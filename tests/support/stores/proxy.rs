@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dormouse::thread::{Cancel, Until};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use parking_lot::Mutex;
 
 use super::http::{Request, Server, answer, error_document, read_body, read_head};
@@ -42,6 +44,8 @@ pub(crate) enum Fault {
     ShorterThanSaid,
     /// The answer says that its body is shorter than it is.
     LongerThanSaid,
+    /// The answer's body comes packed.
+    Packed,
     /// A bit of the request's body is not what was sent.
     FlippedUp,
     /// A bit of the answer's body is not what the server sent.
@@ -243,6 +247,15 @@ impl Shared {
             Some(Fault::LongerThanSaid) => {
                 client.write_all(&with_length(head, body.len().saturating_sub(1)))?;
                 client.write_all(body)
+            }
+            Some(Fault::Packed) => {
+                let mut packer = GzEncoder::new(Vec::new(), Compression::fast());
+                packer.write_all(body)?;
+                let packed = packer.finish()?;
+                let head = with_length(head, packed.len());
+                client.write_all(head.strip_suffix(b"\r\n").unwrap())?;
+                client.write_all(b"Content-Encoding: gzip\r\n\r\n")?;
+                client.write_all(&packed)
             }
             Some(Fault::FlippedDown) if !body.is_empty() => {
                 let mut flipped = answered.to_vec();
