@@ -12,7 +12,7 @@ pub(crate) type LostStore<'a> = Forward<'a, Lost>;
 
 pub(crate) struct Lost {
     arrives: bool,
-    is_lost: AtomicBool,
+    is_away: AtomicBool,
     calls: AtomicUsize,
     /// So many calls later it is there again.
     pub(crate) comes_back_after: usize,
@@ -27,7 +27,7 @@ impl<'a> LostStore<'a> {
     pub(crate) fn with_the_manifest(inner: &'a dyn ObjectStore, arrives: bool) -> Self {
         let lost = Lost {
             arrives,
-            is_lost: AtomicBool::new(false),
+            is_away: AtomicBool::new(false),
             calls: AtomicUsize::new(0),
             comes_back_after: usize::MAX,
             late: Mutex::new(None),
@@ -57,11 +57,11 @@ impl Around for Lost {
                 let Body::Bytes(manifest) = body else { panic!("a manifest is no file") };
                 *self.late.lock() = Some((key.clone(), manifest.to_vec()));
             }
-            self.is_lost.store(true, Ordering::SeqCst);
+            self.is_away.store(true, Ordering::SeqCst);
             if let Some(tell) = &self.on_manifest {
                 tell();
             }
-        } else if !self.is_lost.load(Ordering::SeqCst)
+        } else if !self.is_away.load(Ordering::SeqCst)
             || self.calls.fetch_add(1, Ordering::SeqCst) >= self.comes_back_after
         {
             return go(Pass::Whole);

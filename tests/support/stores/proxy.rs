@@ -249,9 +249,9 @@ impl Shared {
                 client.write_all(body)
             }
             Some(Fault::Packed) => {
-                let mut packer = GzEncoder::new(Vec::new(), Compression::fast());
-                packer.write_all(body)?;
-                let packed = packer.finish()?;
+                let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+                gzip.write_all(body)?;
+                let packed = gzip.finish()?;
                 let head = with_length(head, packed.len());
                 client.write_all(head.strip_suffix(b"\r\n").unwrap())?;
                 client.write_all(b"Content-Encoding: gzip\r\n\r\n")?;
