@@ -86,6 +86,23 @@ fn vbuckets_that_move_are_followed_where_they_go() {
 }
 
 #[test]
+fn a_vbucket_that_moves_again_and_again_is_asked_for_at_its_new_node_at_once() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut dice) = (Producer::start_nodes(VBUCKETS, 2, None), Dice::new(8));
+    let mut consumer = consumer(&folder);
+    consumer.begin(follow(&producer, false));
+    // Waits that grow with each move would take longer than all of it may.
+    let all = watchdog();
+    for number in 0..16 {
+        write(&producer, &mut dice, 50);
+        consumer.catch_up(&producer);
+        producer.move_vb(0, Some((number + 1) % 2));
+    }
+    assert!(all.check().is_ok(), "it took too long");
+    finish(consumer, producer);
+}
+
+#[test]
 fn vbuckets_of_a_node_that_is_lost_go_on_at_another_node() {
     let folder = TempDir::new().unwrap();
     let (producer, mut dice) = (Producer::start_nodes(VBUCKETS, 3, None), Dice::new(3));

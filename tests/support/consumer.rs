@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dormouse::bucket::{
     Bucket, BucketConfig, BucketError, BucketSpec, DataDir, DataDirError, FollowError, FollowOptions,
-    FollowProgress, FollowReport, SourceKind,
+    FollowReport, SourceKind,
 };
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::shard::{OpenError, ShardSetConfig, StoreKind};
@@ -46,8 +46,8 @@ fn number(value: &Value) -> i64 {
 pub(crate) struct Consumer {
     pub(crate) bucket: Arc<Bucket>,
     following: Option<(Cancel, Thread<Result<FollowReport, FollowError>>)>,
-    /// How far following is, as it told last.
-    progress: Arc<Mutex<Option<FollowProgress>>>,
+    /// How far following is, as it told last, or how it ended.
+    told: Arc<Mutex<String>>,
 }
 
 pub(crate) fn by_n() -> IndexDefinition {
@@ -91,7 +91,7 @@ impl Consumer {
 
     /// A consumer of a bucket that is open.
     pub(crate) fn of(bucket: Bucket) -> Self {
-        Self { bucket: Arc::new(bucket), following: None, progress: Arc::default() }
+        Self { bucket: Arc::new(bucket), following: None, told: Arc::default() }
     }
 
     /// Follows to the end.
@@ -103,8 +103,12 @@ impl Consumer {
     pub(crate) fn begin(&mut self, options: FollowOptions) {
         let (cancel, bucket) = (Cancel::new(), Arc::clone(&self.bucket));
         let until = Until::new(None, cancel.clone());
-        let progress = Arc::clone(&self.progress);
-        let follow = move || bucket.follow(&options, &until, &mut |at| *progress.lock() = Some(at));
+        let told = Arc::clone(&self.told);
+        let follow = move || {
+            let ended = bucket.follow(&options, &until, &mut |at| *told.lock() = format!("{at:?}"));
+            *told.lock() = format!("{ended:?}");
+            ended
+        };
         self.following = Some((cancel, thread::spawn("t-follow", follow).unwrap()));
     }
 
@@ -145,8 +149,8 @@ impl Consumer {
 
     /// What there is and what there should be, for a message.
     fn compare(&self, producer: &Producer) -> String {
-        let (reached, highs, progress) = (self.reached(), producer.highs(), self.progress.lock());
-        format!("reached {reached:?} of {highs:?}, following at {progress:?}; {}", producer.describe())
+        let (reached, highs, told) = (self.reached(), producer.highs(), self.told.lock());
+        format!("reached {reached:?} of {highs:?}, following: {told}; {}", producer.describe())
     }
 
     /// The seqno that each vbucket has, where there are any.

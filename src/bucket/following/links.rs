@@ -29,8 +29,8 @@ use super::streams::{MAIN, Stream, least_positions};
 const MALFORMED_MAX: u32 = 5;
 /// A connection that lived for so long was a good one.
 const STEADY: Duration = Duration::from_secs(5);
-/// What the threads of a connection that has ended may take to end.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// What the threads of a connection that has ended may take to end: more than a machine that is short of memory takes.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often nodes are asked how far their vbuckets are.
 pub(super) const SEQNOS_INTERVAL: Duration = Duration::from_secs(1);
 

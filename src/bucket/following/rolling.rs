@@ -194,7 +194,10 @@ impl Follower<'_> {
     fn take_fault(&mut self, id: ShardId, fault: RollFault) -> Result<(), Broken> {
         let bucket = self.bucket.name();
         let why = match fault {
-            RollFault::Shard(error @ RollBackError::Locked { .. }) => error.to_string(),
+            // A point that was chosen goes where another one is kept for it meanwhile.
+            RollFault::Shard(error @ (RollBackError::Locked { .. } | RollBackError::NoPoint { .. })) => {
+                error.to_string()
+            }
             RollFault::Log(vb, error) => {
                 // The vbucket may be elsewhere by now.
                 self.topology.is_stale = true;

@@ -106,6 +106,11 @@ impl Stream {
         self.state = State::Idle;
     }
 
+    /// It may be asked for at once, whatever it failed with before.
+    pub(super) fn forget_failures(&mut self) {
+        self.backoff.clear();
+    }
+
     /// It is over, for a reason that does not come again, or that others wait for.
     fn end(&mut self) {
         self.state = State::Idle;
@@ -152,6 +157,7 @@ impl Follower<'_> {
     fn take_note(&mut self, path: usize, event: &DcpEvent) -> Result<(), Broken> {
         let vb = event.vb;
         let shard = self.shard_of(vb);
+        let node = self.topology.map.node_of(vb).cloned();
         let Some(stream) = self.stream_mut(path, vb) else { return Ok(()) };
         match event.kind {
             EventKind::StreamReq { status: StreamStatus::Success { vbuuid } } => {
@@ -168,7 +174,12 @@ impl Follower<'_> {
                 self.want_roll_back(shard, vb, (event.seqno, to), link);
             }
             EventKind::StreamReq { status } => {
-                stream.fail();
+                // What a node refuses says nothing of the one that has the vbucket since.
+                if stream.link().map(|link| &link.node) == node.as_ref() {
+                    stream.fail();
+                } else {
+                    stream.end();
+                }
                 self.take_refusal(vb, status)?;
             }
             EventKind::StreamEnd { reason } => self.take_end(path, vb, reason)?,

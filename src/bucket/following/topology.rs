@@ -180,6 +180,8 @@ impl Follower<'_> {
         let has_moved = |vb: &VbId| map.node_of(*vb) != self.topology.map.node_of(*vb);
         let moved: Vec<VbId> = self.members().filter(has_moved).collect();
         self.forget_highs(&moved);
+        let streams = self.paths.iter_mut().flat_map(|path| &mut path.streams);
+        streams.filter(|(vb, _)| moved.contains(vb)).for_each(|(_, stream)| stream.forget_failures());
         self.topology.ranks = ranks(&map, self.members());
         self.topology.map = map;
         self.topology.backoff.clear();
