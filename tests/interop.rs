@@ -263,6 +263,8 @@ fn a_collection_that_is_dropped_ends_what_follows_it_with_the_reason() {
     let mut consumer = Consumer::open(folder.path(), StoreKind::Lsm, VBUCKETS);
     consumer.begin(options());
     eventually("it is indexed", || consumer.indexed().len() == 1);
+    // A stream that is asked for later is refused, which ends following as well.
+    eventually("all are asked for", || producer.state.lock().requests.len() >= usize::from(VBUCKETS));
     producer.drop_collection(8);
     let ended = consumer.join();
     let is_empty = matches!(
