@@ -233,6 +233,8 @@ pub(crate) struct FailingStore<'a> {
     pub(crate) one_at_a_time: bool,
     /// Is called before each call with its number, what it does, and to what.
     pub(crate) before: Option<&'a BeforeCall<'a>>,
+    /// What it says of its room.
+    pub(crate) room_bytes: Option<u64>,
 }
 
 /// What happens before a call of a [`FailingStore`].
@@ -249,6 +251,7 @@ impl<'a> FailingStore<'a> {
             puts: AtomicUsize::new(0),
             one_at_a_time: false,
             before: None,
+            room_bytes: None,
         }
     }
 
@@ -391,6 +394,10 @@ impl ObjectStore for FailingStore<'_> {
 
     fn delete(&self, keys: &[ObjectKey], until: &Until) -> Result<(), StoreError> {
         self.call(Operation::Delete, keys.first(), || self.inner.delete(keys, until))
+    }
+
+    fn room_bytes(&self, _: &Until) -> Result<Option<u64>, StoreError> {
+        Ok(self.room_bytes)
     }
 
     fn in_parts(&self) -> Option<&dyn PartStore> {
