@@ -9,12 +9,14 @@
 //! * `locked`: how long its shards were locked by a pause, in whole milliseconds, while nothing is ingested and while
 //!   documents come without end; the longest of all rounds in brackets.
 //! * `second`: what a pause uploads after an earlier one and a change of every hundredth document, of all bytes: while
-//!   merges are held, and when those that were due are over.
+//!   merges are held, when those that were due are over, and when everything was merged (which is what `memdb` does when
+//!   an index was dropped; the merges that are due after so many recovery points are all of `lsm`, and `cow` has none).
 //!
 //! `DORMOUSE_BENCH_MIB` sets the sizes, as mebibytes of documents of *one shard* between commas, such as `64,256,1024`;
 //! `DORMOUSE_BENCH_SHARDS` how many shards a bucket has (1), `DORMOUSE_BENCH_STORES` the stores, `DORMOUSE_BENCH_PARTS`
-//! which of the above, and `DORMOUSE_BENCH_ROUNDS` how often (20). The archive is a folder, or on the server that the
-//! variables of `benches/support/archive.rs` name; `DORMOUSE_BENCH_DIR` is where all folders are.
+//! which of the above, and `DORMOUSE_BENCH_ROUNDS` how often (20): one number for each of the sizes, such as `20,20,5`,
+//! the last of them for all others. The archive is a folder, or on the server that the variables of
+//! `benches/support/archive.rs` name; `DORMOUSE_BENCH_DIR` is where all folders are.
 #![expect(clippy::unwrap_used, reason = "in a bench a panic is the failure")]
 #![expect(
     clippy::disallowed_methods,
@@ -28,8 +30,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dormouse::bucket::{
-    Bucket, BucketConfig, BucketName, BucketSpec, DataDir, IngestOptions, PauseOptions, PauseReport,
-    ResumeOptions,
+    Bucket, BucketConfig, BucketName, BucketSpec, DataDir, IngestOptions, IntakeError, PauseOptions,
+    PauseReport, ResumeOptions,
 };
 use dormouse::index::IndexDefinition;
 use dormouse::objstore::{FileStore, ObjectKey, ObjectStore};
@@ -58,7 +60,8 @@ struct Settings {
     shards: u16,
     stores: Vec<StoreKind>,
     parts: String,
-    rounds: usize,
+    /// For each of the sizes; the last one for all others.
+    rounds: Vec<usize>,
 }
 
 impl Settings {
@@ -68,12 +71,13 @@ impl Settings {
         let default = if is_test { "1" } else { "16" };
         let sizes = setting("MIB").unwrap_or_else(|| default.to_owned());
         let stores = setting("STORES").unwrap_or_else(|| "lsm,memdb,cow".to_owned());
+        let rounds = setting("ROUNDS").unwrap_or_else(|| if is_test { "1" } else { "20" }.to_owned());
         Self {
             sizes_mib: sizes.split(',').map(|size| size.trim().parse().unwrap()).collect(),
             shards: setting("SHARDS").map_or(1, |text| text.parse().unwrap()),
             stores: STORES.into_iter().filter(|store| stores.contains(&store.to_string())).collect(),
             parts: setting("PARTS").unwrap_or_else(|| "times,locked,second".to_owned()),
-            rounds: setting("ROUNDS").map_or(if is_test { 1 } else { 20 }, |text| text.parse().unwrap()),
+            rounds: rounds.split(',').map(|rounds| rounds.trim().parse().unwrap()).collect(),
         }
     }
 }
@@ -199,10 +203,14 @@ impl World {
     }
 }
 
-fn ingest(bucket: &Bucket, lines: Lines) -> Result<(), dormouse::bucket::IntakeError> {
+fn ingest(bucket: &Bucket, lines: Lines) -> Result<(), IntakeError> {
+    ingest_with(bucket, lines, false)
+}
+
+fn ingest_with(bucket: &Bucket, lines: Lines, rebuild: bool) -> Result<(), IntakeError> {
     let input = Input::Reader { name: "lines".to_owned(), reader: Box::new(lines) };
     let format = ReplayFormat::Documents { id_field: "id".to_owned() };
-    let options = IngestOptions { format, skip_bad: false, rebuild: false };
+    let options = IngestOptions { format, skip_bad: false, rebuild };
     bucket.ingest(vec![input], &options, &Until::default(), &mut |_| {}).map(drop)
 }
 
@@ -342,8 +350,25 @@ fn percent(part: u64, whole: u64) -> f64 {
     float(part) / float(whole) * 100.0
 }
 
+/// Which merges there are between two pauses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Merges {
+    Held,
+    Due,
+    All,
+}
+
+/// Makes and drops an index with a few entries, which `memdb` merges all of a shard for.
+fn drop_an_index(bucket: &Bucket) {
+    let index = IndexDefinition::parse("gone=n").unwrap();
+    bucket.ensure_index(&index, true).unwrap();
+    // Of each shard some.
+    ingest_with(bucket, Lines::new(0..64, 1, 0), true).unwrap();
+    bucket.drop_index(index.name(), &Until::default()).unwrap();
+}
+
 /// What is uploaded after every hundredth document got another key, of all bytes.
-fn after_changes(world: &World, version: u64, holds_merges: bool) -> f64 {
+fn after_changes(world: &World, version: u64, merges: Merges) -> f64 {
     let archive = world.archive();
     let store = archive.store.as_ref();
     let (bucket, until) = (world.open(), Until::default());
@@ -355,14 +380,17 @@ fn after_changes(world: &World, version: u64, holds_merges: bool) -> f64 {
     let holds: Vec<_> = bucket
         .shards()
         .iter()
-        .filter(|_| holds_merges)
+        .filter(|_| merges == Merges::Held)
         .map(|shard| shard.hold_merges(&until).unwrap())
         .collect();
     for point in 0..CHANGE_POINTS {
         let documents = point * CHANGED_OF..world.documents;
         ingest(&bucket, Lines::new(documents, CHANGED_OF * CHANGE_POINTS, version)).unwrap();
     }
-    if !holds_merges {
+    if merges == Merges::All {
+        drop_an_index(&bucket);
+    }
+    if merges != Merges::Held {
         settle(&world.folder());
     }
     let report = pause(&bucket, store, PLAIN);
@@ -397,9 +425,10 @@ fn folder_bytes(folder: &Path) -> u64 {
 
 fn main() {
     let settings = Settings::read();
-    for size_mib in &settings.sizes_mib {
+    for (at, size_mib) in settings.sizes_mib.iter().enumerate() {
+        let rounds = settings.rounds[at.min(settings.rounds.len() - 1)];
         for kind in &settings.stores {
-            let (shards, rounds) = (settings.shards, settings.rounds);
+            let shards = settings.shards;
             let world = World::new(*kind, shards, *size_mib);
             // What a merge does meanwhile would be measured in one and not in the other.
             close(world.open());
@@ -409,8 +438,12 @@ fn main() {
                 times(&world, rounds, &what);
             }
             if settings.parts.contains("second") {
-                let (held, merged) = (after_changes(&world, 1, true), after_changes(&world, 2, false));
-                println!("{what} second: {held:.1} % while merges are held, {merged:.1} % after merges");
+                let [held, due, all] = [(1, Merges::Held), (2, Merges::Due), (3, Merges::All)]
+                    .map(|(version, merges)| after_changes(&world, version, merges));
+                println!(
+                    "{what} second: {held:.1} % while merges are held, {due:.1} % after those that were due, {all:.1} % \
+                     after all"
+                );
             }
             if settings.parts.contains("locked") {
                 locked(&world, rounds, &what);

@@ -68,6 +68,7 @@ mod pause_hammer;
 mod pause_ingest;
 mod pause_invariants;
 mod pause_members;
+mod pause_memory;
 mod pause_prune;
 mod pause_state;
 mod persisted;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse::objstore::{
-    ArchiveOptions, ArchiveUrl, CallInfo, FOLDER_PARALLEL_DEFAULT, FileDraft, FileFetch, FileUpload, Layer,
-    ObjectStore, PARALLEL_DEFAULT, Policy, StoreError, TRANSFER_BYTES_MAX, draft_files, fetch_files,
+    ArchiveOptions, ArchiveUrl, Body, CallInfo, FOLDER_PARALLEL_DEFAULT, FileDraft, FileFetch, FileUpload,
+    Layer, ObjectStore, PARALLEL_DEFAULT, Policy, StoreError, TRANSFER_BYTES_MAX, draft_files, fetch_files,
     upload_files,
 };
 use dormouse::thread::{Until, fin};
@@ -131,6 +131,22 @@ fn a_folder_tells_how_much_room_it_has_through_all_layers() {
     let text = archive.room_bytes(&forever()).unwrap_err().to_string();
     assert!(text.contains("is its disk mounted?"), "{text}");
     assert!(!Path::new(folder.path()).exists());
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_planned_for_as_an_empty_one_with_the_room_of_its_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("archives/of/buckets");
+    let options = ArchiveOptions::default();
+    let planned = ArchiveUrl::Folder(path.clone()).open_to_plan(&options).unwrap();
+    assert_eq!(planned.list(None, &forever()).unwrap(), []);
+    assert!(planned.room_bytes(&forever()).unwrap().is_some_and(|room_bytes| room_bytes > 0));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "something was made");
+    let made = ArchiveUrl::Folder(path.clone()).open(&options).unwrap();
+    assert_eq!(made.describe(), planned.describe());
+    made.put(&key("a/b"), Body::Bytes(b"content"), &forever()).unwrap();
+    let planned = ArchiveUrl::Folder(path).open_to_plan(&options).unwrap();
+    assert_eq!(planned.list(None, &forever()).unwrap().len(), 1, "one that is there is looked at");
 }
 
 #[test]

@@ -22,6 +22,7 @@ use crate::support::{FailingStore, Fails, forever, part, watchdog};
 for_each_store! {
     a_pause_that_is_in_doubt_takes_no_changes_and_is_settled_by_the_next_pause,
     a_pause_that_is_in_doubt_is_settled_by_a_resume_after_a_restart,
+    a_pause_that_kept_its_data_is_evicted_by_another_call,
 }
 
 fn bucket(world: &World) -> Bucket {
@@ -139,9 +140,8 @@ fn a_status_shows_the_doubt_and_the_way_out() {
     assert_eq!(json["archive"], serde_json::json!(world.store.describe()));
 }
 
-#[test]
-fn a_pause_that_kept_its_data_is_evicted_by_another_call() {
-    let world = World::new();
+fn a_pause_that_kept_its_data_is_evicted_by_another_call(kind: StoreKind) {
+    let world = World::of(kind);
     let bucket = bucket(&world);
     pause(&bucket, &world.store, false).unwrap();
     let open_scan = bucket.scan(&"by_n".parse().unwrap(), &KeyRange::default(), false, &forever()).unwrap();

@@ -7,10 +7,12 @@
 
 use dormouse::bucket::{Bucket, BucketState, PauseError, PauseOptions};
 use dormouse::objstore::{CHUNK_BYTES, FileStore, ObjectStore};
+use dormouse::pause::UploadError;
 use dormouse::shard::StoreKind;
 
 use crate::support::buckets::{
-    World, close, ids, ingest, is_locked, is_long, lines, named, pause, prune_to_what_is_named, scan, scratch,
+    World, close, ids, ingest, is_locked, is_long, lines, long_lines, named, pause, prune_to_what_is_named,
+    scan, scratch,
 };
 use crate::support::shards::for_each_store;
 use crate::support::stores::memory::MemoryStore;
@@ -24,6 +26,7 @@ for_each_store! {
     whichever_call_of_a_compressing_pause_into_a_folder_fails_it_goes_on_afterwards,
     whichever_call_of_a_resume_from_a_folder_fails_it_goes_on_afterwards,
     an_archive_without_room_is_refused_before_anything_is_uploaded,
+    what_is_compressed_has_to_fit_as_it_will_be_and_a_dry_run_says_so,
     objects_in_parts_survive_the_failure_of_any_call,
     objects_in_parts_come_back_whichever_call_of_a_resume_fails,
 }
@@ -33,7 +36,6 @@ const DOCUMENTS: u32 = 60;
 const COMPRESSED_DOCUMENTS: u32 = 1000;
 /// Enough for files of several chunks.
 const LONG_DOCUMENTS: u32 = 3300;
-const LONG_KEY_BYTES: usize = 4000;
 
 /// A bucket that is online and closed.
 fn world(kind: StoreKind, text: String) -> World {
@@ -218,6 +220,49 @@ fn an_archive_without_room_is_refused_before_anything_is_uploaded(kind: StoreKin
     close(bucket);
 }
 
+/// Plans or makes a pause that compresses, and gives the bytes that it uploads.
+fn compressed_bytes(bucket: &Bucket, store: &dyn ObjectStore, is_plan: bool) -> Result<u64, PauseError> {
+    let (options, until) = (PauseOptions { evict: false, compress: true }, watchdog());
+    let report = if is_plan {
+        bucket.plan_pause(store, options, &until)
+    } else {
+        bucket.pause(store, options, &until, &mut |_| {})
+    };
+    report.map(|report| report.uploaded_bytes)
+}
+
+fn what_is_compressed_has_to_fit_as_it_will_be_and_a_dry_run_says_so(kind: StoreKind) {
+    let world = world(kind, lines(0..COMPRESSED_DOCUMENTS));
+    for (empty, is_plan) in [Archive::in_memory, Archive::in_a_folder]
+        .into_iter()
+        .flat_map(|empty| [(empty, true), (empty, false)])
+    {
+        let with_room = |room_bytes: u64| {
+            let (world, archive) = (world.copy(), empty());
+            let mut store = FailingStore::new(archive.store(), 0, Fails::Before);
+            store.around.room_bytes = Some(room_bytes);
+            let bucket = world.open("b");
+            let done = compressed_bytes(&bucket, &store, is_plan);
+            assert!(!is_locked(&bucket));
+            let is_left_alone = is_plan || done.is_err();
+            assert_eq!(bucket.describe().state == BucketState::Online, is_left_alone);
+            if is_left_alone {
+                assert_eq!(archive.store().list(None, &watchdog()).unwrap(), []);
+            }
+            close(bucket);
+            done
+        };
+        let needed_bytes = with_room(u64::MAX).unwrap();
+        assert_eq!(with_room(needed_bytes).unwrap(), needed_bytes);
+        let refused = with_room(needed_bytes - 1).unwrap_err();
+        assert!(
+            matches!(refused, PauseError::Upload { error: UploadError::ArchiveFull { .. }, .. }),
+            "{refused}"
+        );
+        assert!(refused.to_string().contains(&format!("and {needed_bytes} are needed")), "{refused}");
+    }
+}
+
 fn whichever_call_of_a_resume_fails_it_goes_on_afterwards(kind: StoreKind) {
     every_call_of_a_resume(kind, &Archive::in_memory());
 }
@@ -265,26 +310,12 @@ fn every_call_of_a_resume(kind: StoreKind, archive: &Archive) {
     }
 }
 
-/// Lines of documents whose keys are long and not alike.
-fn long_lines() -> String {
-    let text = |n: u32| -> String {
-        let mut state = u64::from(n) + 1;
-        let digits = std::iter::repeat_with(|| {
-            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-            format!("{:08x}", state >> 32)
-        });
-        digits.take(LONG_KEY_BYTES / 8).collect()
-    };
-    let line = |n| format!("{{\"id\":\"d{n:05}\",\"n\":\"{n:05}{}\"}}\n", text(n));
-    (0..LONG_DOCUMENTS).map(line).collect()
-}
-
 /// A bucket with a file of several chunks.
 fn long_world(kind: StoreKind) -> World {
     let mut world = World::of(kind);
     // Two thirds of the documents are in one shard.
     world.spec.vbuckets = 3;
-    let world = filled(world, long_lines());
+    let world = filled(world, long_lines(0..LONG_DOCUMENTS));
     let largest = world.local().values().map(Vec::len).max().unwrap();
     assert!(largest as u64 > CHUNK_BYTES, "the largest file has {largest} bytes");
     world

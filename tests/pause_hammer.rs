@@ -1,10 +1,12 @@
-//! Pause, resume, cancel, ingest and looks from many threads on several buckets: whatever wins, every bucket comes to
-//! rest, holds each document once, and no lock is left.
+//! Pause, resume, cancel, ingest, new indexes and looks from many threads on several buckets: whatever wins, every bucket
+//! comes to rest, holds each document once, and no lock is left.
+//!
+//! With `DORMOUSE_LONG` that goes on for longer.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dormouse::bucket::{Bucket, BucketState, TaskState};
-use dormouse::index::KeyRange;
+use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::shard::StoreKind;
 use dormouse::thread::{Cancel, Until};
 
@@ -34,6 +36,7 @@ fn sleep_and_wake(world: &World, name: &str, rounds: u64, dice: &mut Dice) {
             scope.spawn(|| drop(pause(&bucket, &world.store, evict)));
             scope.spawn(|| drop(pause(&bucket, &world.store, false)));
             scope.spawn(|| look(&bucket));
+            scope.spawn(|| change_indexes(&bucket));
         });
         assert!(!is_locked(&bucket));
         assert!(bucket.describe().state.is_lasting(), "{}", bucket.describe().state);
@@ -45,6 +48,15 @@ fn sleep_and_wake(world: &World, name: &str, rounds: u64, dice: &mut Dice) {
             });
         }
     }
+}
+
+/// Makes an index that is never finished, and drops it, or one that another thread made before.
+fn change_indexes(bucket: &Bucket) {
+    let unfinished = IndexDefinition::parse("unfinished=n").unwrap();
+    let made = bucket.ensure_index(&unfinished, true);
+    let dropped = bucket.drop_index(unfinished.name(), &watchdog());
+    // A pause may come between the two, which then fails.
+    assert!(made.is_err() || dropped.is_ok() || bucket.describe().indexes.len() == 2);
 }
 
 /// Whatever is seen of a bucket has each document once.
@@ -106,6 +118,8 @@ fn buckets_that_are_hammered_come_to_rest_with_every_document(kind: StoreKind) {
             world.resume(name, &watchdog()).unwrap();
         }
         let bucket = world.open(name);
+        let _ = bucket.drop_index(&"unfinished".parse().unwrap(), &watchdog());
+        assert_eq!(bucket.describe().indexes.len(), 1);
         ingest(&bucket, lines(0..DOCUMENTS)).unwrap();
         assert_eq!(scan(&bucket), ids(0..DOCUMENTS));
         pause(&bucket, &world.store, true).unwrap();

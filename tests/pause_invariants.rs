@@ -4,10 +4,11 @@ use std::fs;
 use std::path::PathBuf;
 
 use dormouse::bucket::{
-    Bucket, BucketError, BucketState, PauseError, PauseOptions, ResumeError, ResumeOptions,
+    Bucket, BucketError, BucketState, PauseError, PauseOptions, ResumeError, ResumeOptions, TaskState,
 };
 use dormouse::index::{IndexDefinition, KeyRange};
-use dormouse::pause::{FORMAT_VERSIONS, Manifest, list_pauses, verify};
+use dormouse::objstore::{ObjectKey, Operation};
+use dormouse::pause::{FORMAT_VERSIONS, Manifest, Progress, list_pauses, verify};
 use dormouse::shard::StoreKind;
 use dormouse::thread::{Cancel, Until};
 use dormouse::timestamp::TsVbuuid;
@@ -25,6 +26,8 @@ for_each_store! {
     a_lock_that_somebody_holds_fails_the_pause_and_leaves_all_shards_as_they_were,
     a_bucket_without_an_index_is_not_archived_and_not_paused,
     a_resume_without_room_is_refused_before_anything_is_downloaded,
+    progress_only_grows_and_is_whole_after_success_alone,
+    what_the_archive_does_not_hold_whole_is_not_evicted,
 }
 
 fn bucket(world: &World) -> Bucket {
@@ -242,4 +245,81 @@ fn a_resume_without_room_is_refused_before_anything_is_downloaded(kind: StoreKin
     assert!(matches!(refused, ResumeError::NoRoom { .. }), "{refused}");
     assert!(world.local() == before && world.staged().is_empty());
     assert!(matches!(world.data.open_bucket(&named("b"), &world.config), Err(BucketError::Evicted { .. })));
+}
+
+/// The progress of the bucket's task.
+fn progress(world: &World) -> (TaskState, f64) {
+    let status = world.data.tasks().tasks.remove(0);
+    (status.state, status.progress)
+}
+
+/// Looks at the task each time that its caller is told of progress.
+fn watched<T>(world: &World, work: impl FnOnce(&mut dyn FnMut(Progress)) -> T) -> T {
+    let mut seen = vec![0.0];
+    let done = work(&mut |at| {
+        assert!(at.done_bytes <= at.total_bytes, "{at:?}");
+        let (state, progress) = progress(world);
+        assert!(state == TaskState::Running && progress < 1.0, "{progress}");
+        seen.push(progress);
+    });
+    seen.push(progress(world).1);
+    assert!(seen.is_sorted(), "progress fell: {seen:?}");
+    done
+}
+
+fn progress_only_grows_and_is_whole_after_success_alone(kind: StoreKind) {
+    const DONE: (TaskState, f64) = (TaskState::Done, 1.0);
+    let world = World::of(kind);
+    let bucket = bucket(&world);
+    let (options, until) = (PauseOptions::default(), watchdog());
+    let cancel = Cancel::new();
+    let cancelled = watched(&world, |told| {
+        bucket.pause(&world.store, options, &Until::new(None, cancel.clone()), &mut |at| {
+            told(at);
+            cancel.cancel();
+        })
+    });
+    assert!(cancelled.is_err());
+    let (state, reached) = progress(&world);
+    assert!(state == TaskState::Failed && reached > 0.0 && reached < 1.0, "{reached}");
+    watched(&world, |told| bucket.pause(&world.store, options, &until, told)).unwrap();
+    assert_eq!(progress(&world), DONE);
+    close(bucket);
+    let resume = || {
+        let (name, options) = (named("b"), ResumeOptions::default());
+        watched(&world, |told| world.data.resume(&name, &world.store, options, &world.config, &until, told))
+            .unwrap();
+        assert_eq!(progress(&world), DONE);
+    };
+    resume();
+    // With nothing to upload.
+    let bucket = world.open("b");
+    let evict = PauseOptions { evict: true, ..options };
+    watched(&world, |told| bucket.pause(&world.store, evict, &until, told)).unwrap();
+    assert_eq!(progress(&world), DONE);
+    close(bucket);
+    resume();
+}
+
+fn what_the_archive_does_not_hold_whole_is_not_evicted(kind: StoreKind) {
+    let world = World::of(kind);
+    let bucket = bucket(&world);
+    let archive = world.dir.path().join("archive");
+    // What is read back is something else than what was written.
+    let damage = |_: usize, operation: Operation, key: Option<&ObjectKey>| {
+        if let (Operation::Get, Some(key)) = (operation, key.filter(|key| key.as_str().contains("/objects/")))
+        {
+            let mut content = fs::read(archive.join(key.as_str())).unwrap();
+            content[0] ^= 1;
+            fs::write(archive.join(key.as_str()), content).unwrap();
+        }
+    };
+    let mut damaging = FailingStore::new(&world.store, 0, Fails::Before);
+    damaging.around.before = Some(&damage);
+    let kept = pause(&bucket, &damaging, true).unwrap_err();
+    assert!(matches!(kept, PauseError::Evict { .. }), "{kept}");
+    assert!(matches!(bucket.describe().state, BucketState::Paused { evicted: false, .. }));
+    assert_eq!(scan(&bucket), ids(0..30));
+    close(bucket);
+    assert!(world.local().len() > 1, "local data is gone");
 }

@@ -7,10 +7,16 @@ use dormouse::bucket::{
     CancelError, IndexError, PauseError, PauseOptions, TaskId, TaskKind, TaskState, WaitError,
 };
 use dormouse::index::IndexDefinition;
+use dormouse::shard::StoreKind;
 use dormouse::thread::{Stopped, Until, recv};
 
 use crate::support::buckets::{World, close, ids, ingest, is_locked, lines, pause, scan};
+use crate::support::shards::for_each_store;
 use crate::support::{cancelled, watchdog};
+
+for_each_store! {
+    who_comes_second_is_refused_and_leaves_nothing_behind,
+}
 
 #[test]
 fn a_task_is_listed_while_it_runs_and_after_it_ended() {
@@ -74,9 +80,8 @@ fn a_revision_is_waited_on_until_something_changes_or_the_limit_ends() {
     assert!(world.data.wait_for_tasks(0, &cancelled()).is_ok(), "an old revision is answered at once");
 }
 
-#[test]
-fn who_comes_second_is_refused_and_leaves_nothing_behind() {
-    let world = World::new();
+fn who_comes_second_is_refused_and_leaves_nothing_behind(kind: StoreKind) {
+    let world = World::of(kind);
     let bucket = world.bucket("b");
     ingest(&bucket, lines(0..30)).unwrap();
     let second = IndexDefinition::parse("second=n").unwrap();

@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 use crate::objstore::{ObjectKey, ObjectStore};
 use crate::pause::{
     AttemptId, BucketPart, ImageFile, KnownHashes, Manifest, NewObjects, PauseId, Progress, Reusable,
-    Standing, UploadOptions, UploadPlan, Uploaded, plan_upload, upload, weigh,
+    Standing, UploadOptions, UploadPlan, Uploaded, check_room, plan_upload, upload, weigh,
 };
 use crate::shard::ShardId;
 use crate::shard::store::{PinnedFiles, ShardFile};
@@ -116,7 +116,7 @@ impl<'a> Carriage<'a> {
         Ok(files)
     }
 
-    /// Plans, and counts what would be uploaded. Every file that may be new is read.
+    /// Plans, counts what would be uploaded, and looks whether there is room for it. Every file that may be new is read.
     pub(super) fn weigh(
         &mut self,
         shards: &[(ShardId, &[ShardFile])],
@@ -127,6 +127,8 @@ impl<'a> Carriage<'a> {
         let failed = |error| PauseError::Upload { bucket: self.bucket.clone(), error };
         let plan = plan_upload(&options, &files, &self.reusable, &mut self.known, until).map_err(failed)?;
         self.new = weigh(&plan, self.store.parallel(), &self.reusable, until).map_err(failed)?;
+        let folder = self.scratch.parent().unwrap_or(&self.scratch);
+        check_room(&plan, self.new, (self.store, folder), until).map_err(failed)?;
         Ok(plan)
     }
 

@@ -51,6 +51,8 @@ pub struct PauseOptions {
     pub evict: bool,
     /// Whether files are compressed where that saves a tenth and more. They take less room in the archive and on the
     /// way there, and the pause takes more of the processor; files of the store `cow` are compressed under the lock.
+    /// Where the archive has too little room for the files as they are they are compressed twice: once to know whether
+    /// it has room for what becomes of them.
     pub compress: bool,
 }
 
@@ -107,7 +109,8 @@ impl Drop for Underway<'_> {
 
 impl Bucket {
     /// What a pause into `store` would upload. Nothing is put there, nothing is locked or recorded, and the bucket
-    /// stays online. What is to be compressed is, for its length alone.
+    /// stays online. What is to be compressed is, for its length alone. Where there is no room for it, in the archive or
+    /// here, the error is that of the pause.
     pub fn plan_pause(
         &self,
         store: &dyn ObjectStore,

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::Args;
 use dormouse::bucket::{Bucket, BucketName, DataDir, PauseOptions, PauseReport};
-use dormouse::objstore::{ArchiveUrl, FileStore, ObjectStore};
+use dormouse::objstore::ArchiveUrl;
 
 use super::args::{ArchiveArgs, BucketArgs, DryRunArgs, Format, TransferArgs};
 use super::output::{files, time};
@@ -14,7 +14,9 @@ use super::session::{Session, close_after};
 ///
 /// Only what the archive does not have is uploaded. Until it is resumed the bucket takes no changes; it can still be
 /// scanned, unless its local data was removed. A pause that was interrupted goes on where it was; one whose end nobody
-/// knows is found out first.
+/// knows is found out first. A folder has to have room for what is new before any of it is uploaded; with `--compress`
+/// what counts is what it is compressed to, and where the disk has no room for the files as they are they are
+/// compressed once more beforehand, to know. `--dry-run` fails where the pause would.
 #[derive(Args)]
 #[command(after_help = "Examples:
   dormouse pause --data-dir d --bucket travel --archive /var/archive --dry-run
@@ -42,7 +44,7 @@ pub(super) fn run(args: &PauseArgs, session: &mut Session) -> anyhow::Result<()>
     let into = (&args.into.archive, &args.into.how);
     let options = PauseOptions { evict: args.evict, compress: args.compress };
     let worked = if args.only.dry_run {
-        plan(&bucket, into, options, session)
+        plan(&bucket, &args.target.bucket, into, options, session)
     } else {
         pause(&bucket, &args.target.bucket, into, options, session)
     };
@@ -76,17 +78,14 @@ pub(super) fn pause(
 
 fn plan(
     bucket: &Bucket,
+    name: &BucketName,
     (archive, how): (&ArchiveUrl, &TransferArgs),
     options: PauseOptions,
     session: &Session,
 ) -> anyhow::Result<PauseReport> {
-    if let Some(store) = archive.open_existing(&how.options(archive)?)? {
-        return Ok(bucket.plan_pause(store.as_ref(), options, &session.until)?);
-    }
-    // An archive that is not there yet is as good as an empty one, and a dry run makes none.
-    let folder = tempfile::tempdir().context("cannot plan the pause: no temporary folder could be made")?;
-    let empty: &dyn ObjectStore = &FileStore::open(folder.path())?;
-    Ok(bucket.plan_pause(empty, options, &session.until)?)
+    let pausing = || format!("cannot plan the pause of bucket {name}");
+    let store = archive.open_to_plan(&how.options(archive)?).with_context(pausing)?;
+    Ok(bucket.plan_pause(store.as_ref(), options, &session.until)?)
 }
 
 /// What a pause did, in a line.

@@ -33,6 +33,8 @@ use crate::thread::Until;
 #[derive(Debug)]
 pub struct FileStore {
     root: PathBuf,
+    /// The folder above the root that is there, if the root need not be.
+    there: Option<PathBuf>,
     /// Folders that are known to be there after a power cut.
     durable: Mutex<BTreeSet<PathBuf>>,
     parallel: usize,
@@ -52,6 +54,24 @@ impl FileStore {
     /// The store in the folder `root`, or `None` where there is no such folder; nothing is created.
     pub fn open_existing(root: &Path) -> Result<Option<Self>, StoreError> {
         resolve(root).map_err(|cause| StoreError::new(Operation::Open, None, url_of(root), cause))
+    }
+
+    /// The store in the folder `root`, to be looked at. Where there is no such folder the store is empty, and has the
+    /// room of the disk that the folder would be on; nothing is created before something is put.
+    pub fn open_to_plan(root: &Path) -> Result<Self, StoreError> {
+        let opened = |cause| StoreError::new(Operation::Open, None, url_of(root), cause);
+        if let Some(store) = resolve(root).map_err(opened)? {
+            return Ok(store);
+        }
+        let path = std::path::absolute(root).map_err(|e| opened(e.into()))?;
+        let found = path.ancestors().skip(1).find_map(|above| Some((above, fs::canonicalize(above).ok()?)));
+        let (above, there) = found.ok_or_else(|| opened(vanished(root)))?;
+        let below = path.strip_prefix(above).unwrap_or(&path);
+        Ok(Self { there: Some(there.clone()), ..Self::at(there.join(below)) })
+    }
+
+    fn at(root: PathBuf) -> Self {
+        Self { root, there: None, durable: Mutex::default(), parallel: FOLDER_PARALLEL_DEFAULT }
     }
 
     /// The same with so many calls at the same time for many files.
@@ -111,7 +131,7 @@ impl FileStore {
     }
 
     fn root_is_there(&self) -> Result<(), StoreCause> {
-        if folder_is_there(&self.root)? { Ok(()) } else { Err(vanished(&self.root)) }
+        if self.there.is_some() || folder_is_there(&self.root)? { Ok(()) } else { Err(vanished(&self.root)) }
     }
 
     /// Makes a file in the last of `folders`: `fill` writes it, and `place` puts it in its place unless `fill` gives
@@ -338,7 +358,7 @@ impl ObjectStore for FileStore {
     fn room_bytes(&self, until: &Until) -> Result<Option<u64>, StoreError> {
         let room = until.check().map_err(StoreCause::from).and_then(|()| {
             self.root_is_there()?;
-            Ok(Some(free_bytes(&self.root).map_err(|e| e.source)?))
+            Ok(Some(free_bytes(self.there.as_ref().unwrap_or(&self.root)).map_err(|e| e.source)?))
         });
         self.named(Operation::Open, None, room)
     }
@@ -399,11 +419,7 @@ fn vanished(root: &Path) -> StoreCause {
 /// The store whose root `path` leads to, if there is one.
 fn resolve(path: &Path) -> Result<Option<FileStore>, StoreCause> {
     match fs::canonicalize(path) {
-        Ok(root) => Ok(folder_is_there(&root)?.then(|| FileStore {
-            root,
-            durable: Mutex::default(),
-            parallel: FOLDER_PARALLEL_DEFAULT,
-        })),
+        Ok(root) => Ok(folder_is_there(&root)?.then(|| FileStore::at(root))),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e.into()),
     }

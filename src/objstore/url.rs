@@ -146,6 +146,15 @@ impl ArchiveUrl {
         }
     }
 
+    /// Opens the store at this place to be looked at. A folder that is not there is not created: it is an empty archive
+    /// with the room of the disk that it would be on.
+    pub fn open_to_plan(&self, options: &ArchiveOptions) -> Result<Box<dyn ObjectStore>, StoreError> {
+        match self {
+            Self::Folder(path) => Ok(folder(FileStore::open_to_plan(path)?, options)),
+            Self::S3 { .. } => self.open(options),
+        }
+    }
+
     /// Opens the store at this place and creates nothing; `None` where there is no folder. Whether a bucket is
     /// there is seen by the first call.
     pub fn open_existing(

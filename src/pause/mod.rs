@@ -53,7 +53,7 @@ pub use plan::{ImageFile, KnownHashes, PlannedFile, Reusable, UploadOptions, Upl
 pub use prune::{PruneError, PruneOptions, PruneReport, prune};
 pub use small::SMALL_BYTES_MAX;
 pub use state::{BucketState, Event, Refusal};
-pub use upload::{NewObjects, UploadError, Uploaded, probe, upload, weigh};
+pub use upload::{NewObjects, UploadError, Uploaded, check_room, probe, upload, weigh};
 pub use verify::{BadObject, CheckError, Difference, VerifyError, check_local, verify};
 
 /// How far a call has come. The numbers of one call never fall.

@@ -126,29 +126,48 @@ pub struct Uploaded {
     pub new: NewObjects,
 }
 
-/// Whether the archive has room for what the plan uploads, as far as can be told beforehand: nobody knows how many bytes
-/// encoded files have before they are.
+/// Whether the archive has room for what the plan uploads, as far as it can tell beforehand. `weigh` says how much that
+/// is, and is asked only where there is no room for the files as they are.
 fn require_archive_room(
     plan: &UploadPlan,
     store: &dyn ObjectStore,
+    weigh: impl FnOnce() -> Result<NewObjects, UploadError>,
     until: &Until,
 ) -> Result<(), UploadError> {
-    if plan.options.encoding.is_some() {
+    let Some(free_bytes) = store.room_bytes(until).map_err(store_error)? else { return Ok(()) };
+    if free_bytes >= plan.new_bytes() {
         return Ok(());
     }
-    let needed_bytes = plan.new_bytes();
-    match store.room_bytes(until).map_err(store_error)? {
-        Some(free_bytes) if free_bytes < needed_bytes => {
-            Err(UploadError::ArchiveFull { store: store.describe(), free_bytes, needed_bytes })
-        }
-        _ => Ok(()),
+    let needed_bytes = weigh()?.bytes;
+    if free_bytes >= needed_bytes {
+        return Ok(());
     }
+    Err(UploadError::ArchiveFull { store: store.describe(), free_bytes, needed_bytes })
 }
 
-/// Carries the plan out. Where the archive has too little room nothing is put there. Where the store takes no drafts, encoded files are made in the folder `scratch`, which is
-/// created for them and removed, whatever comes of the call. Bytes of files count as done when their objects, or parts
-/// of them, are durable. What was uploaded is added to `reusable` and `known`. Carrying out a plan again is fine: an
-/// object that went half in parts is taken up. Parts that nobody takes up are removed by a prune.
+/// Whether there is room for the plan, which puts `new`: in the archive, and where files are encoded before they are
+/// uploaded, in `folder` for as many as lie there at a time.
+pub fn check_room(
+    plan: &UploadPlan,
+    new: NewObjects,
+    (store, folder): (&dyn ObjectStore, &Path),
+    until: &Until,
+) -> Result<(), UploadError> {
+    require_archive_room(plan, store, || Ok(new), until)?;
+    if plan.options.encoding.is_none() || store.in_drafts().is_some() {
+        return Ok(());
+    }
+    let new: Vec<(usize, &PlannedFile)> = plan.only_new().collect();
+    let most = batches_of(&new).map(|batch| total_bytes(batch.iter().map(|(_, planned)| *planned))).max();
+    Ok(require_room(folder, most.unwrap_or(0))?)
+}
+
+/// Carries the plan out. Where the archive has too little room nothing is put there; what is encoded counts as it will be
+/// there, and is encoded once more to know where the room is too little for the files as they are. Where the store takes
+/// no drafts, encoded files are made in the folder `scratch`, which is created for them and removed, whatever comes of
+/// the call. Bytes of files count as done when their objects, or parts of them, are durable. What was uploaded is added to
+/// `reusable` and `known`. Carrying out a plan again is fine: an object that went half in parts is taken up. Parts that
+/// nobody takes up are removed by a prune.
 pub fn upload(
     plan: &UploadPlan,
     (store, scratch): (&dyn ObjectStore, &Path),
@@ -157,7 +176,7 @@ pub fn upload(
     until: &Until,
     on_progress: &mut dyn FnMut(Progress),
 ) -> Result<Uploaded, UploadError> {
-    require_archive_room(plan, store, until)?;
+    require_archive_room(plan, store, || weigh(plan, store.parallel(), reusable, until), until)?;
     let mut act = Act {
         plan,
         reusable,
@@ -284,12 +303,9 @@ impl Act<'_> {
         encoding: Encoding,
     ) -> Result<(), UploadError> {
         let new: Vec<(usize, &PlannedFile)> = self.plan.only_new().collect();
-        let mut rest = new.as_slice();
         fs::create_dir(scratch).at("create the folder", scratch)?;
         let _scratch = Scratch(scratch);
-        while !rest.is_empty() {
-            let (batch, later) = rest.split_at(batch_of(rest));
-            rest = later;
+        for batch in batches_of(&new) {
             let bytes = total_bytes(batch.iter().map(|(_, planned)| *planned));
             require_room(scratch, bytes)?;
             let paths: Vec<PathBuf> =
@@ -421,14 +437,21 @@ impl Scale {
     }
 }
 
-/// How many of the files are encoded at a time.
-fn batch_of(files: &[(usize, &PlannedFile)]) -> usize {
-    let mut bytes = 0_u64;
-    let fits = |(_, planned): &&(usize, &PlannedFile)| {
-        bytes = bytes.saturating_add(planned.image.length_bytes);
-        bytes <= ENCODED_AHEAD_BYTES
-    };
-    files.iter().take_while(fits).count().max(1)
+/// The files that are encoded at a time.
+fn batches_of<'a, 'p>(
+    files: &'a [(usize, &'p PlannedFile)],
+) -> impl Iterator<Item = &'a [(usize, &'p PlannedFile)]> {
+    let mut rest = files;
+    std::iter::from_fn(move || {
+        let mut bytes = 0_u64;
+        let fits = |(_, planned): &&(usize, &PlannedFile)| {
+            bytes = bytes.saturating_add(planned.image.length_bytes);
+            bytes <= ENCODED_AHEAD_BYTES
+        };
+        let (batch, later) = rest.split_at(rest.iter().take_while(fits).count().max(1).min(rest.len()));
+        rest = later;
+        (!batch.is_empty()).then_some(batch)
+    })
 }
 
 fn encode<'a>(planned: &'a PlannedFile, encoding: Encoding, to: Option<&'a PathBuf>) -> FileEncode<'a> {

@@ -1,6 +1,7 @@
 //! Buckets that are fed by the test, put to sleep and woken up.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::io::{self, Read};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -144,6 +145,22 @@ pub(crate) fn options() -> IngestOptions {
 /// Lines of documents whose member `n` is their number.
 pub(crate) fn lines(numbers: std::ops::Range<u32>) -> String {
     numbers.map(|n| format!("{{\"id\":\"d{n:05}\",\"n\":{n}}}\n")).collect::<Vec<_>>().concat()
+}
+
+/// Lines of documents whose keys are long and not alike: of 4 KB.
+pub(crate) fn long_lines(numbers: std::ops::Range<u32>) -> String {
+    const KEY_BYTES: usize = 4000;
+    let mut lines = String::new();
+    for n in numbers {
+        write!(lines, "{{\"id\":\"d{n:05}\",\"n\":\"{n:05}").unwrap();
+        let mut state = u64::from(n) + 1;
+        for _ in 0..KEY_BYTES / 8 {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            write!(lines, "{:08x}", state >> 32).unwrap();
+        }
+        lines.push_str("\"}\n");
+    }
+    lines
 }
 
 pub(crate) fn input(text: String) -> Input {

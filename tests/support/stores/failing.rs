@@ -39,6 +39,8 @@ pub(crate) struct Failing<'a> {
     pub(crate) one_at_a_time: bool,
     /// Is called before each call with its number, what it does, and to what.
     pub(crate) before: Option<&'a BeforeCall<'a>>,
+    /// What it says of its room.
+    pub(crate) room_bytes: Option<u64>,
 }
 
 /// What happens before a call of a [`FailingStore`].
@@ -48,7 +50,8 @@ impl<'a> FailingStore<'a> {
     /// Fails the call number `fail_at`, counted from 1; 0 fails none.
     pub(crate) fn new(inner: &'a dyn ObjectStore, fail_at: usize, fails: Fails) -> Self {
         let (calls, puts) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self::around(inner, Failing { fail_at, fails, calls, puts, one_at_a_time: false, before: None })
+        let (one_at_a_time, before, room_bytes) = (false, None, None);
+        Self::around(inner, Failing { fail_at, fails, calls, puts, one_at_a_time, before, room_bytes })
     }
 
     /// Calls that were made.
@@ -104,5 +107,8 @@ impl Around for Failing<'_> {
 
     fn parallel(&self, of_inner: usize) -> usize {
         if self.one_at_a_time { 1 } else { of_inner }
+    }
+    fn room_bytes(&self) -> Option<u64> {
+        self.room_bytes
     }
 }
