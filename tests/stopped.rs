@@ -7,7 +7,7 @@ use dormouse::bucket::{
     CancelError, IntakeError, PauseError, PauseOptions, ResumeError, ResumeOptions, TaskId,
 };
 use dormouse::event::{Seqno, VbId};
-use dormouse::index::{KeyRange, ScanQuery};
+use dormouse::index::ScanQuery;
 use dormouse::objstore::{Operation, StoreError};
 use dormouse::pause::{Manifest, ManifestError, PruneOptions, list_pauses, prune, verify};
 use dormouse::shard::StoreKind;
@@ -52,15 +52,10 @@ fn every_call_tells_how_its_limit_ended() {
         let paused = bucket.pause(&world.store, PauseOptions::default(), &until, &mut |_| {});
         let (none, config) = (ResumeOptions::default(), &world.config);
         let resumed = world.data.resume(&named("asleep"), &world.store, none, config, &until, nothing);
-        let scanned = match bucket.scan(&name, &KeyRange::default(), false, &until) {
-            Ok(mut scan) => failed("scan", scan.next().unwrap()),
-            Err(error) => failed("scan", Err::<(), _>(error)),
-        };
         let calls = [
             failed("ingest", ingested),
             failed("pause", paused),
             failed("resume", resumed),
-            scanned,
             failed("query", bucket.query(&name, &later, &until)),
             failed("tasks", world.data.wait_for_tasks(world.data.tasks().revision, &until)),
             failed("verify", verify(&manifest, &world.store, &until)),

@@ -78,6 +78,12 @@ pub(crate) struct Behaviour {
 }
 
 impl Behaviour {
+    /// Whether a stream of a vbucket that began at `start` sends nothing.
+    fn stalls(&self, vb: u16, start: u64, node: usize) -> bool {
+        let from_zero = start == 0 && self.stalled_from_zero.contains(&vb);
+        from_zero || self.stalled || self.stalled_nodes.contains(&node)
+    }
+
     /// What is sent is sent at once, and as a whole.
     pub(crate) fn be_quick(&mut self) {
         (self.pieces, self.bytes_a_second) = (None, None);

@@ -271,10 +271,7 @@ impl Serve {
             };
             let mut more = false;
             seen.is_full = false;
-            let is_stalled = |stream: &Stream| {
-                let from_zero = stream.start == 0 && behaviour.stalled_from_zero.contains(&stream.vb);
-                from_zero || behaviour.stalled || behaviour.stalled_nodes.contains(&self.node)
-            };
+            let is_stalled = |stream: &Stream| behaviour.stalls(stream.vb, stream.start, self.node);
             for stream in self.streams.values_mut().filter(|stream| !is_stalled(stream) || stream.is_ended) {
                 let vb = usize::from(stream.vb);
                 let is_here = vbs[vb].is_active && owners[vb] == Some(self.node);
