@@ -191,48 +191,6 @@ fn system_events_are_told_and_those_that_nobody_knows_only_move_the_stream_on() 
 }
 
 #[test]
-fn a_system_event_whose_value_is_in_another_form_is_told_by_its_number() {
-    let producer = Producer::start(1);
-    let followed = open(&producer.config(), 44);
-    followed.follow(0, Position::ZERO);
-    followed.next();
-    // As recorded, of a server that was asked for such values; the first stream has the first opaque.
-    let extras = [&14_u64.to_be_bytes()[..], &[0, 0, 0, 0, 2]].concat();
-    let value = b"\x18\0\0\0\0\0\0\0\x10\0 \0\x18\0\x08\0";
-    let event =
-        Raw { magic: 0x80, opcode: 0x5f, opaque: 1, extras: &extras, key: b"ttl", value, ..Raw::default() };
-    producer.inject(&event.bytes());
-    assert_eq!(followed.next(), [(0, 14, "CollectionCreate".to_owned())]);
-    followed.close();
-}
-
-#[test]
-fn what_carries_the_number_of_its_stream_is_the_same_and_is_acknowledged_to_the_byte() {
-    let events = [false, true].map(|numbers| {
-        let producer = Producer::start(1);
-        producer.behave(|behaviour| behaviour.numbers_streams = numbers);
-        for number in 0..50 {
-            producer.put(0, &format!("d{number}"), "1");
-        }
-        producer.delete(0, "d3");
-        let followed = open(&DcpConfig { window_bytes: 1000, ..producer.config() }, 45);
-        followed.follow_to(0, 51);
-        let events = followed.until_ends(1);
-        let stats = followed.connection.stats();
-        eventually("all but a fifth of the window is acknowledged", || {
-            let seen = producer.seen();
-            let is_counted = (stats.window_bytes(), stats.acked_bytes()) == (seen.sent, seen.acked);
-            is_counted && seen.acked + 200 > seen.sent
-        });
-        followed.close();
-        producer.check();
-        events
-    });
-    assert_eq!(events[0], events[1]);
-    assert_eq!(events[0].len(), 53);
-}
-
-#[test]
 fn an_out_of_order_snapshot_has_its_edges_and_its_documents_as_they_come() {
     let producer = Producer::start(1);
     for key in ["c", "a", "b"] {

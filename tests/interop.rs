@@ -7,12 +7,14 @@ use std::net::TcpStream;
 use dormouse::bucket::{FollowCause, FollowOptions, IntakeError};
 use dormouse::event::{StreamEndReason, StreamStatus};
 use dormouse::shard::StoreKind;
-use dormouse::source::dcp::CollectionId;
+use dormouse::source::dcp::{CollectionId, DcpConfig};
+use dormouse::timestamp::Position;
 use tempfile::TempDir;
 
 use crate::support::capture::{Capture, Captured};
 use crate::support::consumer::{Consumer, expected, follow, write};
 use crate::support::eventually;
+use crate::support::followed::open;
 use crate::support::path::Dice;
 use crate::support::producer::{BUCKET_NAME, PASSWORD, Producer, Raw, USER, What};
 
@@ -173,6 +175,48 @@ fn what_is_told_depends_on_what_was_agreed_on() {
         let window = [4_u64.to_be_bytes().to_vec(), 4_u64.to_be_bytes().to_vec(), vec![0, 0, 0, 5]].concat();
         assert_eq!(client.next_of(0x56).3, window, "from memory it begins with the change");
     }
+}
+
+#[test]
+fn a_system_event_whose_value_is_in_another_form_is_told_by_its_number() {
+    let producer = Producer::start(1);
+    let followed = open(&producer.config(), 44);
+    followed.follow(0, Position::ZERO);
+    followed.next();
+    // As recorded, of a server that was asked for such values; the first stream has the first opaque.
+    let extras = [&14_u64.to_be_bytes()[..], &[0, 0, 0, 0, 2]].concat();
+    let value = b"\x18\0\0\0\0\0\0\0\x10\0 \0\x18\0\x08\0";
+    let event =
+        Raw { magic: 0x80, opcode: 0x5f, opaque: 1, extras: &extras, key: b"ttl", value, ..Raw::default() };
+    producer.inject(&event.bytes());
+    assert_eq!(followed.next(), [(0, 14, "CollectionCreate".to_owned())]);
+    followed.close();
+}
+
+#[test]
+fn what_carries_the_number_of_its_stream_is_the_same_and_is_acknowledged_to_the_byte() {
+    let events = [false, true].map(|numbers| {
+        let producer = Producer::start(1);
+        producer.behave(|behaviour| behaviour.numbers_streams = numbers);
+        for number in 0..50 {
+            producer.put(0, &format!("d{number}"), "1");
+        }
+        producer.delete(0, "d3");
+        let followed = open(&DcpConfig { window_bytes: 1000, ..producer.config() }, 45);
+        followed.follow_to(0, 51);
+        let events = followed.until_ends(1);
+        let stats = followed.connection.stats();
+        eventually("all but a fifth of the window is acknowledged", || {
+            let seen = producer.seen();
+            let is_counted = (stats.window_bytes(), stats.acked_bytes()) == (seen.sent, seen.acked);
+            is_counted && seen.acked + 200 > seen.sent
+        });
+        followed.close();
+        producer.check();
+        events
+    });
+    assert_eq!(events[0], events[1]);
+    assert_eq!(events[0].len(), 53);
 }
 
 /// A bucket that follows a producer which has some documents.
