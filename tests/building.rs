@@ -17,6 +17,7 @@ use crate::support::{eventually, watchdog};
 for_each_store! {
     each_vbucket_is_handed_over_at_its_own_time_while_documents_change,
     a_roll_back_to_before_an_index_was_made_brings_it_up_again,
+    a_first_index_is_unfinished_until_what_the_cluster_had_is_there,
 }
 
 const VBUCKETS: u16 = 8;
@@ -117,6 +118,48 @@ fn a_roll_back_to_before_an_index_was_made_brings_it_up_again(store: StoreKind) 
         consumer.indexed() == expected(&producer) && consumer.indexed_by(&second()) == expected(&producer)
     });
     finish(consumer, producer, &[by_n(), second()]);
+}
+
+fn a_first_index_is_unfinished_until_what_the_cluster_had_is_there(store: StoreKind) {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut dice) = (Producer::start(VBUCKETS), Dice::new(6));
+    write(&producer, &mut dice, 2000);
+    let refused = |consumer: &Consumer| {
+        let scan = consumer.bucket.scan(by_n().name(), &KeyRange::default(), false, &watchdog());
+        matches!(scan, Err(IndexError::Building { .. }))
+    };
+    let mut consumer = Consumer::open(folder.path(), store, VBUCKETS);
+    assert!(refused(&consumer), "before anything came");
+    producer.behave(|behaviour| behaviour.stalled_from_zero = BTreeSet::from([5]));
+    consumer.begin(follow(&producer, false));
+    eventually("the others are there", || {
+        let (reached, highs) = (consumer.reached(), producer.highs());
+        (0..8).all(|vb| vb == 5 || reached[vb] == highs[vb])
+    });
+    assert!(refused(&consumer), "while one vbucket is to come");
+    assert!(matches!(consumer.end(), Err(IntakeError::Stopped { .. })));
+    consumer.close();
+    let mut consumer = Consumer::open(folder.path(), store, VBUCKETS);
+    assert!(refused(&consumer), "after a restart");
+    producer.behave(|behaviour| behaviour.stalled_from_zero.clear());
+    consumer.begin(follow(&producer, false));
+    wait_until_ready(&consumer, &producer, &mut dice, &by_n());
+    finish(consumer, producer, &[by_n()]);
+}
+
+#[test]
+fn the_indexes_of_a_cluster_without_documents_are_finished_once_it_was_asked() {
+    let folder = TempDir::new().unwrap();
+    let producer = Producer::start(VBUCKETS);
+    let consumer = Consumer::open(folder.path(), StoreKind::Lsm, VBUCKETS);
+    for index in [by_n(), second()] {
+        consumer.bucket.ensure_index(&index, false).unwrap();
+        assert_eq!(state(&consumer, &index), IndexState::Building);
+        consumer.once(&producer);
+        assert!(consumer.indexed_by(&index).is_empty());
+    }
+    consumer.close();
+    producer.check();
 }
 
 #[test]

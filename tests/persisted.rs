@@ -67,6 +67,8 @@ fn changes_that_a_failover_loses_were_never_in_the_index() {
     let (producer, mut dice) = (producer(), Dice::new(21));
     let mut consumer = Consumer::open(folder.path(), StoreKind::Memdb, VBUCKETS);
     consumer.begin(FollowOptions { connections: 2, ..options(&producer) });
+    // It is finished before anything is there that may be lost.
+    assert!(consumer.indexed().is_empty());
     let (mut number, mut lost, mut seen) = (0, BTreeSet::new(), BTreeSet::new());
     for round in 0..40 {
         for _ in 0..dice.below(60) {

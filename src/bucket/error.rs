@@ -173,8 +173,8 @@ pub enum IndexError {
     },
     /// A second stream fills it.
     #[error(
-        "cannot scan index `{index}`: it is being built, {covered} of {changes} changes are in it; follow bucket \
-         {bucket} until it is finished"
+        "cannot scan index `{index}`: it is being built, {covered} of the {changes} changes that came so far are in it; \
+         follow bucket {bucket} until it is finished"
     )]
     Building {
         /// The bucket.

@@ -16,12 +16,13 @@ use super::meta::{IndexEntry, IndexState, SourceKind};
 use super::tasks::{Task, TaskKind};
 
 impl Bucket {
-    /// Makes sure that there is such an index. On a bucket that has data from files a new one needs `rebuild`, which
-    /// says that all documents are going to be ingested again; it can be scanned after that. On one that follows a
-    /// cluster it is built by a stream of its own the next time that it is followed. On a bucket without data it can be
-    /// scanned at once, and while the first changes come a scan gives what came so far, as it does after a shard was
-    /// rolled back to zero: who needs more says so by [`ScanQuery::at_least`](crate::index::ScanQuery::at_least). Indexes
-    /// do not change while something is ingested: a new one would miss what is under way.
+    /// Makes sure that there is such an index. On a bucket of files without data it can be scanned at once; on one that
+    /// has data a new one needs `rebuild`, which says that all documents are going to be ingested again, and can be
+    /// scanned after that. On a bucket that follows a cluster an index can be scanned once following has brought it to
+    /// where the cluster's vbuckets were when it began: the first ones are filled by the streams of the bucket, later
+    /// ones by streams of their own. It stays so after a shard was rolled back, and a scan gives what came again so far:
+    /// who needs more says so by [`ScanQuery::at_least`](crate::index::ScanQuery::at_least). Indexes do not change while
+    /// something is ingested: a new one would miss what is under way.
     pub fn ensure_index(&self, wanted: &IndexDefinition, rebuild: bool) -> Result<(), IndexError> {
         self.ensure_indexes(std::slice::from_ref(wanted), rebuild)
     }
@@ -48,7 +49,8 @@ impl Bucket {
             if has_data && !rebuild && !comes_again {
                 return Err(IndexError::NeedsRebuild { bucket: self.name(), wanted: first.clone() });
             }
-            let state = if has_data { IndexState::Building } else { IndexState::Ready };
+            // What a cluster has already comes only once it is followed: till then nothing is there that is whole.
+            let state = if has_data || comes_again { IndexState::Building } else { IndexState::Ready };
             self.change_meta(|meta| {
                 for definition in new {
                     let inst = meta.next_inst;

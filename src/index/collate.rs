@@ -132,19 +132,28 @@ pub fn encode_missing(out: &mut Vec<u8>) {
 
 /// Appends the encoding of a string, which is that of the JSON value.
 pub fn encode_str(text: &str, out: &mut Vec<u8>) {
-    out.push(STRING);
-    let mut rest = text.as_bytes();
+    let bytes = text.as_bytes();
     // Nearly no text has such a byte, and most are short: this look has no branch for each byte.
-    if rest.iter().fold(u8::MAX, |lowest, byte| lowest.min(*byte)) <= ESCAPE {
-        while let Some((plain, [byte, behind @ ..])) =
-            memchr::memchr2(END, ESCAPE, rest).map(|place| rest.split_at(place))
-        {
-            out.extend_from_slice(plain);
-            out.extend_from_slice(&[ESCAPE, byte + 1]);
-            rest = behind;
-        }
+    if bytes.iter().fold(u8::MAX, |lowest, byte| lowest.min(*byte)) > ESCAPE {
+        return encode_plain(text, out);
+    }
+    out.push(STRING);
+    let mut rest = bytes;
+    while let Some((plain, [byte, behind @ ..])) =
+        memchr::memchr2(END, ESCAPE, rest).map(|place| rest.split_at(place))
+    {
+        out.extend_from_slice(plain);
+        out.extend_from_slice(&[ESCAPE, byte + 1]);
+        rest = behind;
     }
     out.extend_from_slice(rest);
+    out.push(END);
+}
+
+/// Appends the encoding of a string without control characters.
+pub(super) fn encode_plain(text: &str, out: &mut Vec<u8>) {
+    out.push(STRING);
+    out.extend_from_slice(text.as_bytes());
     out.push(END);
 }
 

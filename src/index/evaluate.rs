@@ -119,9 +119,10 @@ impl KeyList {
     pub(super) fn push_parts<'v>(&mut self, parts: impl Iterator<Item = Part<'v>>) {
         let start = self.bytes.len();
         let mut is_whole = true;
-        for (place, part) in parts.enumerate() {
+        for part in parts {
             match part {
-                Part::Missing if place == 0 => return,
+                // The leading one: any other stands behind bytes, or behind one that was cut.
+                Part::Missing if is_whole && self.bytes.len() == start => return,
                 Part::Missing => collate::encode_missing(&mut self.bytes),
                 Part::Whole(bytes) => self.bytes.extend_from_slice(bytes),
                 Part::Cut(_) => is_whole = false,
@@ -160,7 +161,7 @@ impl KeyList {
     pub(super) fn sort(&mut self) {
         let bytes = &self.bytes;
         // As they mostly are: there is one key, or the array was in order.
-        if self.spans.is_sorted_by(|a, b| of(bytes, *a) < of(bytes, *b)) {
+        if self.spans.len() < 2 || self.spans.is_sorted_by(|a, b| of(bytes, *a) < of(bytes, *b)) {
             return;
         }
         self.spans.sort_unstable_by(|a, b| of(bytes, *a).cmp(of(bytes, *b)));

@@ -37,7 +37,7 @@ pub struct KeyPlan {
 struct PlannedIndex {
     /// Number of each part's path; none of a primary index.
     parts: Option<Vec<usize>>,
-    /// Which part's path has a `[]`.
+    /// Number of the path that has a `[]`.
     array: Option<usize>,
     filter: Option<Expr<usize>>,
 }
@@ -187,7 +187,8 @@ impl KeyPlan {
             let (parts, array) = match definition.kind() {
                 IndexKind::Primary => (None, None),
                 IndexKind::Secondary { paths } => {
-                    (Some(paths.iter().map(number).collect()), paths.iter().position(KeyPath::is_array))
+                    let array = paths.iter().find(|path| path.is_array());
+                    (Some(paths.iter().map(number).collect()), array.map(number))
                 }
             };
             let filter = definition.filter().map(|filter| filter.0.map(&mut |path| number(path)));
@@ -227,16 +228,13 @@ impl KeyPlan {
 }
 
 fn composite_keys(paths: &[usize], array: Option<usize>, read: &Extract, out: &mut KeyList) {
-    let part = |place: usize, path: usize, element: usize| {
-        read.piece(path, if Some(place) == array { element } else { 0 })
-    };
-    let (count, too_many) =
-        array.and_then(|place| paths.get(place)).map_or((0, false), |path| read.count(*path));
+    let (count, too_many) = array.map_or((0, false), |path| read.count(path));
     if too_many {
         out.leave_out();
     }
     for element in 0..count.max(1) {
-        out.push_parts(paths.iter().enumerate().map(|(place, path)| part(place, *path, element)));
+        let of_array = |path: usize| if array == Some(path) { element } else { 0 };
+        out.push_parts(paths.iter().map(|path| read.piece(*path, of_array(*path))));
     }
 }
 
@@ -522,6 +520,14 @@ impl<'d> Visitor<'d> for Encode<'_> {
     fn visit_f64<E>(self, value: f64) -> Result<(), E> {
         if !self.is_full() {
             collate::encode_double(value, self.out);
+        }
+        Ok(())
+    }
+
+    fn visit_borrowed_str<E>(self, value: &'d str) -> Result<(), E> {
+        // As it stands in the document, where control characters are escaped.
+        if !self.is_full() {
+            collate::encode_plain(value, self.out);
         }
         Ok(())
     }

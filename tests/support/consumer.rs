@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dormouse::bucket::{
     Bucket, BucketConfig, BucketError, BucketSpec, DataDir, DataDirError, FollowOptions, FollowReport,
-    IntakeError, SourceKind,
+    IndexError, IndexState, IntakeError, SourceKind,
 };
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::shard::{OpenError, ShardSetConfig, StoreKind};
@@ -130,15 +130,24 @@ impl Consumer {
         self.indexed_by(&by_n())
     }
 
+    /// The same of another index. One that is filled still is waited for.
     pub(crate) fn indexed_by(&self, index: &IndexDefinition) -> BTreeSet<(i64, String)> {
-        let scan = self.bucket.scan(index.name(), &KeyRange::default(), false, &forever()).unwrap();
-        scan.map(|found| found.unwrap()).map(|entry| (number(&entry.key[0]), entry.id)).collect()
+        let mut begun = None;
+        eventually("the index is built", || {
+            begun = match self.bucket.scan(index.name(), &KeyRange::default(), false, &forever()) {
+                Err(IndexError::Building { .. }) => None,
+                scan => Some(scan.unwrap()),
+            };
+            begun.is_some()
+        });
+        begun.unwrap().map(|found| found.unwrap()).map(|entry| (number(&entry.key[0]), entry.id)).collect()
     }
 
-    /// Waits until every vbucket is where the producer is.
+    /// Waits until every vbucket is where the producer is, and the index `by_n` is finished.
     pub(crate) fn catch_up(&self, producer: &Producer) {
         let what = || format!("everything is there; {}", self.compare(producer));
-        eventually_or(what, || self.reached() == producer.highs());
+        let is_finished = || self.bucket.describe().indexes[0].state == IndexState::Ready;
+        eventually_or(what, || self.reached() == producer.highs() && is_finished());
     }
 
     /// Waits until the index holds what the producer has, also where that has other changes at the same seqnos.
