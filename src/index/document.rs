@@ -3,36 +3,31 @@
 //! A document is JSON in UTF-8 with at most [`DOCUMENT_DEPTH_MAX`] arrays and objects within each other. The last of
 //! duplicate members wins. Integers of 64 bits keep their value, other numbers are the nearest double.
 //!
-//! The text is walked by the parser of `serde_json`, whose own values are made only for who asks. It was measured
-//! against the alternatives, each over the whole document with the same members taken out, on documents of 200 B, 2 KiB
-//! and 20 KiB: `serde_json` took 0.46, 1.7 and 15 µs, `sonic-rs` 0.5 as a reader of serde 0.59, 2.4 and 22, its lazy
-//! values 1.2, 2.2 and 13, `simd-json` 0.19 0.45, 2.2 and 21 with the copy that it wants to write into, and `jiter` 0.19
-//! 0.65, 2.5 and 21; values of `serde_json` took 1.3, 8 and 101. Documents that nest deep overflow the stack of
-//! `sonic-rs`, which ends the process (its issue 232). A reader of our own for the same seeds took an eighth to a third
-//! less instructions for a whole evaluation; to read JSON is not what this crate is for.
+//! The text is walked by the readers of serde, whose values are made only for who asks: by [a quick one](super::json),
+//! and where that refuses the text by `serde_json`, which reads all the rest and says what is wrong. Other crates were
+//! measured as they are, each over the whole document with the same members taken out, on documents of 200 B, 2 KiB and
+//! 20 KiB: `serde_json` took 0.46, 1.7 and 15 µs, `sonic-rs` 0.5 as a reader of serde 0.59, 2.4 and 22, its lazy values
+//! 1.2, 2.2 and 13, `simd-json` 0.19 0.45, 2.2 and 21 with the copy that it wants to write into, and `jiter` 0.19 0.65,
+//! 2.5 and 21; values of `serde_json` took 1.3, 8 and 101. Documents that nest deep overflow the stack of `sonic-rs`,
+//! which ends the process (its issue 232). What `serde_json` skips it does not check enough for a document: any depth
+//! passes, numbers beyond a double and halves of surrogate pairs.
 //!
-//! What nobody asks for is skipped with `IgnoredAny`, which checks syntax, escapes and control characters, but lets pass
-//! what is no document all the same: any depth, numbers beyond a double and halves of surrogate pairs. A text is looked
-//! at for signs of these first, with plain loops over its bytes that are far quicker than parsing. Where there is one,
-//! and in a short text, everything is parsed.
-//!
-//! Invariants: the stack that a document takes is bounded, as every seed below counts its depth and skipping does not
-//! recurse; whether a text is a document does not depend on who asks for what.
+//! Invariants: the stack that a document takes is bounded, as every seed below counts its depth, and so does skipping;
+//! whether a text is a document does not depend on who asks for what.
 
 use std::cell::OnceCell;
 use std::fmt;
 use std::str::Utf8Error;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 use crate::event::Xattrs;
 
+use super::json;
+
 /// The most arrays and objects that may lie within each other in a document.
 pub const DOCUMENT_DEPTH_MAX: usize = 128;
-
-/// In a shorter text there is too little to skip for a look at the whole of it beforehand.
-const SKIP_BYTES_MIN: usize = 512;
 
 /// Why bytes are no document.
 #[derive(Debug, thiserror::Error)]
@@ -85,21 +80,32 @@ impl<'d> Document<'d> {
         if let Some(value) = self.value.get() {
             return Ok(value);
         }
-        let value = self.text.map(|text| read(text, |_| ValueSeed { place: Place::TOP })).transpose()?;
+        let value = self.text.map(|text| read(text, |place| ValueSeed { place })).transpose()?;
         Ok(self.value.get_or_init(|| value.unwrap_or_default()))
     }
 }
 
-/// Reads a document to its end with a seed that counts depth, and that is told of the text.
+/// Reads a document to its end with a seed that counts depth, from the place that it is given. It may be made twice.
 pub(crate) fn read<'d, S: DeserializeSeed<'d>>(
     text: &'d [u8],
-    seed: impl FnOnce(&str) -> S,
+    seed: impl Fn(Place) -> S,
 ) -> Result<S::Value, DocumentError> {
     let text = std::str::from_utf8(text)?;
+    match json::read(text, &mut String::new(), seed(Place::CHECKED)) {
+        Ok(read) => Ok(read),
+        Err(json::Refused) => read_slowly(text, seed(Place::TOP)),
+    }
+}
+
+/// The same of a text that is not read quickly, or is no document.
+pub(super) fn read_slowly<'d, S: DeserializeSeed<'d>>(
+    text: &'d str,
+    seed: S,
+) -> Result<S::Value, DocumentError> {
     let mut reader = serde_json::Deserializer::from_str(text);
     // Its own limit is one lower, and the seeds count.
     reader.disable_recursion_limit();
-    let read = seed(text).deserialize(&mut reader)?;
+    let read = seed.deserialize(&mut reader)?;
     reader.end()?;
     Ok(read)
 }
@@ -109,18 +115,15 @@ pub(crate) fn read<'d, S: DeserializeSeed<'d>>(
 pub(crate) struct Place {
     /// Arrays and objects around it.
     depth: usize,
-    /// What nobody asks for may be skipped.
+    /// The reader checks what it skips.
     may_skip: bool,
 }
 
 impl Place {
     /// The whole document, of which nothing is skipped.
     pub(crate) const TOP: Self = Self { depth: 0, may_skip: false };
-
-    /// The whole of this document.
-    pub(crate) fn top_of(text: &str) -> Self {
-        Self { may_skip: text.len() >= SKIP_BYTES_MIN && is_plain(text.as_bytes()), ..Self::TOP }
-    }
+    /// The same where what nobody asks for may be.
+    pub(super) const CHECKED: Self = Self { may_skip: true, ..Self::TOP };
 
     /// The place of what lies within an array or object.
     pub(crate) fn within<E: Error>(self) -> Result<Self, E> {
@@ -131,43 +134,6 @@ impl Place {
         }
         Ok(Self { depth: self.depth + 1, ..self })
     }
-}
-
-/// Whether a text is a document if skipping finds nothing wrong with it.
-fn is_plain(text: &[u8]) -> bool {
-    // Few openings, in strings or not, cannot nest deep.
-    let openings = memchr::memchr2_iter(b'[', b'{', text).take(DOCUMENT_DEPTH_MAX + 1).count();
-    openings <= DOCUMENT_DEPTH_MAX && !may_hold_surrogates(text) && !may_overflow(text)
-}
-
-/// Whether there is an escape from `\ud000` on, which halves of surrogate pairs are.
-fn may_hold_surrogates(text: &[u8]) -> bool {
-    memchr::memchr_iter(b'\\', text)
-        .any(|place| matches!(text.get(place + 1..place + 3), Some([b'u', b'd' | b'D'])))
-}
-
-/// Whether a number may be beyond a double: one with more than 94 digits in a row, or with an exponent of three.
-fn may_overflow(text: &[u8]) -> bool {
-    // So many digits in a row fill one of the chunks.
-    if text.chunks_exact(48).any(|chunk| chunk.iter().all(u8::is_ascii_digit)) {
-        return true;
-    }
-    // Without a branch, and so done for many bytes at a time.
-    let pairs = || text.iter().zip(text.iter().skip(1));
-    let is_exponent = |a: u8, b: u8| a.is_ascii_digit() && b | 0x20 == b'e';
-    if !pairs().fold(false, |found, (a, b)| found | is_exponent(*a, *b)) {
-        return false;
-    }
-    let exponents = pairs().enumerate().filter(|(_, (a, b))| is_exponent(**a, **b));
-    exponents.map(|(place, _)| text.split_at(place + 2)).any(|(before, after)| {
-        let is_long = match after {
-            [b'+', rest @ ..] | rest => rest.iter().take_while(|byte| byte.is_ascii_digit()).count() > 2,
-        };
-        let of_number = |byte: &u8| byte.is_ascii_digit() || matches!(byte, b'.' | b'-');
-        let before = before.iter().rev().skip(1).find(|byte| !of_number(byte));
-        // In a text such as a hash another character stands before the digits.
-        is_long && before.is_none_or(|byte| b"[:, \t\r\n".contains(byte))
-    })
 }
 
 /// The visits to what is neither array nor object, where none of them matters.
@@ -209,7 +175,7 @@ impl<'d> DeserializeSeed<'d> for Pass {
 
     fn deserialize<D: Deserializer<'d>>(self, reader: D) -> Result<(), D::Error> {
         if self.place.may_skip {
-            return reader.deserialize_ignored_any(IgnoredAny).map(drop);
+            return reader.deserialize_ignored_any(self);
         }
         reader.deserialize_any(self)
     }

@@ -13,6 +13,7 @@ mod definition;
 mod document;
 mod evaluate;
 mod filter;
+mod json;
 mod judge;
 mod path;
 mod plan;

@@ -16,9 +16,10 @@ use serde_json::Value;
 
 use super::collate;
 use super::definition::{IndexDefinition, IndexKind};
-use super::document::{DocumentError, Pass, Place, ValueSeed, pass_scalars, read};
+use super::document::{DocumentError, Pass, Place, ValueSeed, pass_scalars, read_slowly};
 use super::evaluate::{DOCUMENT_KEYS_MAX, KEY_BYTES_MAX, KeyList, Part};
 use super::filter::{Expr, Filter};
+use super::json;
 use super::judge::holds;
 use super::path::{KeyPath, Step};
 
@@ -69,6 +70,8 @@ struct Member {
 pub struct Extract {
     bytes: Vec<u8>,
     values: Vec<Values>,
+    /// Where the reader puts texts together.
+    scratch: String,
 }
 
 /// The values of one path.
@@ -201,7 +204,17 @@ impl KeyPlan {
     /// Reads what the indexes need of a document, and checks all of it.
     pub fn read(&self, text: &[u8], into: &mut Extract) -> Result<(), DocumentError> {
         into.begin(self.root.paths.len());
-        read(text, |text| Walk { node: &self.root, into, place: Place::top_of(text), is_element: false })
+        let text = std::str::from_utf8(text)?;
+        let mut scratch = std::mem::take(&mut into.scratch);
+        let walk = Walk { node: &self.root, into, place: Place::CHECKED, is_element: false };
+        let read = json::read(text, &mut scratch, walk);
+        scratch.shrink_to(KEPT_BYTES);
+        into.scratch = scratch;
+        if read.is_ok() {
+            return Ok(());
+        }
+        into.begin(self.root.paths.len());
+        read_slowly(text, Walk { node: &self.root, into, place: Place::TOP, is_element: false })
     }
 
     /// The same of a document that was read already.

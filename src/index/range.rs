@@ -15,7 +15,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::collate::{EncodeError, encode_value};
-use super::document::{Place, ValueSeed, read};
+use super::document::{ValueSeed, read};
 use super::shown;
 
 /// No byte of an entry after a prefix of its key is as high.
@@ -111,7 +111,7 @@ impl KeyRange {
     /// Parses one end of a range, a JSON array.
     pub fn parse_bound(text: &str) -> Result<Vec<Value>, RangeError> {
         // As deep as a document, because that is how deep the key of one may be with the array around it.
-        let why = match read(text.as_bytes(), |_| ValueSeed { place: Place::TOP }) {
+        let why = match read(text.as_bytes(), |place| ValueSeed { place }) {
             Ok(Value::Array(parts)) => return Ok(parts),
             Ok(Value::Object(_)) => "it is an object".to_owned(),
             Ok(_) => "it is a single value".to_owned(),

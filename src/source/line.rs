@@ -64,8 +64,7 @@ pub(super) fn parse_document<'l>(line: &'l [u8], id_field: &str) -> Result<Chang
     if line.len() > DOCUMENT_BYTES_MAX {
         return Err(LineProblem::TooLarge);
     }
-    let id =
-        read(line, |text| FindId { field: id_field, place: Place::top_of(text) }).map_err(bad_document)?;
+    let id = read(line, |place| FindId { field: id_field, place }).map_err(bad_document)?;
     let id = id.ok_or_else(|| LineProblem::NoId(id_field.to_owned()))?.check()?;
     Ok(Change::Upsert { id, document: line })
 }
@@ -80,7 +79,7 @@ pub(super) fn parse_change(line: &[u8]) -> Result<Change<'_>, LineProblem> {
             if document.len() > DOCUMENT_BYTES_MAX {
                 return Err(LineProblem::TooLarge);
             }
-            read(document, |text| Pass { place: Place::top_of(text) }).map_err(bad_document)?;
+            read(document, |place| Pass { place }).map_err(bad_document)?;
             Ok(Change::Upsert { id, document })
         }
         "delete" => Ok(Change::Delete { id }),
