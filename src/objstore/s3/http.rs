@@ -251,8 +251,9 @@ impl Answer {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// Why the body may have other bytes than came, if it may. The client unpacks what is packed, and recodes text of
-    /// another character set than UTF-8, where any crate of the program has switched that on, and does not tell.
+    /// Why the body may have other bytes than came, if it may. The client recodes text of another character set than
+    /// UTF-8, and unpacks what is packed, where any crate of the program has switched that on. The former it does not
+    /// tell; of what it unpacks it drops encoding and length, so that no content can be taken for whole.
     pub(super) fn changed(&self) -> Option<String> {
         let encoding = self.header("content-encoding").filter(|encoding| *encoding != PLAIN);
         if let Some(encoding) = encoding {
