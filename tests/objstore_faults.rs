@@ -369,7 +369,9 @@ fn what_a_busy_server_says_before_the_body_is_heard() {
 #[test]
 fn a_deadline_and_a_cancel_end_a_call_on_a_server_that_says_nothing() {
     let Some(scene) = Scene::new() else { return };
-    let (bare, x) = (scene.bare(), key("x"));
+    // No silence ends it.
+    let patient = S3Config { silence_limit: Duration::from_secs(60), ..scene.config.clone() };
+    let (bare, x) = (S3Store::open(patient).unwrap(), key("x"));
     scene.proxy.plan(Fault::Stall, 0, |_| true);
     let began = Instant::now();
     let bytes = content(100_000);
