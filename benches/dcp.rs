@@ -1,8 +1,8 @@
 //! The source `dcp`: decoding alone, and from a socket to an endpoint that does nothing.
 //!
-//! `decode/mutation_256` reads frames of 256 bytes from memory, header and message, on one core. `tcp/noop_endpoint` has
-//! a node in this process that writes such frames over loopback, as the flow-control window allows, and takes as long
-//! as it needs to have given what the workers of a data path make of them for one index to an endpoint that does
+//! `decode/mutation_256` reads frames of 256 bytes from memory, header and message, on one core. `tcp/noop_endpoint`
+//! has a node in this process that writes such frames over loopback, as the flow-control window allows, and takes as
+//! long as it needs to have given what the workers of a data path make of them for one index to an endpoint that does
 //! nothing. `elem/s` are events.
 #![expect(clippy::unwrap_used, reason = "in a bench a panic is the failure")]
 

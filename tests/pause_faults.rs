@@ -2,8 +2,8 @@
 //! and the same call succeeds afterwards.
 //!
 //! Each number of call fails in each of the ways of [`ALL_FAILS`] where the shards are of the kind `lsm`, and in one of
-//! them where they are of another kind, but for `DORMOUSE_LONG`. The archive is a store in memory that takes parts, or a
-//! folder, which takes drafts.
+//! them where they are of another kind, but for `DORMOUSE_LONG`. The archive is a store in memory that takes parts, or
+//! a folder, which takes drafts.
 
 use dormouse::bucket::{Bucket, BucketState, PauseError, PauseOptions};
 use dormouse::objstore::{CHUNK_BYTES, FileStore, ObjectStore};

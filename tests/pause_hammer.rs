@@ -1,5 +1,5 @@
-//! Pause, resume, cancel, ingest, new indexes and looks from many threads on several buckets: whatever wins, every bucket
-//! comes to rest, holds each document once, and no lock is left.
+//! Pause, resume, cancel, ingest, new indexes and looks from many threads on several buckets: whatever wins, every
+//! bucket comes to rest, holds each document once, and no lock is left.
 //!
 //! With `DORMOUSE_LONG` that goes on for longer.
 

@@ -1,11 +1,11 @@
 //! A night in the life of a bucket, many in a row: its documents change all the time, and everything happens to it that
 //! ever does, as the dice fall.
 //!
-//! This process is the cluster and the dark: it changes documents, cuts connections, moves vbuckets, takes them back and
-//! takes nodes away, and kills the service. The [service](service) is this binary once more, with a data folder, and
-//! follows, pauses, evicts, resumes here or elsewhere, and makes and drops an index, into a folder or a real S3 server,
-//! over stores that fail. Now and then, and at the end, every index holds what the cluster has. At the end no thread,
-//! file, lock or object is left over, and the service's memory is within its bound.
+//! This process is the cluster and the dark: it changes documents, cuts connections, moves vbuckets, takes them back
+//! and takes nodes away, and kills the service. The [service](service) is this binary once more, with a data folder,
+//! and follows, pauses, evicts, resumes here or elsewhere, and makes and drops an index, into a folder or a real S3
+//! server, over stores that fail. Now and then, and at the end, every index holds what the cluster has. At the end no
+//! thread, file, lock or object is left over, and the service's memory is within its bound.
 //!
 //! It takes a minute; `DORMOUSE_REHEARSAL=20m` makes it longer, `DORMOUSE_REHEARSAL_SEED` sets where it begins. Each
 //! night has the next seed, and with it another store of shards and another kind of archive.

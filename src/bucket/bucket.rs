@@ -25,11 +25,11 @@ use super::meta::{BucketMeta, BucketName, IndexEntry, IndexState, MetaError, Sou
 
 /// How a bucket works, as opposed to what it is. Every field has a default.
 ///
-/// Memory that an intake holds, at most, whatever the number of documents and indexes: `budget_bytes` of events, 8 MiB a
-/// worker of what was made of them ([`Tuning`](crate::projector::Tuning)), `shards.cache_bytes`, and for each shard of
-/// the stores `lsm` and `cow` four times `shards.commit_bytes`: twice that is being made durable, and as much comes in
-/// meanwhile. With the defaults and four shards these are 400 MiB; a load of one index stays far below. The allocator
-/// adds what it keeps, and `memdb` holds all entries besides.
+/// Memory that an intake holds, at most, whatever the number of documents and indexes: `budget_bytes` of events, 8 MiB
+/// a worker of what was made of them ([`Tuning`](crate::projector::Tuning)), `shards.cache_bytes`, and for each shard
+/// of the stores `lsm` and `cow` four times `shards.commit_bytes`: twice that is being made durable, and as much comes
+/// in meanwhile. With the defaults and four shards these are 400 MiB; a load of one index stays far below. The
+/// allocator adds what it keeps, and `memdb` holds all entries besides.
 #[derive(Debug, Clone)]
 pub struct BucketConfig {
     /// Where the bucket logs to.

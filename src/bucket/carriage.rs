@@ -116,7 +116,8 @@ impl<'a> Carriage<'a> {
         Ok(files)
     }
 
-    /// Plans, counts what would be uploaded, and looks whether there is room for it. Every file that may be new is read.
+    /// Plans, counts what would be uploaded, and looks whether there is room for it. Every file that may be new is
+    /// read.
     pub(super) fn weigh(
         &mut self,
         shards: &[(ShardId, &[ShardFile])],

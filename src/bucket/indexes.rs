@@ -1,7 +1,7 @@
 //! Making and dropping a bucket's indexes.
 //!
-//! Invariant: an index is in the metadata before a shard has an instance of it, and out of it before a shard drops that;
-//! what a crash leaves between the two is mended when the bucket is opened.
+//! Invariant: an index is in the metadata before a shard has an instance of it, and out of it before a shard drops
+//! that; what a crash leaves between the two is mended when the bucket is opened.
 
 use parking_lot::MutexGuard;
 
@@ -20,9 +20,9 @@ impl Bucket {
     /// has data a new one needs `rebuild`, which says that all documents are going to be ingested again, and can be
     /// scanned after that. On a bucket that follows a cluster an index can be scanned once following has brought it to
     /// where the cluster's vbuckets were when it began: the first ones are filled by the streams of the bucket, later
-    /// ones by streams of their own. It stays so after a shard was rolled back, and a scan gives what came again so far:
-    /// who needs more says so by [`ScanQuery::at_least`](crate::index::ScanQuery::at_least). Indexes do not change while
-    /// something is ingested: a new one would miss what is under way.
+    /// ones by streams of their own. It stays so after a shard was rolled back, and a scan gives what came again so
+    /// far: who needs more says so by [`ScanQuery::at_least`](crate::index::ScanQuery::at_least). Indexes do not change
+    /// while something is ingested: a new one would miss what is under way.
     pub fn ensure_index(&self, wanted: &IndexDefinition, rebuild: bool) -> Result<(), IndexError> {
         self.ensure_indexes(std::slice::from_ref(wanted), rebuild)
     }

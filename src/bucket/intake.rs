@@ -1,12 +1,13 @@
-//! Taking changes in: what an [ingest](super::ingest) of files and [following](super::following) a cluster have in common.
+//! Taking changes in: what an [ingest](super::ingest) of files and [following](super::following) a cluster have in
+//! common.
 //!
 //! ```text
 //! the bucket's turn ──> a data path, and what feeds it ──> run ──> both are ended ──> commit ──> what came of it
 //! ```
 //!
 //! Everything happens on the caller's thread but reading and the data path, whose threads are joined before the call
-//! returns. However it ends, what was applied is committed: a bad line, a lost cluster, an interrupt, a failed disk and a
-//! panic in the host's callback keep every change before them.
+//! returns. However it ends, what was applied is committed: a bad line, a lost cluster, an interrupt, a failed disk and
+//! a panic in the host's callback keep every change before them.
 //!
 //! Invariants:
 //! * A bucket has one intake at a time, and takes writes of its generation alone.

@@ -1,7 +1,7 @@
 //! Threads of a bucket that were to end and did not, because a disk, a socket or the host's code hangs.
 //!
-//! What ran them gave up at its limit and handed them over here. [`Bucket::close`](super::Bucket::close) tries again, and
-//! names those that still run.
+//! What ran them gave up at its limit and handed them over here. [`Bucket::close`](super::Bucket::close) tries again,
+//! and names those that still run.
 
 use parking_lot::Mutex;
 

@@ -12,9 +12,9 @@
 //! ```
 //!
 //! What is done has a file each: `ingest` and `following`, which take changes in by one `intake`; `indexes` and
-//! `scanning`; `pausing`, with what it carries (`carriage`) and how it ends (`settling`); `resuming` and `recovery`. Under
-//! them lie `folder` and `bucket`, what is on disk about a bucket (`meta`), who works on it (`tasks`), what a close ends
-//! (`calls`) and what it waits for (`leftovers`).
+//! `scanning`; `pausing`, with what it carries (`carriage`) and how it ends (`settling`); `resuming` and `recovery`.
+//! Under them lie `folder` and `bucket`, what is on disk about a bucket (`meta`), who works on it (`tasks`), what a
+//! close ends (`calls`) and what it waits for (`leftovers`).
 //!
 //! Invariants:
 //! * A bucket's folder appears and disappears by one rename: it is whole or not there.

@@ -109,8 +109,8 @@ impl Drop for Underway<'_> {
 
 impl Bucket {
     /// What a pause into `store` would upload. Nothing is put there, nothing is locked or recorded, and the bucket
-    /// stays online. What is to be compressed is, for its length alone. Where there is no room for it, in the archive or
-    /// here, the error is that of the pause.
+    /// stays online. What is to be compressed is, for its length alone. Where there is no room for it, in the archive
+    /// or here, the error is that of the pause.
     pub fn plan_pause(
         &self,
         store: &dyn ObjectStore,
@@ -132,8 +132,8 @@ impl Bucket {
     }
 
     /// Archives the bucket in `store` and leaves it paused. A bucket that is paused there already is evicted, if the
-    /// options say so. A bucket that is in doubt is settled first, if `store` is the archive that knows. `on_progress` is
-    /// called on this thread with the bytes that are durable.
+    /// options say so. A bucket that is in doubt is settled first, if `store` is the archive that knows. `on_progress`
+    /// is called on this thread with the bytes that are durable.
     pub fn pause(
         &self,
         store: &dyn ObjectStore,

@@ -60,12 +60,12 @@ pub(super) struct ClusterArgs {
     /// [default: 1/1]
     #[arg(long, value_name = "N/M", value_parser = parse_member)]
     member: Option<Membership>,
-    /// Index a change only once the node that has it has written it to its disk, so that nothing is indexed that is lost
-    /// when the node fails [default: off]
+    /// Index a change only once the node that has it has written it to its disk, so that nothing is indexed that is
+    /// lost when the node fails [default: off]
     #[arg(long)]
     persisted_only: bool,
-    /// Which addresses of its nodes the cluster is spoken to at: `default`, the name of alternate ones such as `external`,
-    /// or those among which the host of the URL is [default: auto]
+    /// Which addresses of its nodes the cluster is spoken to at: `default`, the name of alternate ones such as
+    /// `external`, or those among which the host of the URL is [default: auto]
     #[arg(long, value_name = "NAME")]
     network: Option<Network>,
     /// Connections to each node of the cluster [default: 1]

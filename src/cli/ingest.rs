@@ -1,4 +1,5 @@
-//! `ingest`: documents and changes from files or standard input into a bucket, or from a cluster, which [`follow`] does.
+//! `ingest`: documents and changes from files or standard input into a bucket, or from a cluster, which [`follow`]
+//! does.
 //!
 //! The words and the sources are looked at before anything is made, so that a slip of the fingers leaves neither a
 //! bucket nor an index behind.

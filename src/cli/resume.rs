@@ -14,8 +14,8 @@ use super::session::Session;
 /// Wake a bucket up from an archive
 ///
 /// Everything is checked before the bucket is switched on, and the data folder is made if it is not there. Where the
-/// paused bucket still lies in the data folder it is checked and switched on without download. What was downloaded stays
-/// for another try where the resume is interrupted or fails.
+/// paused bucket still lies in the data folder it is checked and switched on without download. What was downloaded
+/// stays for another try where the resume is interrupted or fails.
 #[derive(Args)]
 #[command(after_help = "Examples:
   dormouse resume --data-dir d --bucket travel --archive /var/archive

@@ -16,9 +16,10 @@ use super::session::{Session, close_after};
 
 /// Print the entries of an index in key order
 ///
-/// The order is null, false, true, numbers, strings by code point, arrays, objects; equal keys go by document id.
-/// A table has the key as a JSON array, a tab and the id; JSON has {"key":[…],"id":"…"}. With --distinct there are
-/// keys alone. Several ranges are read as one: in key order, and what lies in two of them comes once. Where --limit leaves entries out, standard error tells the cursor that goes on behind the last one.
+/// The order is null, false, true, numbers, strings by code point, arrays, objects; equal keys go by document id. A
+/// table has the key as a JSON array, a tab and the id; JSON has {"key":[…],"id":"…"}. With --distinct there are keys
+/// alone. Several ranges are read as one: in key order, and what lies in two of them comes once. Where --limit leaves
+/// entries out, standard error tells the cursor that goes on behind the last one.
 #[derive(Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[command(after_help = "Examples:

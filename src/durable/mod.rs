@@ -1,8 +1,8 @@
 //! What is to outlive a crash: files that are there whole or not at all.
 //!
 //! * [`replace`]: everything small that this library must not lose — a bucket's metadata, a shard's, an archive's
-//!   manifest — is written to a temporary name, flushed to the disk, renamed into place, and the folder flushed. A reader
-//!   therefore sees the old content or the new one.
+//!   manifest — is written to a temporary name, flushed to the disk, renamed into place, and the folder flushed. A
+//!   reader therefore sees the old content or the new one.
 //! * [`Steady`]: a large file is flushed while it is written.
 //! * [`seal()`] and [`unseal`]: a header with a checksum before a JSON document.
 //! * [`Claim`]: a file that nobody else may have.

@@ -1,10 +1,10 @@
 //! What an index is called and what its keys are made of.
 //!
 //! A definition is written on the command line as `NAME=PATH[,PATH…]` and kept with the bucket as JSON:
-//! `{"name":"by_country","kind":"secondary","paths":["country","city"]}`, or
-//! `{"name":"primary","kind":"primary"}`. One with a filter has it as its text in the member `filter`, and `"version":2`,
-//! so that a program that knows no filters says so; without a version it is 1. Members that this version does not know
-//! are refused, because an index that is read without them would have other entries than it says.
+//! `{"name":"by_country","kind":"secondary","paths":["country","city"]}`, or `{"name":"primary","kind":"primary"}`. One
+//! with a filter has it as its text in the member `filter`, and `"version":2`, so that a program that knows no filters
+//! says so; without a version it is 1. Members that this version does not know are refused, because an index that is
+//! read without them would have other entries than it says.
 //!
 //! Invariants: a secondary index has 1 to [`PATHS_MAX`] paths, and at most one of them holds `[]`, so that the
 //! number of a document's entries is the length of one array and never a product.

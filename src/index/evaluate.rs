@@ -59,8 +59,8 @@ impl KeyList {
         Self::default()
     }
 
-    /// Forgets all keys and what [`KeyList::oversize`] and [`KeyList::is_left_out`] told. Memory is kept for the next document, but not
-    /// all that one huge document needed.
+    /// Forgets all keys and what [`KeyList::oversize`] and [`KeyList::is_left_out`] told. Memory is kept for the next
+    /// document, but not all that one huge document needed.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.bytes.shrink_to(KEPT_BYTES);

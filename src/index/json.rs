@@ -1,9 +1,9 @@
 //! A reader of JSON text that is quick where documents are small.
 //!
-//! Most documents are a few hundred bytes, and there `serde_json` takes longer for what surrounds the bytes than for the
-//! bytes themselves: it reaches each through layers, makes room for each text with an escape anew, and does not check
-//! what it skips. This reader is for the same seeds. It checks what it skips, keeps its room, and says nothing of why it
-//! refuses a text: `serde_json` reads that once more, and what it says holds.
+//! Most documents are a few hundred bytes, and there `serde_json` takes longer for what surrounds the bytes than for
+//! the bytes themselves: it reaches each through layers, makes room for each text with an escape anew, and does not
+//! check what it skips. This reader is for the same seeds. It checks what it skips, keeps its room, and says nothing of
+//! why it refuses a text: `serde_json` reads that once more, and what it says holds.
 //!
 //! Invariant: what this reader reads has the value that `serde_json` gives it, and lies at most
 //! [`DOCUMENT_DEPTH_MAX`] deep. It may refuse what is a document, which then only takes longer.

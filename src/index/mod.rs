@@ -1,9 +1,9 @@
 //! Which entries a document has in an index, and in which order entries stand.
 //!
 //! An [`IndexDefinition`] names the [`KeyPath`]s whose values make up a key, and perhaps a [`Filter`]; a [`KeyPlan`] of
-//! several definitions turns a document into a [`KeyList`] for each; [`collate`] writes keys as bytes whose plain order is the order of the values; a
-//! [`KeyRange`] turns what was asked for into bounds on those bytes, and a [`ScanQuery`] has several of them. All of
-//! that computes only. A [`Scan`] is what reads: it merges the entries of all shards.
+//! several definitions turns a document into a [`KeyList`] for each; [`collate`] writes keys as bytes whose plain order
+//! is the order of the values; a [`KeyRange`] turns what was asked for into bounds on those bytes, and a [`ScanQuery`]
+//! has several of them. All of that computes only. A [`Scan`] is what reads: it merges the entries of all shards.
 //!
 //! A stored entry is the encoded key followed by the document's id. Invariant: two entries compare as bytes as
 //! their keys compare as JSON values, and entries of equal keys as their ids.

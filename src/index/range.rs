@@ -93,8 +93,8 @@ struct RangeText<'t> {
 }
 
 impl KeyRange {
-    /// Parses a range: a JSON object with the members `from` and `to`, which are ends as [`KeyRange::parse_bound`] takes
-    /// them, and `exclusive_from` and `exclusive_to`. All may be left out.
+    /// Parses a range: a JSON object with the members `from` and `to`, which are ends as [`KeyRange::parse_bound`]
+    /// takes them, and `exclusive_from` and `exclusive_to`. All may be left out.
     pub fn parse(text: &str) -> Result<Self, RangeError> {
         let wrong =
             |why: &dyn fmt::Display| RangeError::NotARange { given: shown(text), why: why.to_string() };

@@ -99,8 +99,8 @@ pub enum ArchiveUrlError {
     Scheme(String),
 }
 
-/// Reads `file:///abs/path`, `s3://bucket/prefix` or a plain path, absolute or relative. Percent signs stand for themselves: nothing is
-/// decoded. A plain path that looks like a URL can be given as `./that`.
+/// Reads `file:///abs/path`, `s3://bucket/prefix` or a plain path, absolute or relative. Percent signs stand for
+/// themselves: nothing is decoded. A plain path that looks like a URL can be given as `./that`.
 pub fn parse_archive(text: &str) -> Result<ArchiveUrl, ArchiveUrlError> {
     if text.is_empty() {
         return Err(ArchiveUrlError::Empty);

@@ -17,8 +17,8 @@
 //! `<attempt>` is an [`AttemptId`], `<pause>` a [`PauseId`], `<content hash>` the
 //! [`ContentHash`](crate::objstore::ContentHash) of the object. An object is a file as it is or, since format version
 //! 2, a frame of an [`Encoding`](crate::objstore::Encoding), which the manifest says. A manifest is a
-//! [sealed](crate::durable::seal()) JSON document of the kind `manifest`, with the fields of [`Manifest`], in the lowest
-//! of [`FORMAT_VERSIONS`] that can say it.
+//! [sealed](crate::durable::seal()) JSON document of the kind `manifest`, with the fields of [`Manifest`], in the
+//! lowest of [`FORMAT_VERSIONS`] that can say it.
 //!
 //! What is known to go wrong with pauses, and why it cannot here, stands in [`hazards`].
 //!

@@ -5,7 +5,8 @@
 //! named again, or another of the files, is as long. Any other file is read once, while it is uploaded, if the store
 //! names objects after it has written them.
 //!
-//! Invariant: a file that is not read has a length that no reusable object and no other file has, so its content is new.
+//! Invariant: a file that is not read has a length that no reusable object and no other file has, so its content is
+//! new.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;

@@ -162,12 +162,12 @@ pub fn check_room(
     Ok(require_room(folder, most.unwrap_or(0))?)
 }
 
-/// Carries the plan out. Where the archive has too little room nothing is put there; what is encoded counts as it will be
-/// there, and is encoded once more to know where the room is too little for the files as they are. Where the store takes
-/// no drafts, encoded files are made in the folder `scratch`, which is created for them and removed, whatever comes of
-/// the call. Bytes of files count as done when their objects, or parts of them, are durable. What was uploaded is added to
-/// `reusable` and `known`. Carrying out a plan again is fine: an object that went half in parts is taken up. Parts that
-/// nobody takes up are removed by a prune.
+/// Carries the plan out. Where the archive has too little room nothing is put there; what is encoded counts as it will
+/// be there, and is encoded once more to know where the room is too little for the files as they are. Where the store
+/// takes no drafts, encoded files are made in the folder `scratch`, which is created for them and removed, whatever
+/// comes of the call. Bytes of files count as done when their objects, or parts of them, are durable. What was uploaded
+/// is added to `reusable` and `known`. Carrying out a plan again is fine: an object that went half in parts is taken
+/// up. Parts that nobody takes up are removed by a prune.
 pub fn upload(
     plan: &UploadPlan,
     (store, scratch): (&dyn ObjectStore, &Path),

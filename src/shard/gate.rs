@@ -1,5 +1,5 @@
-//! What one writer of a shard at a time may change: positions, generations, and what is uncommitted. Anybody may look at
-//! it at any time: a batch moves positions once it is applied, and in one step.
+//! What one writer of a shard at a time may change: positions, generations, and what is uncommitted. Anybody may look
+//! at it at any time: a batch moves positions once it is applied, and in one step.
 //!
 //! Positions live here and reach the store only when a recovery point is cut, so that a batch costs no write for
 //! each vbucket that it moves.

@@ -87,8 +87,8 @@ pub(super) fn forget(shard_folder: &Path, point: PointId) -> Result<(), StoreFau
     }
 }
 
-/// Keeps none of the recovery points after `to` any longer, or with `None` none at all. Done before a roll-back is made:
-/// where that breaks off, there is none of a time that was given up.
+/// Keeps none of the recovery points after `to` any longer, or with `None` none at all. Done before a roll-back is
+/// made: where that breaks off, there is none of a time that was given up.
 pub(super) fn forget_after(shard_folder: &Path, to: Option<PointId>) -> Result<(), StoreFault> {
     let points = list(shard_folder)?;
     points

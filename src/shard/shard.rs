@@ -382,8 +382,8 @@ impl Shard {
     ///
     /// A batch in flight is waited for a moment: where a disk hangs this is `false`, too.
     ///
-    /// It ends by [`Shard::part`], when the shard is rolled back, and where a stream that begins before the instances' position is on
-    /// another branch than they: then nobody has said that what they have is on it.
+    /// It ends by [`Shard::part`], when the shard is rolled back, and where a stream that begins before the instances'
+    /// position is on another branch than they: then nobody has said that what they have is on it.
     pub fn join(&self, vb: VbId, joining: &[InstId], members: &[InstId], from: Seqno) -> bool {
         let turn = self.0.write_turn.try_lock_for(JOIN_PATIENCE);
         turn.is_some_and(|_turn| self.0.gate.lock().join(vb, joining, members, from))

@@ -1,5 +1,5 @@
-//! A signal that is given by *dropping* its only holder: exactly once, on every way out of the holder's scope, also while
-//! a panic unwinds.
+//! A signal that is given by *dropping* its only holder: exactly once, on every way out of the holder's scope, also
+//! while a panic unwinds.
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 

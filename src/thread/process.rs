@@ -1,7 +1,7 @@
 //! Tells a process from one that was forked from it.
 
-/// The process that something was made in. One that was forked from it has a copy of the memory, and neither the threads
-/// nor the right to the locks and files that are told of there.
+/// The process that something was made in. One that was forked from it has a copy of the memory, and neither the
+/// threads nor the right to the locks and files that are told of there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process(u32);
 

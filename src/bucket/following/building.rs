@@ -15,8 +15,8 @@
 //! Where documents change without a pause the second stream may stay some changes behind for ever. Then the first one
 //! is held: it is closed for as long as the second one needs to pass the point where it stands.
 //!
-//! Invariant: the instances that a path keeps stand at one place in each vbucket. A producer judges the one place that a
-//! stream is asked for from, and says nothing of what is further. So instances that stand elsewhere, as also finished
+//! Invariant: the instances that a path keeps stand at one place in each vbucket. A producer judges the one place that
+//! a stream is asked for from, and says nothing of what is further. So instances that stand elsewhere, as also finished
 //! ones may after a crash or a roll-back, are brought up by the second path: those that stand where the first of them
 //! stands together, and the others after that. Where no finished index is there to be kept, the first path fills the
 //! first ones.

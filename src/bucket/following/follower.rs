@@ -211,8 +211,8 @@ impl<'b> Follower<'b> {
         }
     }
 
-    /// Takes up how far a node's vbuckets are, which it was asked for at a time. An end that lies beyond what is left of
-    /// a history moves back with it.
+    /// Takes up how far a node's vbuckets are, which it was asked for at a time. An end that lies beyond what is left
+    /// of a history moves back with it.
     pub(super) fn note_highs(&mut self, node: &NodeAddress, seqnos: &BTreeMap<VbId, Seqno>, asked: Instant) {
         for (vb, high) in seqnos {
             if self.topology.map.node_of(*vb) != Some(node) {
@@ -306,8 +306,8 @@ impl<'b> Follower<'b> {
         (is_quiet && self.highs_since(self.moved_at + idle_after)).then_some(FollowEnd::Idle)
     }
 
-    /// Whether each vbucket's node was asked how far it is at or after a time, and has answered. One that hangs tells no
-    /// change either.
+    /// Whether each vbucket's node was asked how far it is at or after a time, and has answered. One that hangs tells
+    /// no change either.
     fn highs_since(&self, since: Instant) -> bool {
         self.members().all(|vb| self.highs.get(&vb).is_some_and(|high| high.asked >= since))
     }

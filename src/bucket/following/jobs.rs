@@ -1,5 +1,5 @@
-//! What waits for nodes, names and disks, what is written to nodes among it, each on a thread `dm-follow-N` of its own, so that one that hangs holds up
-//! nothing but itself.
+//! What waits for nodes, names and disks, what is written to nodes among it, each on a thread `dm-follow-N` of its own,
+//! so that one that hangs holds up nothing but itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,8 +100,8 @@ impl Jobs {
         self.threads = thread::join_all(std::mem::take(&mut self.threads), &Until::within(Duration::ZERO));
     }
 
-    /// Ends all of them. Gives back the names of those that still run, and of connections' threads; the call may then be
-    /// repeated.
+    /// Ends all of them. Gives back the names of those that still run, and of connections' threads; the call may then
+    /// be repeated.
     pub(super) fn end(&mut self, until: &Until) -> Vec<String> {
         self.cancel.cancel();
         self.threads = thread::join_all(std::mem::take(&mut self.threads), until);

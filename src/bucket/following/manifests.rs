@@ -1,8 +1,8 @@
 //! Nodes that have not heard of a collection yet.
 //!
 //! A change of a bucket's collections reaches its nodes one after the other. Asked for a collection that is too new for
-//! it a node says that there is no such collection, or, where a stream is to go on, that it is behind. Both pass once it
-//! has heard, so it is asked again; a collection that is nowhere ends following at once.
+//! it a node says that there is no such collection, or, where a stream is to go on, that it is behind. Both pass once
+//! it has heard, so it is asked again; a collection that is nowhere ends following at once.
 //!
 //! Invariant: a collection counts as gone only where the newest manifest that any node has told says so, and every node
 //! has had its say.

@@ -18,14 +18,14 @@
 //!
 //! What users of such streams have trouble with elsewhere, and what is done about it here:
 //! * *A vbucket that stops silently.* A stream is asked for again whatever ended it, but for what an error says. The
-//!   [map](topology) is asked for every few seconds, also of nodes that think they are what it says. A request that is not
-//!   answered ends its [connection](links), whatever noops come. [`FollowProgress`] tells the streams that are open and
-//!   those that are to be, and how far each vbucket is behind.
+//!   [map](topology) is asked for every few seconds, also of nodes that think they are what it says. A request that is
+//!   not answered ends its [connection](links), whatever noops come. [`FollowProgress`] tells the streams that are open
+//!   and those that are to be, and how far each vbucket is behind.
 //! * *A position that the server does not know*, or that cannot be read. The first takes the shard to a recovery point
-//!   of its own that fits, or to zero; there is no way to pass over what is missing, as an index without it is none. The
-//!   second is an error that names the file.
-//! * *A lag that is none, or none that is one.* It is measured against the collection's own last seqno, and what moves a
-//!   stream on without a document counts. It is unknown where a node has not told, as after a move, and idle is only
+//!   of its own that fits, or to zero; there is no way to pass over what is missing, as an index without it is none.
+//!   The second is an error that names the file.
+//! * *A lag that is none, or none that is one.* It is measured against the collection's own last seqno, and what moves
+//!   a stream on without a document counts. It is unknown where a node has not told, as after a move, and idle is only
 //!   what nodes say so of afterwards.
 //! * *Noise.* A stream is that of one collection, so what the server keeps for itself elsewhere does not come, and
 //!   records of transactions are passed over where documents are evaluated.

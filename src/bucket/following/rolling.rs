@@ -3,8 +3,9 @@
 //! It concerns every vbucket and every index of the shard: their streams are ended and what they brought is applied,
 //! the shard goes back to the newest recovery point that the producer still knows, writes of older generations are
 //! fenced off, and all its vbuckets are asked for again. The other shards go on meanwhile, and so do the shard's other
-//! vbuckets for as long as nobody knows where it may go back to: a node that does not tell a vbucket's branches holds up
-//! that vbucket alone. The point is chosen once more when nothing moves the shard any more, as branches may have come.
+//! vbuckets for as long as nobody knows where it may go back to: a node that does not tell a vbucket's branches holds
+//! up that vbucket alone. The point is chosen once more when nothing moves the shard any more, as branches may have
+//! come.
 //!
 //! ```text
 //!   Wanted ──> Choosing ──> Chosen ──> Rolling ──> gone       whatever fails ──> Wanted, after a while

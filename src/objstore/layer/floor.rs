@@ -12,8 +12,8 @@ pub struct Floor {
     /// The least that is put up with, over a whole call.
     pub bytes_per_second: u64,
     /// Time that each call has besides, for the way to the server and its work. Calls that carry no content have
-    /// [`GRACES_WITHOUT_CONTENT`] times as long, as putting an object together or listing one may be much work. A draft,
-    /// whose length nobody knows before its end, has no limit.
+    /// [`GRACES_WITHOUT_CONTENT`] times as long, as putting an object together or listing one may be much work. A
+    /// draft, whose length nobody knows before its end, has no limit.
     pub grace: Duration,
     /// The longest that any call may take, whatever it carries, for who wants one.
     pub call_limit: Option<Duration>,

@@ -3,9 +3,9 @@
 //! A thread that waits for a socket sees neither a cancel nor a deadline. The thread `dm-s3-watch` waits for both
 //! in its place and closes the connection under it.
 //!
-//! Invariants: an exchange that is over is never ended: which of the two comes first, its own end or that of its
-//! limit, is decided by one atomic step. So a connection can be used again as soon as its exchange is over. None goes on
-//! that nobody watches: with the thread end those that it watches, and none begins after it.
+//! Invariants: an exchange that is over is never ended: which of the two comes first, its own end or that of its limit,
+//! is decided by one atomic step. So a connection can be used again as soon as its exchange is over. None goes on that
+//! nobody watches: with the thread end those that it watches, and none begins after it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -111,8 +111,8 @@ impl Drop for Ticket {
     }
 }
 
-/// Whether the thread is there to take the order. The queue has no bound, and holds at most two orders for each exchange
-/// under way.
+/// Whether the thread is there to take the order. The queue has no bound, and holds at most two orders for each
+/// exchange under way.
 fn tell(orders: Option<&Sender<Order>>, order: Order) -> bool {
     orders.is_some_and(|orders| orders.try_send(order).is_ok())
 }

@@ -32,8 +32,8 @@ use crate::durable::PathError;
 use crate::thread::{self, Failure, FailureKind, Panicked, Stopped, Until};
 
 /// The most memory that one thread takes for what it carries: the window of what it decodes (see
-/// [`Encoding`](super::Encoding)), which is 8 MiB, and its buffers, which are less than 2 MiB. What is not encoded takes
-/// these alone.
+/// [`Encoding`](super::Encoding)), which is 8 MiB, and its buffers, which are less than 2 MiB. What is not encoded
+/// takes these alone.
 pub const TRANSFER_BYTES_MAX: u64 = 10 * 1024 * 1024;
 
 /// Why not all files were carried over.

@@ -46,8 +46,8 @@ pub struct DcpConfig {
     /// given up, as is one where a request is not answered for twice as long.
     pub noop_interval: Duration,
     /// How long a node may do nothing but refuse to be spoken to, in a way that does not pass by itself, before who
-    /// follows the bucket gives up: one that starts, or joins or leaves the cluster, does so for a while. As long a node
-    /// may be behind on the bucket's collections, of which it hears later than others.
+    /// follows the bucket gives up: one that starts, or joins or leaves the cluster, does so for a while. As long a
+    /// node may be behind on the bucket's collections, of which it hears later than others.
     pub refusal_timeout: Duration,
     /// How long each step of opening a connection, and each write, may take.
     pub step_timeout: Duration,

@@ -138,8 +138,8 @@ impl Connection {
         &self.name
     }
 
-    /// The manifest of collections that its node had when it was opened. Nothing, where the default collection is followed
-    /// or the node did not tell.
+    /// The manifest of collections that its node had when it was opened. Nothing, where the default collection is
+    /// followed or the node did not tell.
     pub fn manifest(&self) -> Option<Manifest> {
         self.manifest
     }
@@ -154,8 +154,9 @@ impl Connection {
         self.shared.book.open_streams()
     }
 
-    /// Ends the connection where a request waits for its answer for longer than nothing may be heard: a server that only
-    /// asks whether anybody is there would be waited for without end. Streams get their ends as where the server closes.
+    /// Ends the connection where a request waits for its answer for longer than nothing may be heard: a server that
+    /// only asks whether anybody is there would be waited for without end. Streams get their ends as where the server
+    /// closes.
     pub fn give_up_unanswered(&self) {
         let limit = self.shared.silence;
         if let Some(opcode) = self.shared.book.unanswered(limit) {

@@ -4,8 +4,8 @@
 //! server list; those behind its end have no vbuckets. A node that leaves its own host out means the one that it was
 //! asked by.
 //!
-//! A cluster behind a translation of addresses tells others beside its own, each kind as a network with a name. Those of
-//! one network are used together: which one, is seen by where the node was found that the cluster is known by.
+//! A cluster behind a translation of addresses tells others beside its own, each kind as a network with a name. Those
+//! of one network are used together: which one, is seen by where the node was found that the cluster is known by.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

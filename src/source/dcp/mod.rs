@@ -8,10 +8,10 @@
 //! and what becomes of one that ended, is decided above: a connection tells everything that happens to a stream as an
 //! event, and asks for nothing by itself.
 //!
-//! A stream is of one collection, which is named by its id alone. The default collection is in every manifest that it was
-//! not dropped from, so no node is behind on it. Where it is another one a connection asks its node for the manifest of
-//! collections, and a stream request may name the newest one that is known: a node that has not heard of that yet is told
-//! from one where the collection was dropped.
+//! A stream is of one collection, which is named by its id alone. The default collection is in every manifest that it
+//! was not dropped from, so no node is behind on it. Where it is another one a connection asks its node for the
+//! manifest of collections, and a stream request may name the newest one that is known: a node that has not heard of
+//! that yet is told from one where the collection was dropped.
 
 mod answer;
 mod assembler;

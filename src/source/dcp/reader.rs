@@ -280,8 +280,8 @@ struct Wants {
 }
 
 impl Wants {
-    /// Adds the event of a message; gives whether it has a value that cannot be read. Whether one that is compressed can
-    /// be is seen later.
+    /// Adds the event of a message; gives whether it has a value that cannot be read. Whether one that is compressed
+    /// can be is seen later.
     fn take(
         mut self,
         buffer: &[u8],
