@@ -175,6 +175,15 @@ fn no_file_is_too_long() {
     }
 }
 
+#[test]
+fn no_message_has_a_gap_where_its_line_was_broken() {
+    for (file, text) in sources() {
+        for line in text.lines().map(str::trim).filter(|line| !line.starts_with("//")) {
+            assert!(!line.contains("   "), "{file} has a run of blanks: {line}");
+        }
+    }
+}
+
 /// The names in the first column of the table that follows `heading` in the crate's documentation.
 fn table_in_lib(heading: &str) -> BTreeSet<String> {
     let lib = fs::read_to_string(src().join("lib.rs")).unwrap();
