@@ -53,10 +53,10 @@ fn sleep_and_wake(world: &World, name: &str, rounds: u64, dice: &mut Dice) {
 /// Makes an index that is never finished, and drops it, or one that another thread made before.
 fn change_indexes(bucket: &Bucket) {
     let unfinished = IndexDefinition::parse("unfinished=n").unwrap();
-    let made = bucket.ensure_index(&unfinished, true);
-    let dropped = bucket.drop_index(unfinished.name(), &watchdog());
-    // A pause may come between the two, which then fails.
-    assert!(made.is_err() || dropped.is_ok() || bucket.describe().indexes.len() == 2);
+    // Each may be refused beside a pause, or cancelled: then the index may be there, or not, but nothing else.
+    let _ = bucket.ensure_index(&unfinished, true);
+    let _ = bucket.drop_index(unfinished.name(), &watchdog());
+    assert!((1..=2).contains(&bucket.describe().indexes.len()));
 }
 
 /// Whatever is seen of a bucket has each document once.
