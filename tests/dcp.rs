@@ -8,7 +8,7 @@ use dormouse::source::dcp::{
     CollectionId, Connection, ConnectionError, DcpConfig, DcpEnd, DcpOutput, DcpRequestError, FrameError,
     StreamRequest,
 };
-use dormouse::thread::{Stopped, Until};
+use dormouse::thread::{Failure, Stopped, Until};
 use dormouse::timestamp::Position;
 use slog::{Discard, Logger, o};
 

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use dormouse::source::dcp::{DcpConfig, Feature, NAME_BYTES_MAX, OpenCause, Status};
-use dormouse::thread::{Stopped, Until};
+use dormouse::thread::{Failure, Stopped, Until};
 use slog::{Discard, Logger, o};
 
 use crate::support::followed::{open, try_open};

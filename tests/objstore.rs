@@ -9,7 +9,7 @@ use dormouse::objstore::{
     ArchiveOptions, ArchiveUrl, ArchiveUrlError, Body, CHUNK_BYTES, ContentHash, FileStore, HashingWriter,
     ObjectKey, ObjectStore, ReadError, StoreCause, StoreError, hash_file, parse_archive,
 };
-use dormouse::thread::{Cancel, Stopped, Until, fin, spawn};
+use dormouse::thread::{Cancel, Failure, Stopped, Until, fin, spawn};
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;

@@ -8,6 +8,7 @@ use dormouse::objstore::{
     Body, CHUNK_BYTES, FileUpload, ObjectStore, Part, S3Config, S3Store, StoreCause, StoreError, Upload,
     give_up, upload_files,
 };
+use dormouse::thread::Failure;
 
 use crate::support::stores::gateway::given;
 use crate::support::stores::http::{Request, Server, answer, error_document};

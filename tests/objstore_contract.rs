@@ -9,7 +9,7 @@ use dormouse::objstore::{
     Body, CHUNK_BYTES, ContentHash, FileFetch, FileStore, FileUpload, ObjectStore, Operation, Part,
     PartStore, StoreCause, StoreError, fetch_files, give_up, upload_files,
 };
-use dormouse::thread::{Cancel, Stopped, Until, spawn};
+use dormouse::thread::{Cancel, Failure, Stopped, Until, spawn};
 use tempfile::TempDir;
 
 use crate::support::stores::gateway::Gateway;

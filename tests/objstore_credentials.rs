@@ -11,7 +11,7 @@ use dormouse::objstore::{
     CredentialSource, Credentials, Layer, ObjectStore, Retry, RetryConfig, S3Config, S3Store, Secret,
     StoreCause, StoreError,
 };
-use dormouse::thread::{Stopped, Until, fin, spawn};
+use dormouse::thread::{Failure, Stopped, Until, fin, spawn};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 

@@ -11,7 +11,7 @@ use dormouse::objstore::{
     Body, ContentHash, CredentialSource, FileFetch, FileUpload, Floor, Layer, ObjectStore, Retry,
     RetryConfig, S3Config, S3Store, StoreCause, StoreError, TransferError, Upload, fetch_files, upload_files,
 };
-use dormouse::thread::{Cancel, Stopped, Until, spawn};
+use dormouse::thread::{Cancel, Failure, Stopped, Until, spawn};
 
 use crate::support::stores::gateway::{BUCKET, Gateway, given};
 use crate::support::stores::http::{Server, answer, error_document};

@@ -10,7 +10,7 @@ use dormouse::objstore::{
     Body, CallInfo, Count, Counts, Floor, Layer, ObjectStore, Policy, Rate, Retry, RetryConfig, StoreCause,
     StoreError,
 };
-use dormouse::thread::{Stopped, Until, fin, spawn};
+use dormouse::thread::{Failure, Stopped, Until, fin, spawn};
 
 use crate::support::stores::memory::MemoryStore;
 use crate::support::stores::{content, get, names, put};

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dormouse::objstore::{Body, Encryption, ObjectStore, S3Config, S3Store, StoreCause};
+use dormouse::thread::Failure;
 use parking_lot::Mutex;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};

@@ -11,7 +11,7 @@ use dormouse::objstore::{
     ContentHash, Encryption, FileFetch, FileUpload, ObjectStore, S3Config, S3Store, StoreCause, fetch_files,
     hash_chunks, upload_files,
 };
-use dormouse::thread::{Until, spawn};
+use dormouse::thread::{Failure, Until, spawn};
 
 use crate::support::cli::{AIRPORTS, BUCKET as TARGET, World, documents, thread_names, wait_until};
 use crate::support::stores::gateway::{BUCKET, Gateway, given};

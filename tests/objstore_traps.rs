@@ -15,7 +15,7 @@ use dormouse::objstore::{
     Body, CHUNK_BYTES, ChunkHash, FileUpload, ObjectKey, ObjectStore, PARTS_MAX, Page, PageMark, Part,
     PartStore, S3Config, S3Store, StoreCause, StoreError, TransferError, Upload, upload_files,
 };
-use dormouse::thread::Until;
+use dormouse::thread::{Failure, Until};
 use parking_lot::Mutex;
 
 use crate::support::stores::gateway::{Gateway, given};
@@ -451,6 +451,7 @@ fn bytes_that_look_like_text_or_like_gzip_are_not_touched() {
         ("application/gzip", packed(b"text")),
         ("text/plain", b"\xe4\xf6\xfc\xdf".to_vec()),
         ("text/plain; charset=UTF-8", b"\xff\xfe\xe4\r\n".to_vec()),
+        ("text/xml; charset=\"utf-8\"", b"\xff\xfe\xe4\r\n".to_vec()),
         ("application/octet-stream; charset=utf-16le", b"A\0\0\x4e".to_vec()),
     ] {
         let (_server, store) =

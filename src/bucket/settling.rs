@@ -48,7 +48,7 @@ pub(super) fn ask(store: &dyn ObjectStore, bucket: &BucketPart, pause: PauseId, 
             },
             // It is cancelled, or its time is over: the next question is told so.
             Err(_) => {
-                let _ = limit.cancel().fin().wait(&limit.at_most(ASKING_PAUSE));
+                let _ = limit.pause(ASKING_PAUSE);
             }
         }
     }

@@ -167,24 +167,6 @@ impl StoreError {
         Self { operation, key: key.cloned(), store: store.into(), cause: cause.into() }
     }
 
-    /// Whether the same call may succeed a little later without anybody's help.
-    pub fn is_temporary(&self) -> bool {
-        use io::ErrorKind::{Interrupted, ResourceBusy, StaleNetworkFileHandle, TimedOut, WouldBlock};
-        match &self.cause {
-            StoreCause::Io(e) => {
-                matches!(
-                    e.kind(),
-                    Interrupted | ResourceBusy | StaleNetworkFileHandle | TimedOut | WouldBlock
-                )
-            }
-            StoreCause::Refused { is_temporary, .. } | StoreCause::Credentials { is_temporary, .. } => {
-                *is_temporary
-            }
-            StoreCause::Connection(_) | StoreCause::Answer(_) | StoreCause::TooSlow { .. } => true,
-            _ => false,
-        }
-    }
-
     /// How long the store asks to be left alone before another try.
     pub fn retry_after(&self) -> Option<Duration> {
         match &self.cause {
@@ -196,11 +178,22 @@ impl StoreError {
 
 impl Failure for StoreError {
     fn kind(&self) -> FailureKind {
-        match &self.cause {
-            StoreCause::Stopped(why) => why.kind(),
-            _ if self.is_temporary() => FailureKind::Temporary,
-            _ => FailureKind::Lasting,
-        }
+        use io::ErrorKind::{Interrupted, ResourceBusy, StaleNetworkFileHandle, TimedOut, WouldBlock};
+        let is_temporary = match &self.cause {
+            StoreCause::Stopped(why) => return why.kind(),
+            StoreCause::Io(e) => {
+                matches!(
+                    e.kind(),
+                    Interrupted | ResourceBusy | StaleNetworkFileHandle | TimedOut | WouldBlock
+                )
+            }
+            StoreCause::Refused { is_temporary, .. } | StoreCause::Credentials { is_temporary, .. } => {
+                *is_temporary
+            }
+            StoreCause::Connection(_) | StoreCause::Answer(_) | StoreCause::TooSlow { .. } => true,
+            _ => false,
+        };
+        if is_temporary { FailureKind::Temporary } else { FailureKind::Lasting }
     }
 }
 

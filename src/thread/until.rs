@@ -157,6 +157,13 @@ impl Until {
         }
     }
 
+    /// Waits for so long, at most until the limit ends. Fails when it has.
+    pub fn pause(&self, how_long: Duration) -> Result<(), Stopped> {
+        // Given or not, what the limit says afterwards counts.
+        let _ = self.cancel.fin().wait(&self.at_most(how_long));
+        self.check()
+    }
+
     /// A channel that delivers a message at the deadline, for use in a `select`.
     pub fn timer(&self) -> Receiver<Instant> {
         self.deadline.map_or_else(channel::never, channel::at)

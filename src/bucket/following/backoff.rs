@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::thread::{Stopped, Until, fin};
+use crate::thread::{Stopped, Until};
 
 const FIRST: Duration = Duration::from_millis(60);
 const LONGEST: Duration = Duration::from_secs(10);
@@ -35,11 +35,7 @@ impl Backoff {
 
     /// Waits until it may be tried.
     pub(super) fn wait(&self, until: &Until) -> Result<(), Stopped> {
-        let (_holder, never) = fin();
-        let left = self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
-        // Nobody gives that signal: the wait ends by its limit.
-        let _ = never.wait(&until.at_most(left));
-        until.check()
+        until.pause(self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now())))
     }
 
     /// It worked.

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::{CallInfo, Policy};
 use crate::objstore::error::StoreError;
-use crate::thread::{Until, fin};
+use crate::thread::Until;
 
 /// Lets at most so many bytes a second pass, both ways and of all threads together. A body goes out in one piece
 /// when its turn has come: it is the average that is kept.
@@ -38,8 +38,7 @@ impl Rate {
             turn.duration_since(now)
         };
         if !wait.is_zero() {
-            let (_holder, never) = fin();
-            let _ = never.wait(&until.at_most(wait));
+            let _ = until.pause(wait);
         }
     }
 }

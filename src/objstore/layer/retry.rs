@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{CallInfo, Policy};
 use crate::objstore::error::StoreError;
-use crate::thread::{Stopped, Until, fin};
+use crate::thread::{Failure, Stopped, Until};
 
 /// How often and how soon to try again.
 #[derive(Debug, Clone, Copy)]
@@ -64,9 +64,7 @@ impl Retry {
         if left.is_some_and(|left| left <= wait) {
             return false;
         }
-        let (_holder, never) = fin();
-        let _ = never.wait(&until.at_most(wait));
-        until.check().is_ok()
+        until.pause(wait).is_ok()
     }
 
     fn give_back(&self) {

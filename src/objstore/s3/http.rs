@@ -4,11 +4,10 @@
 //! connection of its own for as long as it lasts, so that its limit can end it without touching another; idle ones
 //! are kept for the next.
 //!
-//! Invariants: no exchange outlasts its [`Until`] by more than a connect that is under way
-//! ([`CONNECT_LIMIT`]); none waits longer than it was told to for a
-//! peer that says nothing. Neither proxies nor
-//! anything else is taken from the environment. Bodies are asked for as they are; one that the client may have
-//! unpacked or recoded is told from one that it has not touched ([`Answer::changed`]).
+//! Invariants: no exchange outlasts its [`Until`] by more than a connect that is under way ([`CONNECT_LIMIT`]); none
+//! waits longer than it was told to for a peer that says nothing. Neither proxies nor anything else is taken from the
+//! environment. Bodies are asked for as they are; one that the client may have unpacked or recoded is told from one that
+//! it has not touched ([`Answer::changed`]).
 
 use std::fmt;
 use std::fs::File;
@@ -264,7 +263,7 @@ impl Answer {
             .split(';')
             .filter_map(|parameter| parameter.trim().strip_prefix("charset="))
             .next_back()?;
-        let is_recoded = kind.starts_with("text/") && !set.eq_ignore_ascii_case("utf-8");
+        let is_recoded = kind.starts_with("text/") && !set.trim_matches('"').eq_ignore_ascii_case("utf-8");
         is_recoded.then(|| format!("its content is text in the character set {set}"))
     }
 

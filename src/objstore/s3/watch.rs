@@ -165,6 +165,8 @@ fn next(orders: &Receiver<Order>, watched: &BTreeMap<u64, Watched>) -> Option<Op
 
 #[cfg(test)]
 mod tests {
+    use std::panic::resume_unwind;
+
     use super::*;
     use crate::thread::fin;
 
@@ -173,25 +175,24 @@ mod tests {
     }
 
     #[test]
-    fn when_the_thread_dies_what_it_watched_is_ended_and_nothing_new_begins() {
+    fn when_the_thread_dies_what_it_watched_is_ended_and_nothing_new_begins() -> Result<(), StoreCause> {
         let (die, told) = fin();
         let watch = Watch::start_with(move |orders| {
             let _held = next(orders, &BTreeMap::new());
             let _ = told.wait(&Until::within(Duration::from_secs(60)));
-            panic!("the thread's own defect");
-        })
-        .unwrap();
+            resume_unwind(Box::new("the thread's own defect"));
+        })?;
         let (agent, until) = (Agent::new_with_defaults(), Until::default());
-        let (taken, queued) = (watch.watch(&agent, &until).unwrap(), watch.watch(&agent, &until).unwrap());
+        let (taken, queued) = (watch.watch(&agent, &until)?, watch.watch(&agent, &until)?);
         assert!(taken.ended(&until).is_none() && queued.ended(&until).is_none());
         drop(die);
-        let (_holder, never) = fin();
         let limit = Until::within(Duration::from_secs(60));
         while taken.ended(&until).is_none() || queued.ended(&until).is_none() {
-            limit.check().unwrap();
-            let _ = never.wait(&Until::within(Duration::from_millis(1)));
+            limit.pause(Duration::from_millis(1))?;
         }
-        assert!(is_gone(&taken.ended(&until).unwrap()) && is_gone(&queued.ended(&until).unwrap()));
-        assert!(is_gone(&watch.watch(&agent, &until).err().unwrap()));
+        assert!(taken.ended(&until).is_some_and(|cause| is_gone(&cause)));
+        assert!(queued.ended(&until).is_some_and(|cause| is_gone(&cause)));
+        assert!(watch.watch(&agent, &until).is_err_and(|cause| is_gone(&cause)));
+        Ok(())
     }
 }

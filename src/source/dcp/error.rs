@@ -78,10 +78,10 @@ pub enum OpenCause {
     Login(String),
 }
 
-impl OpenCause {
-    /// Whether another try, later, may be worth it.
-    pub fn is_temporary(&self) -> bool {
-        match self {
+impl Failure for OpenCause {
+    fn kind(&self) -> FailureKind {
+        let is_temporary = match self {
+            Self::Stopped(why) => return why.kind(),
             // A server that does not prove who it is will not do so later.
             Self::Io(error) => {
                 error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()).is_none()
@@ -89,17 +89,14 @@ impl OpenCause {
             Self::Silent | Self::Closed => true,
             Self::Refused { status, .. } => matches!(*status, Status::TMPFAIL | Status::ENOMEM),
             _ => false,
-        }
+        };
+        if is_temporary { FailureKind::Temporary } else { FailureKind::Lasting }
     }
 }
 
 impl Failure for OpenError {
     fn kind(&self) -> FailureKind {
-        match &self.cause {
-            OpenCause::Stopped(why) => why.kind(),
-            cause if cause.is_temporary() => FailureKind::Temporary,
-            _ => FailureKind::Lasting,
-        }
+        self.cause.kind()
     }
 }
 

@@ -11,7 +11,7 @@ use ini::{Ini, ParseOption, Properties};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::{Credentials, Missing, read_document};
-use crate::thread::{Until, fin};
+use crate::thread::Until;
 
 /// How often a process is looked at until it has ended.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
@@ -118,13 +118,11 @@ fn run(profile: &str, line: &str, until: &Until) -> Result<Credentials, Missing>
     command.args(arguments).stdin(Stdio::null()).stdout(stdout).stderr(Stdio::null());
     let child = command.spawn().map_err(|e| failed(&format_args!("cannot be started: {e}")))?;
     let mut running = Running(child);
-    let (_holder, never) = fin();
     let status = loop {
         if let Some(status) = running.0.try_wait().map_err(|e| failed(&e))? {
             break status;
         }
-        until.check().map_err(crate::objstore::error::StoreCause::from)?;
-        let _ = never.wait(&until.at_most(LOOK_INTERVAL));
+        until.pause(LOOK_INTERVAL).map_err(crate::objstore::error::StoreCause::from)?;
     };
     if !status.success() {
         return Err(failed(&format_args!("ended with {status}")));
