@@ -275,7 +275,8 @@ fn a_start_that_fails_half_way_has_joined_its_threads() {
 #[test]
 fn a_start_that_fails_and_does_not_end_in_time_is_joined_by_a_stop() {
     let (mut feed, holder, has_ended) = reluctant();
-    let until = Until::within(Duration::from_millis(20));
+    // Long enough for the threads that do end.
+    let until = Until::within(Duration::from_millis(500));
     match start_until(&mut feed, "k", 1, &ts(&[]), &until).unwrap_err() {
         FeedError::HalfStarted { threads, .. } => assert_eq!(threads, ["kv-ctl-160"]),
         other => panic!("it failed as: {other}"),
