@@ -13,9 +13,9 @@ use std::process::{ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use dormouse::objstore::{CredentialSource, Credentials, S3Config, S3Store};
+use dormouse::objstore::{CredentialSource, Credentials, ObjectStore, S3Config, S3Store};
 
-use crate::support::{eventually, key, skip_without};
+use crate::support::{eventually, key, skip_without, watchdog};
 
 pub(crate) const BUCKET: &str = "lab";
 const ACCESS_KEY: &str = "GK0123456789abcdef01234567";
@@ -70,7 +70,11 @@ fn start() -> Option<Gateway> {
         assert!(server.try_wait().unwrap().is_none(), "the gateway did not start: see {}", folder.display());
         TcpStream::connect(("127.0.0.1", port)).is_ok()
     });
-    Some(Gateway { port, _stdin: stdin })
+    let gateway = Gateway { port, _stdin: stdin };
+    // It listens before it has started.
+    let store = gateway.store();
+    eventually("the gateway answers", || store.list(None, &watchdog()).is_ok());
+    Some(gateway)
 }
 
 impl Gateway {
