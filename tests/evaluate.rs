@@ -5,7 +5,8 @@ use dormouse::index::{IndexDefinition, KEY_BYTES_MAX, KeyList};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::support::naive::{document, encoded, index};
+use crate::support::is_long;
+use crate::support::naive::{Index, document, encoded, filtered, index};
 
 /// The keys of `document`, decoded: a missing part shows as null.
 fn keys(definition: &str, document: &Value) -> Value {
@@ -114,17 +115,30 @@ fn a_cleared_list_is_as_new() {
     assert!(list.iter().eq([encoded(&[Some(json!(2))])]));
 }
 
+fn assert_has_keys_of_a_naive_evaluation(index: &Index, text: &str) {
+    let document: Value = serde_json::from_str(text).unwrap();
+    let mut list = KeyList::new();
+    index.definition("i").keys("id", &document, &mut list);
+    let keys: Vec<Vec<u8>> = list.iter().map(<[u8]>::to_vec).collect();
+    let naive: Vec<Vec<u8>> = index.keys(&document).iter().map(|key| encoded(key)).collect();
+    assert_eq!(keys, naive, "{}: {text}", index.definition("i"));
+    assert_eq!(list.oversize(), 0);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
     fn keys_are_those_of_a_naive_evaluation(index in index(), text in document()) {
-        let document: Value = serde_json::from_str(&text).unwrap();
-        let mut list = KeyList::new();
-        index.definition("i").keys("id", &document, &mut list);
-        let keys: Vec<Vec<u8>> = list.iter().map(<[u8]>::to_vec).collect();
-        let naive: Vec<Vec<u8>> = index.keys(&document).iter().map(|key| encoded(key)).collect();
-        prop_assert_eq!(keys, naive, "{}", index.definition("i"));
-        prop_assert_eq!(list.oversize(), 0);
+        assert_has_keys_of_a_naive_evaluation(&index, &text);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if is_long() { 2_000_000 } else { 30_000 }))]
+
+    #[test]
+    fn a_filter_says_what_a_naive_evaluation_of_it_says(index in filtered(), text in document()) {
+        assert_has_keys_of_a_naive_evaluation(&index, &text);
     }
 }

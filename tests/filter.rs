@@ -87,6 +87,16 @@ fn what_says_nothing_is_not_true_and_neither_is_its_opposite() {
     }
 }
 
+/// One element is in no list, and nothing is known of the other.
+#[test]
+fn an_element_that_lacks_the_member_leaves_open_whether_it_is_in_an_empty_list() {
+    let document = json!({"n": 5, "a": [{"b": 1}, {}]});
+    for test in ["a[].b in []", "a[].b in [2]", "a[].b = 2", "a[].b like \"x%\""] {
+        assert!(!holds(test, &document), "{test}");
+        assert!(!holds(&format!("not {test}"), &document), "not {test}");
+    }
+}
+
 #[test]
 fn a_prefix_is_taken_as_it_stands() {
     assert!(holds(r#"s like "50\\%\\_\\\\%""#, &json!({"s": "50%_\\ off"})));

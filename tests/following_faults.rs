@@ -19,7 +19,7 @@ use crate::support::consumer::{Consumer, config, expected, follow, write};
 use crate::support::path::Dice;
 use crate::support::producer::{Behaviour, Producer, cluster_at};
 use crate::support::shards::for_each_store;
-use crate::support::{eventually, forever, watchdog};
+use crate::support::{eventually, forever, is_long, watchdog};
 
 for_each_store! {
     many_changes_with_cuts_roll_backs_and_moves_end_in_the_state_of_the_producer,
@@ -30,10 +30,6 @@ const VBUCKETS: u16 = 16;
 const NODES: usize = 3;
 /// Address of a producer, store and folder, for the follower.
 const FOLLOWER: &str = "DORMOUSE_TEST_FOLLOWER";
-
-fn is_long() -> bool {
-    std::env::var_os("DORMOUSE_LONG").is_some()
-}
 
 /// One fault, as the dice fall.
 fn disturb(producer: &Producer, dice: &mut Dice) {

@@ -17,7 +17,7 @@ use crate::support::cli::{AIRPORTS, BUCKET as TARGET, World, documents, thread_n
 use crate::support::stores::gateway::{BUCKET, Gateway, given};
 use crate::support::stores::proxy::{Fault, Proxy};
 use crate::support::stores::{content, get, names, put};
-use crate::support::{forever, key};
+use crate::support::{forever, is_long, key};
 
 #[test]
 fn a_wrong_secret_is_refused_in_the_servers_words() {
@@ -158,8 +158,7 @@ fn large_file(path: &Path, length: u64) -> File {
 #[test]
 fn a_large_file_goes_up_and_comes_down_byte_for_byte() {
     let Some(gateway) = Gateway::get() else { return };
-    let is_long = std::env::var_os("DORMOUSE_LONG").is_some();
-    let length_bytes = if is_long { 1 << 30 } else { 100_000_007 };
+    let length_bytes = if is_long() { 1 << 30 } else { 100_000_007 };
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (path, back) = (folder.path().join("file"), folder.path().join("back"));
     let file = large_file(&path, length_bytes);

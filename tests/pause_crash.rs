@@ -17,13 +17,13 @@ use serde_json::{Value, json};
 use slog::{Drain, Logger, Never, OwnedKVList, Record, o};
 
 use crate::support::buckets::{
-    World, close, ids, ingest, is_locked, is_long, lines, long_lines, named, once_free, pause,
-    prune_to_what_is_named, scan, scratch,
+    World, close, ids, ingest, is_locked, lines, long_lines, named, once_free, pause, prune_to_what_is_named,
+    scan, scratch,
 };
 use crate::support::path::Dice;
 use crate::support::shards::for_each_store;
 use crate::support::stores::gateway::{self, Gateway};
-use crate::support::{FailingStore, Fails, eventually, kill_this_process, watchdog};
+use crate::support::{FailingStore, Fails, eventually, is_long, kill_this_process, watchdog};
 
 for_each_store! {
     a_pause_that_is_killed_at_any_step_is_led_on_or_back,

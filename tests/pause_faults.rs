@@ -11,12 +11,12 @@ use dormouse::pause::UploadError;
 use dormouse::shard::StoreKind;
 
 use crate::support::buckets::{
-    World, close, ids, ingest, is_locked, is_long, lines, long_lines, named, pause, prune_to_what_is_named,
-    scan, scratch,
+    World, close, ids, ingest, is_locked, lines, long_lines, named, pause, prune_to_what_is_named, scan,
+    scratch,
 };
 use crate::support::shards::for_each_store;
 use crate::support::stores::memory::MemoryStore;
-use crate::support::{ALL_FAILS, FailingStore, Fails, tree, watchdog};
+use crate::support::{ALL_FAILS, FailingStore, Fails, is_long, tree, watchdog};
 
 for_each_store! {
     whichever_call_of_a_pause_fails_it_goes_on_afterwards,

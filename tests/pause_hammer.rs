@@ -10,10 +10,10 @@ use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::shard::StoreKind;
 use dormouse::thread::{Cancel, Until};
 
-use crate::support::buckets::{World, close, ids, ingest, is_locked, is_long, lines, once_free, pause, scan};
+use crate::support::buckets::{World, close, ids, ingest, is_locked, lines, once_free, pause, scan};
 use crate::support::path::{CancelOnDrop, Dice};
 use crate::support::shards::for_each_store;
-use crate::support::watchdog;
+use crate::support::{is_long, watchdog};
 
 for_each_store! {
     buckets_that_are_hammered_come_to_rest_with_every_document,

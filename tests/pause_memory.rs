@@ -17,10 +17,10 @@ use dormouse::objstore::{ArchiveOptions, ArchiveUrl, ObjectStore, TRANSFER_BYTES
 use dormouse::shard::StoreKind;
 use serde_json::{Value, json};
 
-use crate::support::buckets::{World, close, ingest, is_long, long_lines, named, once_free, scratch};
-use crate::support::forever;
+use crate::support::buckets::{World, close, ingest, long_lines, named, once_free, scratch};
 use crate::support::shards::for_each_store;
 use crate::support::stores::gateway::{self, BUCKET, Gateway};
+use crate::support::{forever, is_long};
 
 for_each_store! {
     a_pause_and_a_resume_take_no_more_memory_than_was_set,

@@ -16,7 +16,7 @@ use dormouse::thread::{self, Until, fin, spawn};
 
 use crate::support::path::Dice;
 use crate::support::shards::{apply, batch, close, create, entries, for_each_store, manual, open};
-use crate::support::watchdog;
+use crate::support::{is_long, watchdog};
 
 for_each_store! {
     a_killed_process_leaves_a_recovery_point,
@@ -170,7 +170,7 @@ impl Writer {
 }
 
 fn a_killed_process_leaves_a_recovery_point(kind: StoreKind) {
-    let rounds = if std::env::var_os("DORMOUSE_LONG").is_some() { LONG_ROUNDS } else { ROUNDS };
+    let rounds = if is_long() { LONG_ROUNDS } else { ROUNDS };
     let dir = tempfile::tempdir().unwrap();
     let folder = PathBuf::from(dir.path());
     close(create(kind, &folder, 1, &config()));

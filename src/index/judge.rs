@@ -20,12 +20,15 @@ pub(super) fn holds(expr: &Expr<usize>, read: &Extract, out: &mut KeyList) -> Op
             settled(pieces(*path, read, out).map(|piece| compare(piece, *how, other)), true)
         }
         Expr::In(path, literals) => settled(
-            pieces(*path, read, out).flat_map(|piece| {
-                let any = literals
-                    .iter()
-                    .map(move |literal| compare(piece, Comparison::Equal, Part::Whole(&literal.bytes)));
-                // In no list there is nothing, but a missing value is not known to be in none.
-                any.chain((literals.is_empty() && !matches!(piece, Part::Missing)).then_some(Some(false)))
+            pieces(*path, read, out).map(|piece| match piece {
+                // Not known to be in any list, an empty one neither.
+                Part::Missing => None,
+                Part::Whole(_) | Part::Cut(_) => settled(
+                    literals
+                        .iter()
+                        .map(|Literal { bytes, .. }| compare(piece, Comparison::Equal, Part::Whole(bytes))),
+                    true,
+                ),
             }),
             true,
         ),
@@ -48,18 +51,16 @@ fn pieces<'r>(path: usize, read: &'r Extract, out: &mut KeyList) -> impl Iterato
     (0..count.max(1)).map(move |element| read.piece(path, element))
 }
 
-/// What several say together, where one that says `settling` settles it. None of them says nothing.
+/// What several say together, where one that says `settling` settles it, and none at all says the other.
 fn settled(all: impl Iterator<Item = Option<bool>>, settling: bool) -> Option<bool> {
     let mut together = Some(!settling);
-    let mut is_said = false;
     for said in all {
         if said == Some(settling) {
             return said;
         }
-        is_said = true;
         together = together.and(said);
     }
-    together.filter(|_| is_said)
+    together
 }
 
 fn compare(left: Part<'_>, how: Comparison, right: Part<'_>) -> Option<bool> {

@@ -280,11 +280,6 @@ fn once_free_within<T, E: std::fmt::Display>(
     }
 }
 
-/// Whether tests are to take their time.
-pub(crate) fn is_long() -> bool {
-    std::env::var_os("DORMOUSE_LONG").is_some()
-}
-
 /// Removes from the archive what no pause needs, and checks that nothing else is left in it.
 pub(crate) fn prune_to_what_is_named(store: &dyn ObjectStore, name: &str) {
     let (now, day) = (SystemTime::now(), Duration::from_secs(24 * 3600));

@@ -47,6 +47,11 @@ pub(crate) fn watchdog() -> Until {
     Until::within(Duration::from_secs(60))
 }
 
+/// Whether tests are to take their time.
+pub(crate) fn is_long() -> bool {
+    std::env::var_os("DORMOUSE_LONG").is_some()
+}
+
 /// Waits until `holds`, and fails where that does not come.
 pub(crate) fn eventually(what: &str, holds: impl FnMut() -> bool) {
     eventually_or(|| what.to_owned(), holds);

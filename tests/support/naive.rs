@@ -248,6 +248,11 @@ fn filter() -> impl Strategy<Value = Test> {
     })
 }
 
+/// An index that has one key, or none where its filter does not hold.
+pub(crate) fn filtered() -> impl Strategy<Value = Index> {
+    filter().prop_map(|filter| Index::over(&["a"]).with_filter(filter))
+}
+
 /// Any definition of a secondary index.
 pub(crate) fn index() -> impl Strategy<Value = Index> {
     let plain = || proptest::collection::vec(plain_path(), 0..2);
