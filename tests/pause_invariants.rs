@@ -4,8 +4,10 @@ use std::fs;
 use std::path::PathBuf;
 
 use dormouse::bucket::{
-    Bucket, BucketError, BucketState, PauseError, PauseOptions, ResumeError, ResumeOptions, TaskState,
+    Bucket, BucketError, BucketState, DataDir, PauseError, PauseOptions, ResumeError, ResumeOptions,
+    ResumeReport, TaskState,
 };
+use dormouse::durable::RoomError;
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::objstore::{ObjectKey, Operation};
 use dormouse::pause::{FORMAT_VERSIONS, Manifest, Progress, list_pauses, verify};
@@ -26,6 +28,7 @@ for_each_store! {
     a_lock_that_somebody_holds_fails_the_pause_and_leaves_all_shards_as_they_were,
     a_bucket_without_an_index_is_not_archived_and_not_paused,
     a_resume_without_room_is_refused_before_anything_is_downloaded,
+    a_plan_of_a_resume_says_that_there_is_no_room,
     progress_only_grows_and_is_whole_after_success_alone,
     what_the_archive_does_not_hold_whole_is_not_evicted,
 }
@@ -235,16 +238,50 @@ fn a_resume_without_room_is_refused_before_anything_is_downloaded(kind: StoreKin
     let bucket = bucket(&world);
     pause(&bucket, &world.store, true).unwrap();
     close(bucket);
-    let first = list_pauses(&world.store, &part("b"), &forever()).unwrap()[0];
-    let mut manifest = Manifest::read(&world.store, &part("b"), first, &forever()).unwrap();
-    manifest.pause = "0000000002-00000000000000aa".parse().unwrap();
-    manifest.files[0].length_bytes = u64::MAX / 2;
-    manifest.publish(&world.store, &forever()).unwrap();
+    publish_a_huge_one(&world);
     let before = world.local();
     let refused = world.resume("b", &watchdog()).unwrap_err();
     assert!(matches!(refused, ResumeError::NoRoom { .. }), "{refused}");
     assert!(world.local() == before && world.staged().is_empty());
     assert!(matches!(world.data.open_bucket(&named("b"), &world.config), Err(BucketError::Evicted { .. })));
+}
+
+/// A second pause, of a file that fits on no disk.
+fn publish_a_huge_one(world: &World) {
+    let first = list_pauses(&world.store, &part("b"), &forever()).unwrap()[0];
+    let mut manifest = Manifest::read(&world.store, &part("b"), first, &forever()).unwrap();
+    manifest.pause = "0000000002-00000000000000aa".parse().unwrap();
+    manifest.files[0].length_bytes = u64::MAX / 2;
+    manifest.publish(&world.store, &forever()).unwrap();
+}
+
+/// How much room a plan says that a resume needs.
+fn needed_bytes(planned: Result<ResumeReport, ResumeError>) -> u64 {
+    match planned {
+        Err(ResumeError::NoRoom { error: RoomError::TooLittle { needed_bytes, .. }, .. }) => needed_bytes,
+        planned => panic!("{planned:?}"),
+    }
+}
+
+fn a_plan_of_a_resume_says_that_there_is_no_room(kind: StoreKind) {
+    let world = World::of(kind);
+    let bucket = bucket(&world);
+    pause(&bucket, &world.store, true).unwrap();
+    close(bucket);
+    let failing = (1..100).find(|call| {
+        let store = FailingStore::new(&world.store, *call, Fails::Before);
+        world.resume_from(&store, "b", &watchdog()).unwrap_err();
+        !world.staged().is_empty()
+    });
+    assert!(failing.is_some());
+    let staged_bytes = world.staged().values().map(Vec::len).sum::<usize>() as u64;
+    publish_a_huge_one(&world);
+    let (name, options) = (named("b"), ResumeOptions::default());
+    let here = needed_bytes(world.data.plan_resume(&name, &world.store, options, &watchdog()));
+    let nowhere = world.dir.path().join("not/yet");
+    let plan = DataDir::plan_first_resume(&nowhere, &name, &world.store, options, &watchdog());
+    assert!(staged_bytes > 0 && here == needed_bytes(plan) - staged_bytes, "{here}, {staged_bytes}");
+    assert!(!world.dir.path().join("not").exists());
 }
 
 /// The progress of the bucket's task.

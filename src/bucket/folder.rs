@@ -159,14 +159,43 @@ impl DataDir {
         self.staging().join(format!("{RESUMES}{pause}-{bucket}"))
     }
 
-    /// Removes what resumes of the bucket have downloaded, but for `kept`.
-    pub(super) fn forget_resumes(&self, bucket: &BucketName, kept: Option<PauseId>) -> Result<(), PathError> {
+    /// The folders of what resumes of the bucket have downloaded.
+    fn resumes_of(&self, bucket: &BucketName) -> Result<Vec<PathBuf>, PathError> {
         let staging = self.staging();
-        let kept = kept.map(|pause| self.resume_staging(pause, bucket));
+        let mut folders = Vec::new();
         for entry in fs::read_dir(&staging).at("list", &staging)? {
             let path = entry.at("list", &staging)?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if resumed_bucket(&name).is_some_and(|of| of == *bucket) && kept.as_ref() != Some(&path) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if resumed_bucket(&name).is_some_and(|of| of == *bucket) {
+                folders.push(path);
+            }
+        }
+        Ok(folders)
+    }
+
+    /// How much resumes of the bucket have downloaded.
+    pub(super) fn resumed_bytes(&self, bucket: &BucketName) -> Result<u64, PathError> {
+        let mut folders = self.resumes_of(bucket)?;
+        let mut bytes: u64 = 0;
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).at("list", &folder)? {
+                let path = entry.at("list", &folder)?.path();
+                let found = fs::symlink_metadata(&path).at("look at", &path)?;
+                if found.is_dir() {
+                    folders.push(path);
+                } else {
+                    bytes = bytes.saturating_add(found.len());
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Removes what resumes of the bucket have downloaded, but for `kept`.
+    pub(super) fn forget_resumes(&self, bucket: &BucketName, kept: Option<PauseId>) -> Result<(), PathError> {
+        let kept = kept.map(|pause| self.resume_staging(pause, bucket));
+        for path in self.resumes_of(bucket)? {
+            if kept.as_ref() != Some(&path) {
                 fs::remove_dir_all(&path).at("remove", &path)?;
             }
         }

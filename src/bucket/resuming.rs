@@ -110,7 +110,7 @@ fn refused(bucket: &BucketName, refusal: Refusal) -> ResumeError {
 }
 
 impl DataDir {
-    /// What a resume would do. Nothing is changed.
+    /// What a resume would do, and whether there is room for it. Nothing is changed.
     pub fn plan_resume(
         &self,
         name: &BucketName,
@@ -118,19 +118,23 @@ impl DataDir {
         options: ResumeOptions,
         until: &Until,
     ) -> Result<ResumeReport, ResumeError> {
-        let began = Instant::now();
         self.refuse_fork()?;
         let there = self.has_bucket(name).then(|| self.bucket_meta(name)).transpose();
         let there = there.map_err(|error| cannot_open(name, error))?;
-        let manifest = find_pause(name, store, options, there.as_ref(), until)?;
-        let way = choose_way(there.as_ref());
-        if let Some(meta) = there {
-            let lasting = meta.after(Event::Restarted).map_err(|refusal| refused(name, refusal))?;
-            lasting
-                .after(Event::Waking { pause: manifest.pause })
-                .map_err(|refusal| refused(name, refusal))?;
-        }
-        Ok(report(&manifest, &way, &Staged::default(), began))
+        // What an earlier try has downloaded stays or makes room.
+        let staged_bytes = self.resumed_bytes(name)?;
+        plan((self.root(), staged_bytes), (name, there), (store, options), until)
+    }
+
+    /// The same where the data folder `root` is not there yet. Nor is it afterwards.
+    pub fn plan_first_resume(
+        root: &Path,
+        name: &BucketName,
+        store: &dyn ObjectStore,
+        options: ResumeOptions,
+        until: &Until,
+    ) -> Result<ResumeReport, ResumeError> {
+        plan((root, 0), (name, None), (store, options), until)
     }
 
     /// Restores a bucket from the pause in `store` that `options` name, and leaves it online and closed.
@@ -283,8 +287,7 @@ impl DataDir {
             info!(config.logger, "an interrupted resume is taken up"; "bucket" => %name,
                 "files" => staged.files(), "bytes" => staged.bytes());
         }
-        require_room(self.root(), manifest.bytes().saturating_sub(staged.bytes()))
-            .map_err(|error| ResumeError::NoRoom { bucket: name.clone(), error })?;
+        require_room_for(name, self.root(), manifest.bytes().saturating_sub(staged.bytes()))?;
         debug!(config.logger, "a download begins"; "bucket" => %name);
         download(manifest, store, &staging, &staged, until, on_progress).map_err(failed)?;
         debug!(config.logger, "a download is checked and durable"; "bucket" => %name);
@@ -323,6 +326,30 @@ impl DataDir {
         drop(guards);
         Ok(())
     }
+}
+
+/// What a resume of a bucket into `root` would do, where so many bytes of it lie already.
+fn plan(
+    (root, staged_bytes): (&Path, u64),
+    (name, there): (&BucketName, Option<BucketMeta>),
+    (store, options): (&dyn ObjectStore, ResumeOptions),
+    until: &Until,
+) -> Result<ResumeReport, ResumeError> {
+    let began = Instant::now();
+    let manifest = find_pause(name, store, options, there.as_ref(), until)?;
+    let way = choose_way(there.as_ref());
+    if let Some(meta) = there {
+        let lasting = meta.after(Event::Restarted).map_err(|refusal| refused(name, refusal))?;
+        lasting.after(Event::Waking { pause: manifest.pause }).map_err(|refusal| refused(name, refusal))?;
+    }
+    if matches!(way, Way::Download) {
+        require_room_for(name, root, manifest.bytes().saturating_sub(staged_bytes))?;
+    }
+    Ok(report(&manifest, &way, &Staged::default(), began))
+}
+
+fn require_room_for(name: &BucketName, root: &Path, needed_bytes: u64) -> Result<(), ResumeError> {
+    require_room(root, needed_bytes).map_err(|error| ResumeError::NoRoom { bucket: name.clone(), error })
 }
 
 /// Of an evicted bucket nothing but the record of the pause is left.

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::Args;
-use dormouse::bucket::{DataDir, ResumeOptions, ResumeReport};
+use dormouse::bucket::{DataDir, DataDirError, ResumeOptions, ResumeReport};
 use dormouse::objstore::ObjectStore;
 use dormouse::pause::{Membership, PauseId};
 
@@ -69,14 +69,13 @@ fn resume(args: &ResumeArgs, store: &dyn ObjectStore, session: &Session) -> anyh
 }
 
 fn plan(args: &ResumeArgs, store: &dyn ObjectStore, session: &Session) -> anyhow::Result<ResumeReport> {
-    let plan =
-        |data_dir: DataDir| data_dir.plan_resume(&args.target.bucket, store, args.options(), &session.until);
-    if args.target.data_dir.exists() {
-        return Ok(plan(DataDir::open(&args.target.data_dir)?)?);
+    let (folder, name) = (&args.target.data_dir, &args.target.bucket);
+    match DataDir::open(folder) {
+        Err(DataDirError::Missing { .. }) => {
+            Ok(DataDir::plan_first_resume(folder, name, store, args.options(), &session.until)?)
+        }
+        opened => Ok(opened?.plan_resume(name, store, args.options(), &session.until)?),
     }
-    // A data folder that is not there yet is as good as an empty one, and a dry run makes none.
-    let folder = tempfile::tempdir().context("cannot plan the resume: no temporary folder could be made")?;
-    Ok(plan(DataDir::open_or_create(folder.path())?)?)
 }
 
 fn describe(report: &ResumeReport, args: &ResumeArgs) -> String {

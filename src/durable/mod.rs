@@ -16,7 +16,9 @@ mod room;
 mod seal;
 
 pub use claim::Claim;
-pub use file::{FLUSH_BYTES, Steady, TEMPORARY_SUFFIX, create_folders, create_new, replace, sync_folder};
+pub use file::{
+    FLUSH_BYTES, Steady, TEMPORARY_SUFFIX, begin_flush, create_folders, create_new, replace, sync_folder,
+};
 pub use path::{AtPath, PathError};
 pub use room::{RoomError, free_bytes, require_room};
 pub use seal::{UnsealError, hex, seal, unseal, unseal_any};

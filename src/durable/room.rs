@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use super::path::{AtPath, PathError};
 
 /// Why there is no room for something.
@@ -24,9 +26,16 @@ pub enum RoomError {
     Path(#[from] PathError),
 }
 
-/// Bytes that the folder's disk has room for.
+/// Bytes that the folder's disk has room for. A folder that is not there yet would be on the disk of the one above it.
 pub fn free_bytes(folder: &Path) -> Result<u64, PathError> {
-    let disk = rustix::fs::statvfs(folder).map_err(io::Error::from).at("look at the disk of", folder)?;
+    let mut there = folder;
+    let disk = loop {
+        match (rustix::fs::statvfs(there), there.parent()) {
+            (Err(Errno::NOENT), Some(above)) if above.as_os_str().is_empty() => there = Path::new("."),
+            (Err(Errno::NOENT), Some(above)) => there = above,
+            (disk, _) => break disk.map_err(io::Error::from).at("look at the disk of", folder)?,
+        }
+    };
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 

@@ -33,8 +33,7 @@ use crate::thread::Until;
 #[derive(Debug)]
 pub struct FileStore {
     root: PathBuf,
-    /// The folder above the root that is there, if the root need not be.
-    there: Option<PathBuf>,
+    may_be_missing: bool,
     /// Folders that are known to be there after a power cut.
     durable: Mutex<BTreeSet<PathBuf>>,
     parallel: usize,
@@ -67,11 +66,11 @@ impl FileStore {
         let found = path.ancestors().skip(1).find_map(|above| Some((above, fs::canonicalize(above).ok()?)));
         let (above, there) = found.ok_or_else(|| opened(vanished(root)))?;
         let below = path.strip_prefix(above).unwrap_or(&path);
-        Ok(Self { there: Some(there.clone()), ..Self::at(there.join(below)) })
+        Ok(Self { may_be_missing: true, ..Self::at(there.join(below)) })
     }
 
     fn at(root: PathBuf) -> Self {
-        Self { root, there: None, durable: Mutex::default(), parallel: FOLDER_PARALLEL_DEFAULT }
+        Self { root, may_be_missing: false, durable: Mutex::default(), parallel: FOLDER_PARALLEL_DEFAULT }
     }
 
     /// The same with so many calls at the same time for many files.
@@ -131,7 +130,7 @@ impl FileStore {
     }
 
     fn root_is_there(&self) -> Result<(), StoreCause> {
-        if self.there.is_some() || folder_is_there(&self.root)? { Ok(()) } else { Err(vanished(&self.root)) }
+        if self.may_be_missing || folder_is_there(&self.root)? { Ok(()) } else { Err(vanished(&self.root)) }
     }
 
     /// Makes a file in the last of `folders`: `fill` writes it, and `place` puts it in its place unless `fill` gives
@@ -358,7 +357,7 @@ impl ObjectStore for FileStore {
     fn room_bytes(&self, until: &Until) -> Result<Option<u64>, StoreError> {
         let room = until.check().map_err(StoreCause::from).and_then(|()| {
             self.root_is_there()?;
-            Ok(Some(free_bytes(self.there.as_ref().unwrap_or(&self.root)).map_err(|e| e.source)?))
+            Ok(Some(free_bytes(&self.root).map_err(|e| e.source)?))
         });
         self.named(Operation::Open, None, room)
     }

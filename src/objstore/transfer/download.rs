@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::{TransferError, run_jobs};
-use crate::durable::{FLUSH_BYTES, PathError, create_new};
+use crate::durable::{FLUSH_BYTES, PathError, begin_flush, create_new};
 use crate::objstore::error::{Operation, StoreCause, StoreError};
 use crate::objstore::hash::{CHUNK_BYTES, ChunkHash, Content, ContentHash};
 use crate::objstore::key::ObjectKey;
@@ -70,8 +70,11 @@ impl Target {
     }
 
     fn write(&self, bytes: &[u8], offset_bytes: u64) -> io::Result<()> {
-        let _turn = self.turn.lock();
-        self.file.write_all_at(bytes, offset_bytes)
+        let turn = self.turn.lock();
+        self.file.write_all_at(bytes, offset_bytes)?;
+        drop(turn);
+        begin_flush(&self.file, offset_bytes, bytes.len() as u64);
+        Ok(())
     }
 }
 
