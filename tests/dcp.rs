@@ -374,6 +374,25 @@ fn every_byte_that_counts_is_acknowledged_once() {
 }
 
 #[test]
+fn a_refused_acknowledgement_ends_the_connection_once_all_that_was_read_is_handed_on() {
+    let producer = Producer::start(1);
+    for number in 0..100 {
+        producer.put(0, &format!("d{number}"), "{\"a\":1}");
+    }
+    producer.answer(0x5d, 0x24, b"no rights");
+    let followed = open(&DcpConfig { window_bytes: 4096, ..producer.config() }, 45);
+    followed.follow(0, Position::ZERO);
+    let events = followed.until_ends(1);
+    let seqnos: Vec<u64> =
+        events.iter().filter(|(.., what)| what.starts_with('d')).map(|told| told.1).collect();
+    assert!(seqnos.len() > 10 && seqnos.iter().copied().eq(1..=seqnos.len() as u64), "{seqnos:?}");
+    let error = failure(&followed);
+    assert!(matches!(error, ConnectionError::Unacknowledged { .. }), "{error}");
+    assert!(error.to_string().contains("no rights") && error.to_string().contains("0x24"), "{error}");
+    assert!(!error.is_malformed());
+}
+
+#[test]
 fn noops_are_answered_and_memory_is_bounded_while_nobody_takes_batches() {
     let producer = Producer::start(1);
     let value = format!("\"{}\"", "w".repeat(1000));

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
-use dormouse::source::dcp::{DcpConfig, Feature, NAME_BYTES_MAX, OpenCause, Status};
+use dormouse::source::dcp::{CollectionId, DcpConfig, Feature, NAME_BYTES_MAX, OpenCause, Status};
 use dormouse::thread::{Failure, Stopped, Until};
 use slog::{Discard, Logger, o};
 
@@ -118,11 +118,12 @@ fn a_node_that_does_not_tell_the_map_is_named_with_what_it_said() {
 
 #[test]
 fn each_step_of_the_handshake_has_a_deadline() {
-    for opcode in [0x1f, 0x20, 0x21, 0x22, 0x89, 0x50, 0x5e] {
+    for opcode in [0x1f, 0x20, 0x21, 0x22, 0x89, 0xba, 0x50, 0x5e, 0x91] {
         let producer = Producer::start(1);
         producer.behave(|behaviour| drop(behaviour.answers.insert(opcode, None)));
         let mut config = producer.config();
         config.step_timeout = Duration::from_millis(300);
+        (config.collection, config.persisted_only) = (CollectionId(8), true);
         assert!(matches!(refusal(&config), OpenCause::Silent), "{opcode:#x}");
     }
 }

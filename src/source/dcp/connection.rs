@@ -109,7 +109,7 @@ impl Connection {
             hold,
             window_bytes,
             batch_bytes,
-            owed_bytes: 0,
+            owed_bytes: Some(0),
             logger,
         };
         let roster = Roster::default();

@@ -124,6 +124,14 @@ pub enum ConnectionError {
     /// The system or TLS refused a write.
     #[error("cannot write to the server: {0}")]
     Write(io::Error),
+    /// The server takes no acknowledgement, and would send nothing more once its window is full.
+    #[error("the server refused the acknowledgement of what it sent: {status}{said}")]
+    Unacknowledged {
+        /// What it answered.
+        status: Status,
+        /// What it said about that.
+        said: String,
+    },
     /// The server does not say how far its vbuckets are on disk.
     #[error("cannot wait for changes to be on disk: {0}")]
     Persisted(DcpRequestError),
@@ -168,6 +176,7 @@ impl ConnectionError {
             | Self::Unanswered { .. }
             | Self::Read(_)
             | Self::Write(_)
+            | Self::Unacknowledged { .. }
             | Self::Persisted(_) => false,
         }
     }

@@ -251,7 +251,12 @@ impl Streams {
                 // There is room for it, and nobody may be left to take it.
                 let _ = caller.try_send(Answer { status, value: frame.value.to_vec() });
             }
-            None if frame.opcode == Opcode::DCP_BUFFER_ACK && status == Status::SUCCESS => {}
+            None if frame.opcode == Opcode::DCP_BUFFER_ACK => {
+                if status != Status::SUCCESS {
+                    let said = said(frame.value);
+                    return Err(ConnectionError::Unacknowledged { status, said }.into());
+                }
+            }
             None => {
                 add(&self.shared.stats.stray_answers, 1);
                 debug!(self.logger, "an answer that nobody waits for"; "opcode" => %frame.opcode, "status" => %status);

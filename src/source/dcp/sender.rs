@@ -39,8 +39,9 @@ pub(super) struct BatchSender {
     pub(super) window_bytes: u64,
     /// What is inflated is handed on in batches of about so many bytes.
     pub(super) batch_bytes: usize,
-    /// Bytes that were handed on and not acknowledged.
-    pub(super) owed_bytes: u64,
+    /// Bytes that were handed on and not acknowledged; `None` once an acknowledgement has failed, after which there is
+    /// no other one.
+    pub(super) owed_bytes: Option<u64>,
     pub(super) logger: Logger,
 }
 
@@ -104,11 +105,12 @@ impl BatchSender {
     }
 
     fn acknowledge(&mut self, bytes: u64) {
-        self.owed_bytes += bytes;
-        if self.owed_bytes < self.window_bytes / 5 {
+        let Some(owed_bytes) = &mut self.owed_bytes else { return };
+        *owed_bytes += bytes;
+        if *owed_bytes < self.window_bytes / 5 {
             return;
         }
-        let owed = u32::try_from(self.owed_bytes).unwrap_or(u32::MAX);
+        let owed = u32::try_from(*owed_bytes).unwrap_or(u32::MAX);
         let mut frame = Vec::new();
         let written = match Request::BufferAck(owed).encode(0, &mut frame) {
             Ok(_) => self.shared.socket.send(&frame),
@@ -116,10 +118,13 @@ impl BatchSender {
         };
         match written {
             Ok(()) => {
-                self.owed_bytes -= u64::from(owed);
+                *owed_bytes -= u64::from(owed);
                 add(&self.shared.stats.acked_bytes, u64::from(owed));
             }
-            Err(error) => self.shared.fail(ConnectionError::Write(error)),
+            Err(error) => {
+                self.owed_bytes = None;
+                self.shared.fail(ConnectionError::Write(error));
+            }
         }
     }
 }
