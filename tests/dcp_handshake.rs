@@ -59,6 +59,24 @@ fn a_server_that_does_not_prove_itself_is_refused() {
 }
 
 #[test]
+fn what_is_no_message_of_scram_is_refused_whatever_it_is() {
+    let producer = Producer::start(1);
+    for said in
+        ["", "r", "r=", "r=x", "r=x,", "r=x,,", "r=x,s", "r=x,s=AAAA,i", "r=x,s=AAAA,1=1", ",r=x,s=AAAA,i=1"]
+    {
+        producer.answer(0x21, 0x21, said.as_bytes());
+        let cause = refusal(&producer.config());
+        assert!(matches!(cause, OpenCause::Login(_)), "{said}: {cause}");
+    }
+    let producer = Producer::start(1);
+    for said in ["", "v", "e", ",", "v=", "v=,", "e=other-error", "x=y"] {
+        producer.answer(0x22, 0, said.as_bytes());
+        let cause = refusal(&producer.config());
+        assert!(matches!(cause, OpenCause::Login(_)), "{said}: {cause}");
+    }
+}
+
+#[test]
 fn a_stream_comes_over_tls_and_a_certificate_of_nobody_known_is_refused() {
     let (certificate, other) = (Certificate::new("localhost"), Certificate::new("localhost"));
     let producer = Producer::start_with(1, Some(&certificate));

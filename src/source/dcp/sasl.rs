@@ -72,7 +72,7 @@ impl Scram {
     /// The next message to the server, after what it said.
     pub(super) fn step(&mut self, said: Option<&[u8]>) -> Result<Vec<u8>, OpenCause> {
         if let Some(said) = said {
-            check_iterations(said)?;
+            check_message(said)?;
         }
         let mut message = Vec::new();
         self.is_done = self.session.step(said, &mut message).map_err(failed)? != State::Running;
@@ -86,7 +86,13 @@ impl Scram {
     }
 }
 
-fn check_iterations(said: &[u8]) -> Result<(), OpenCause> {
+/// Whether a server's message is attributes between commas, as `rsasl` 2.3 takes for granted, and asks for no more work
+/// than it may.
+fn check_message(said: &[u8]) -> Result<(), OpenCause> {
+    let mut attributes = said.split(|byte| *byte == b',');
+    if !attributes.all(|attribute| matches!(attribute, [name, b'=', ..] if name.is_ascii_alphabetic())) {
+        return Err(failed("what the server says is no message of SCRAM"));
+    }
     let text = String::from_utf8_lossy(said);
     let rounds = text.split(',').find_map(|part| part.strip_prefix("i="));
     match rounds.map(str::parse::<u32>) {
