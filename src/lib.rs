@@ -106,7 +106,7 @@
 //! | `dm-store-N` | carries files to and from an object store | the files are carried, or one fails |
 //! | `dm-s3-watch` | ends calls on an `s3://` store whose limit has ended | the store is dropped |
 //! | `dm-s3-names` | resolves the names of servers for an `s3://` store | the store is dropped |
-//! | `dm-map` | asks for a cluster's map once, before there is a bucket; started by the binary alone | that is done |
+//! | `dm-map` | asks for a cluster's map for [`source::dcp::Cluster::fetch_map`] | that is done |
 //! | `dm-signals` | waits for interrupts; started by the binary alone | the program ends |
 //!
 //! An open bucket has two threads; a running ingest of files has three more, and two for each worker; one that follows

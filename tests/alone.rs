@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 use dormouse::bucket::{CloseError, FollowCause, FollowOptions, IntakeError};
 use dormouse::index::IndexDefinition;
 use dormouse::shard::StoreKind;
-use dormouse::source::dcp::NodeAddress;
+use dormouse::source::dcp::{ClusterCause, NodeAddress};
 use dormouse::thread::{Stopped, Until, fin, spawn};
 use rustix::fs::{CWD, Mode, OFlags, inotify, mkfifoat, open};
 use rustix::process::{Pid, Signal, kill_process};
+use slog::{Discard, Logger, o};
 use tempfile::TempDir;
 
 use crate::support::consumer::{Consumer, expected, follow, write};
@@ -246,6 +247,26 @@ fn a_look_up_that_hangs_ends_with_its_limit_and_a_close_names_its_thread() {
         });
         drop(consumer);
         eventually("no thread is left", || theirs().is_empty());
+        producer.check();
+    });
+}
+
+#[test]
+fn a_map_that_a_host_asks_for_comes_or_not_within_its_limit() {
+    with_hanging_names("a_map_that_a_host_asks_for_comes_or_not_within_its_limit", |release| {
+        let producer = Producer::start(8);
+        let (cluster, logger) = (producer.cluster(), Logger::root(Discard, o!()));
+        assert_eq!(cluster.fetch_map(&cluster.seeds, &logger, &watchdog()).unwrap().vbuckets(), 8);
+        let seed = NodeAddress { host: HANGING.to_owned(), port: 11210 };
+        let (began, soon) = (Instant::now(), Until::within(Duration::from_millis(300)));
+        let ended = cluster.fetch_map(std::slice::from_ref(&seed), &logger, &soon).err().unwrap();
+        assert!(matches!(ended.cause, ClusterCause::Stopped(Stopped::DeadlinePassed)), "{ended}");
+        assert!(ended.node == seed && began.elapsed() < SLACK, "it took {:?}", began.elapsed());
+        assert_eq!(theirs(), ["dm-map"]);
+        eventually("no thread is left", || {
+            release();
+            theirs().is_empty()
+        });
         producer.check();
     });
 }

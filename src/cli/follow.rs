@@ -15,8 +15,7 @@ use dormouse::bucket::{
 };
 use dormouse::objstore::{ArchiveUrl, parse_archive};
 use dormouse::pause::Membership;
-use dormouse::source::dcp::{Cluster, ClusterMap, ClusterUrl, Login, Network, Tls};
-use dormouse::thread::{self, JoinError};
+use dormouse::source::dcp::{Cluster, ClusterUrl, Login, Network, Tls};
 use serde::Serialize;
 
 use super::WordsOff;
@@ -156,8 +155,9 @@ impl ClusterArgs {
 pub(super) fn run(args: &IngestArgs, url: &ClusterUrl, session: &mut Session) -> anyhow::Result<()> {
     let definitions = args.definitions()?;
     let mut cluster = args.cluster.cluster(url)?;
-    let map =
-        fetch_map(&cluster, session).with_context(|| format!("cannot follow {url}; nothing was made"))?;
+    let map = cluster
+        .fetch_map(&cluster.seeds, &session.logger, &session.until)
+        .with_context(|| format!("cannot follow {url}; nothing was made"))?;
     cluster.connection.vbuckets = map.vbuckets();
     let spec = BucketSpec {
         vbuckets: args.vbuckets().unwrap_or(map.vbuckets()),
@@ -183,21 +183,6 @@ pub(super) fn run(args: &IngestArgs, url: &ClusterUrl, session: &mut Session) ->
         Format::Table => print(&outcome, args, session)?,
     }
     Ok(())
-}
-
-/// The cluster's map, asked for on a thread `dm-map`: nobody can end what looks a name up, so an interrupt leaves it to
-/// the end of the program.
-fn fetch_map(cluster: &Cluster, session: &Session) -> anyhow::Result<ClusterMap> {
-    let (asked, logger, until) = (cluster.clone(), session.logger.clone(), session.until.clone());
-    let asking = thread::spawn("dm-map", move || asked.fetch_map(&asked.seeds, &logger, &until))?;
-    match asking.join(&session.until) {
-        Ok(map) => Ok(map?),
-        Err(JoinError::Panicked(panicked)) => Err(panicked.into()),
-        Err(still @ JoinError::StillRunning(_)) => {
-            session.until.check()?;
-            Err(still.into())
-        }
-    }
 }
 
 fn follow(

@@ -142,7 +142,7 @@ pub struct FollowReport {
 fn first_map(cluster: &Cluster, logger: &Logger, until: &Until) -> Result<ClusterMap, ClusterError> {
     let (mut backoff, limit) = (Backoff::default(), Instant::now() + FIRST_MAP_LIMIT);
     loop {
-        let fetched = cluster.fetch_map(&cluster.seeds, logger, until);
+        let fetched = cluster.ask_for_map(&cluster.seeds, logger, until);
         match fetched {
             Err(error) if error.is_temporary() && Instant::now() < limit => {
                 debug!(logger, "the cluster is asked for its map again: {error}");

@@ -113,7 +113,7 @@ impl Follower<'_> {
         let (cluster, logger) = (self.cluster_as_found(), self.logger.clone());
         self.start_job(move |until| {
             let limit = timeout.map_or_else(|| until.clone(), |timeout| until.at_most(timeout));
-            Done::Map(cluster.fetch_map(&nodes, &logger, &limit))
+            Done::Map(cluster.ask_for_map(&nodes, &logger, &limit))
         })
     }
 

@@ -1,7 +1,7 @@
 //! A cluster: where it is found, and how each of its nodes is spoken to.
 //!
-//! It keeps nothing of what it learns. Calls wait for names and for nodes, so they belong to threads that nothing
-//! else waits for.
+//! It keeps nothing of what it learns. Calls but for [`Cluster::fetch_map`] wait for names as well as for nodes, so they
+//! belong to threads that nothing else waits for.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
@@ -14,7 +14,7 @@ use super::handshake;
 use super::map::{ClusterMap, MapError, Network};
 use super::sender::DcpOutput;
 use super::url::{ClusterUrl, NodeAddress};
-use crate::thread::{Failure, FailureKind, Stopped, Until};
+use crate::thread::{self, Failure, FailureKind, JoinError, Panicked, Stopped, Until};
 
 /// What stands for an address that is not known yet.
 const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
@@ -57,6 +57,12 @@ pub enum ClusterCause {
     /// Its configuration is no map of the bucket.
     #[error("{0}")]
     Map(#[from] MapError),
+    /// No thread could be started to ask it.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+    /// The thread that asks it has a defect.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
     /// It does not tell its configuration.
     #[error("{0}")]
     Request(#[from] super::error::DcpRequestError),
@@ -65,7 +71,11 @@ pub enum ClusterCause {
 impl Failure for ClusterError {
     fn kind(&self) -> FailureKind {
         match &self.cause {
-            ClusterCause::Name(_) | ClusterCause::Map(_) | ClusterCause::Request(_) => FailureKind::Temporary,
+            ClusterCause::Name(_)
+            | ClusterCause::Map(_)
+            | ClusterCause::Request(_)
+            | ClusterCause::Thread(_) => FailureKind::Temporary,
+            ClusterCause::Panicked(_) => FailureKind::Lasting,
             ClusterCause::Stopped(why) => why.kind(),
             ClusterCause::Open(error) => error.kind(),
         }
@@ -108,8 +118,28 @@ impl Cluster {
     }
 
     /// The map of the cluster as the first of `nodes` tells it that can be spoken to. The error is that of the last
-    /// one.
+    /// one. Nothing can end a look-up of a name, so it is asked for on a thread `dm-map`, which outlasts the call where
+    /// that hangs.
     pub fn fetch_map(
+        &self,
+        nodes: &[NodeAddress],
+        logger: &Logger,
+        until: &Until,
+    ) -> Result<ClusterMap, ClusterError> {
+        let (cluster, asked, told, limit) = (self.clone(), nodes.to_vec(), logger.clone(), until.clone());
+        let asking = thread::spawn("dm-map", move || cluster.ask_for_map(&asked, &told, &limit));
+        let fetched = asking.map_err(ClusterCause::Thread).and_then(|asking| match asking.join(until) {
+            Ok(map) => Ok(map),
+            Err(JoinError::Panicked(panicked)) => Err(panicked.into()),
+            Err(JoinError::StillRunning(_)) => {
+                Err(until.check().err().unwrap_or(Stopped::DeadlinePassed).into())
+            }
+        });
+        fetched.unwrap_or_else(|cause| Err(of_first(nodes, cause)))
+    }
+
+    /// The same on this thread, which waits for names.
+    pub(crate) fn ask_for_map(
         &self,
         nodes: &[NodeAddress],
         logger: &Logger,
@@ -130,10 +160,8 @@ impl Cluster {
                 }
             }
         }
-        Err(failed.unwrap_or_else(|| {
-            let node = NodeAddress { host: String::new(), port: 0 };
-            ClusterError { node, cause: std::io::Error::other("no node of the cluster is known").into() }
-        }))
+        let unknown = || of_first(nodes, std::io::Error::other("no node of the cluster is known").into());
+        Err(failed.unwrap_or_else(unknown))
     }
 
     /// The map as the node tells it that a connection is open to.
@@ -163,4 +191,9 @@ impl Cluster {
             Ok(Connection::open(config, number, output.clone(), logger, until)?)
         })
     }
+}
+
+fn of_first(nodes: &[NodeAddress], cause: ClusterCause) -> ClusterError {
+    let nobody = || NodeAddress { host: String::new(), port: 0 };
+    ClusterError { node: nodes.first().cloned().unwrap_or_else(nobody), cause }
 }
