@@ -25,6 +25,7 @@ mod dcp_path;
 mod dcp_recorded;
 mod dcp_sdk;
 mod dcp_tshark;
+mod dcp_window;
 mod definition;
 mod dependencies;
 mod differential;

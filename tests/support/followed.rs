@@ -6,7 +6,9 @@ use crossbeam::channel::{Receiver, bounded};
 use dormouse::event::{
     ByteBudget, DcpEvent, EventBatch, EventKind, Generation, Seqno, StreamEndReason, StreamStatus, VbId,
 };
-use dormouse::source::dcp::{Connection, DcpConfig, DcpOutput, OpenError, StreamRequest};
+use dormouse::source::dcp::{
+    Connection, ConnectionError, DcpConfig, DcpEnd, DcpOutput, OpenError, StreamRequest,
+};
 use dormouse::thread::{self, Until};
 use dormouse::timestamp::Position;
 use slog::{Discard, Logger, o};
@@ -111,4 +113,12 @@ pub(crate) fn by_vb(events: Vec<Told>) -> BTreeMap<u16, Vec<(u64, String)>> {
 
 pub(crate) fn end(reason: StreamEndReason) -> String {
     format!("end {reason:?}")
+}
+
+/// How a connection ended that ends by itself.
+pub(crate) fn failure(followed: &Followed) -> ConnectionError {
+    match followed.connection.join(&watchdog()).unwrap() {
+        Some(DcpEnd::Failed(error)) => error,
+        other => panic!("{other:?}"),
+    }
 }
