@@ -402,6 +402,15 @@ fn the_bucket_is_the_first_label_of_the_server_s_name() {
     }
 }
 
+#[test]
+fn a_bucket_of_a_server_that_is_an_address_is_in_the_path() {
+    let (server, requests) = listener();
+    let store = S3Store::open(S3Config { path_style: false, ..config(&server) }).unwrap();
+    put(&store, "k", b"content");
+    assert_eq!(requests.lock()[0].path, "/bucket/k");
+    assert_eq!(requests.lock()[0].header("host"), server.url().trim_start_matches("http://"));
+}
+
 /// These bytes as `gzip` packs them.
 fn packed(bytes: &[u8]) -> Vec<u8> {
     let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());

@@ -122,7 +122,8 @@ pub(super) struct TransferArgs {
     /// Region of `s3://` archives [default: `AWS_REGION`, or us-east-1]
     #[arg(long, value_name = "R")]
     s3_region: Option<String>,
-    /// Name the bucket in the path, not in the host, as many servers other than AWS want it [default: off]
+    /// Name the bucket in the path, not in the host, as many servers other than AWS want it [default: off, but for
+    /// addresses]
     #[arg(long)]
     s3_path_style: bool,
     /// Carry at most so many bytes a second, such as 500000 or 20MiB [default: no limit]

@@ -23,6 +23,7 @@ mod watch;
 pub use credentials::{CredentialSource, Credentials, Secret};
 
 use std::fmt;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -58,7 +59,7 @@ pub struct S3Config {
     /// URL of the server, without a path; `None` is AWS in the region.
     pub endpoint: Option<String>,
     /// Whether the bucket is named in the path (`https://host/bucket/key`), as many servers other than AWS want it,
-    /// and not in the host (`https://bucket.host/key`).
+    /// and not in the host (`https://bucket.host/key`). A host that is an address is always spoken to so.
     pub path_style: bool,
     /// Certificates, as PEM, of the only authorities that are trusted; `None` trusts those that browsers trust.
     pub authorities_pem: Option<Vec<u8>>,
@@ -146,10 +147,10 @@ impl S3Store {
             http: Http::start(config.authorities_pem.as_deref(), config.silence_limit)?,
             provider: Provider::new(config.credentials),
             scheme,
-            host,
             bucket: config.bucket,
             region: config.region,
-            path_style: config.path_style,
+            path_style: config.path_style || is_address(&host),
+            host,
             waits_for_continue: AtomicBool::new(true),
         };
         Ok(Self {
@@ -232,6 +233,11 @@ fn read_endpoint(endpoint: &str) -> Result<(String, String), StoreCause> {
         return Err(refused());
     }
     Ok((scheme.to_owned(), authority.as_str().to_owned()))
+}
+
+/// Whether a host, with its port if it has one, is no name, before which nothing can stand.
+fn is_address(host: &str) -> bool {
+    host.starts_with('[') || host.parse::<Ipv4Addr>().is_ok() || host.parse::<SocketAddrV4>().is_ok()
 }
 
 /// What is sent for a body, with its hash. One chunk goes with the hash that it was given, which the server
