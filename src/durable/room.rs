@@ -28,14 +28,15 @@ pub enum RoomError {
 
 /// Bytes that the folder's disk has room for. A folder that is not there yet would be on the disk of the one above it.
 pub fn free_bytes(folder: &Path) -> Result<u64, PathError> {
-    let mut there = folder;
-    let disk = loop {
-        match (rustix::fs::statvfs(there), there.parent()) {
-            (Err(Errno::NOENT), Some(above)) if above.as_os_str().is_empty() => there = Path::new("."),
-            (Err(Errno::NOENT), Some(above)) => there = above,
-            (disk, _) => break disk.map_err(io::Error::from).at("look at the disk of", folder)?,
+    let mut disk = Err(Errno::NOENT);
+    for there in folder.ancestors() {
+        // What is above a plain name is where the process stands.
+        disk = rustix::fs::statvfs(if there.as_os_str().is_empty() { Path::new(".") } else { there });
+        if !matches!(disk, Err(Errno::NOENT)) {
+            break;
         }
-    };
+    }
+    let disk = disk.map_err(io::Error::from).at("look at the disk of", folder)?;
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
