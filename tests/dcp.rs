@@ -48,9 +48,7 @@ fn a_stream_is_told_as_the_producer_sends_it() {
 #[test]
 fn bytes_that_come_one_by_one_are_the_same_events() {
     let producer = Producer::start(1);
-    for number in 0..20 {
-        producer.put(0, &format!("d{number}"), "{\"a\":1}");
-    }
+    producer.fill(20, "{\"a\":1}");
     let whole = open(&producer.config(), 18);
     whole.follow_to(0, 20);
     let expected = whole.until_ends(1);
@@ -86,9 +84,7 @@ fn compressed_values_are_inflated() {
     let producer = Producer::start(1);
     producer.behave(|behaviour| behaviour.compresses = true);
     let value = format!("\"{}\"", "z".repeat(5000));
-    for number in 0..300 {
-        producer.put(0, &format!("d{number}"), &value);
-    }
+    producer.fill(300, &value);
     let followed = open(&DcpConfig { batch_bytes: 64 * 1024, ..producer.config() }, 20);
     followed.follow_to(0, 300);
     let events = followed.until_ends(1);
@@ -288,9 +284,7 @@ fn a_stream_that_is_asked_for_twice_is_refused_here_and_goes_on() {
 #[test]
 fn a_failover_log_and_seqnos_are_fetched_while_streams_run() {
     let producer = Producer::start(2);
-    for number in 0..500 {
-        producer.put(0, &format!("d{number}"), "1");
-    }
+    producer.fill(500, "1");
     producer.state.lock().vbs[1].fail_over(0xbeef, 0);
     let followed = open(&producer.config(), 27);
     followed.follow_to(0, 500);
@@ -324,9 +318,7 @@ fn answers_that_nobody_asked_for_are_counted_and_dropped() {
 #[test]
 fn a_connection_is_closed_while_nobody_takes_its_batches() {
     let producer = Producer::start(1);
-    for number in 0..3000 {
-        producer.put(0, &format!("d{number}"), "{\"a\":1}");
-    }
+    producer.fill(3000, "{\"a\":1}");
     let followed = open(&DcpConfig { window_bytes: 20_000, batch_bytes: 4096, ..producer.config() }, 33);
     followed.follow(0, Position::ZERO);
     eventually("the window is full", || producer.seen().is_full);
@@ -341,9 +333,7 @@ fn a_connection_is_closed_while_the_producer_floods_it() {
     let producer = Producer::start(1);
     producer.behave(|behaviour| behaviour.floods = true);
     let value = format!("\"{}\"", "u".repeat(500_000));
-    for number in 0..200 {
-        producer.put(0, &format!("d{number}"), &value);
-    }
+    producer.fill(200, &value);
     let followed = open(&producer.config(), 34);
     followed.follow(0, Position::ZERO);
     followed.until(|(_, seqno, _)| *seqno >= 3);

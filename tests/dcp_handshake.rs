@@ -81,9 +81,7 @@ fn a_stream_comes_over_tls_and_a_certificate_of_nobody_known_is_refused() {
     let (certificate, other) = (Certificate::new("localhost"), Certificate::new("localhost"));
     let producer = Producer::start_with(1, Some(&certificate));
     let value = format!("\"{}\"", "x".repeat(100_000));
-    for number in 0..40 {
-        producer.put(0, &format!("d{number}"), &value);
-    }
+    producer.fill(40, &value);
     let followed = open(&producer.config_with(&certificate), 12);
     followed.follow_to(0, 40);
     let events = followed.until_ends(1);

@@ -55,9 +55,7 @@ fn every_byte_that_counts_is_acknowledged_once() {
 #[test]
 fn a_refused_acknowledgement_ends_the_connection_once_all_that_was_read_is_handed_on() {
     let producer = Producer::start(1);
-    for number in 0..100 {
-        producer.put(0, &format!("d{number}"), "{\"a\":1}");
-    }
+    producer.fill(100, "{\"a\":1}");
     producer.answer(0x5d, 0x24, b"no rights");
     let followed = open(&DcpConfig { window_bytes: 4096, ..producer.config() }, 45);
     followed.follow(0, Position::ZERO);
@@ -75,9 +73,7 @@ fn a_refused_acknowledgement_ends_the_connection_once_all_that_was_read_is_hande
 fn noops_are_answered_and_memory_is_bounded_while_nobody_takes_batches() {
     let producer = Producer::start(1);
     let value = format!("\"{}\"", "w".repeat(1000));
-    for number in 0..5000 {
-        producer.put(0, &format!("d{number}"), &value);
-    }
+    producer.fill(5000, &value);
     let window_bytes = 200_000;
     let followed = open(&DcpConfig { window_bytes, batch_bytes: 16_384, ..producer.config() }, 31);
     followed.follow_to(0, 5000);
@@ -100,9 +96,7 @@ fn the_window_is_what_fills_first_however_far_values_inflate() {
     let producer = Producer::start(1);
     producer.behave(|behaviour| behaviour.compresses = true);
     let value = format!("\"{}\"", "w".repeat(20_000));
-    for number in 0..3000 {
-        producer.put(0, &format!("d{number}"), &value);
-    }
+    producer.fill(3000, &value);
     let window_bytes = 2 << 20;
     let followed = open(&DcpConfig { window_bytes, ..producer.config() }, 43);
     followed.follow_to(0, 3000);
@@ -129,9 +123,7 @@ fn a_producer_that_sends_more_than_its_window_is_not_read_any_further() {
     let producer = Producer::start(1);
     producer.behave(|behaviour| behaviour.floods = true);
     let value = format!("\"{}\"", "v".repeat(1_000_000));
-    for number in 0..60 {
-        producer.put(0, &format!("d{number}"), &value);
-    }
+    producer.fill(60, &value);
     let followed = open(&DcpConfig { window_bytes: 4096, ..producer.config() }, 32);
     followed.follow_to(0, 60);
     let stats = followed.connection.stats();

@@ -123,9 +123,7 @@ fn settings_are_refused_where_a_real_engine_refuses_them() {
 #[test]
 fn requests_are_judged_by_branch_and_window() {
     let producer = Producer::start(VBUCKETS);
-    for number in 0..18 {
-        producer.put(0, &format!("d{number}"), "{}");
-    }
+    producer.fill(18, "{}");
     let branch = producer.branch(0).0;
     producer.state.lock().vbs[1].is_active = false;
     let mut client = Client::open(&producer, 0x5);
@@ -198,9 +196,7 @@ fn what_carries_the_number_of_its_stream_is_the_same_and_is_acknowledged_to_the_
     let events = [false, true].map(|numbers| {
         let producer = Producer::start(1);
         producer.behave(|behaviour| behaviour.numbers_streams = numbers);
-        for number in 0..50 {
-            producer.put(0, &format!("d{number}"), "1");
-        }
+        producer.fill(50, "1");
         producer.delete(0, "d3");
         let followed = open(&DcpConfig { window_bytes: 1000, ..producer.config() }, 45);
         followed.follow_to(0, 51);

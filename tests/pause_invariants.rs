@@ -282,6 +282,10 @@ fn a_plan_of_a_resume_says_that_there_is_no_room(kind: StoreKind) {
     let plan = DataDir::plan_first_resume(&nowhere, &name, &world.store, options, &watchdog());
     assert_eq!(here, needed_bytes(plan) - staged_bytes);
     assert!(!world.dir.path().join("not").exists());
+    let taken = world.dir.path().join("file");
+    fs::write(&taken, "").unwrap();
+    let plan = DataDir::plan_first_resume(&taken, &name, &world.store, options, &watchdog());
+    assert!(plan.unwrap_err().to_string().contains("Not a directory"));
 }
 
 /// The progress of the bucket's task.

@@ -137,9 +137,7 @@ fn held(producer: &Producer) -> Followed {
 #[test]
 fn a_node_is_asked_only_while_something_waits_and_then_not_too_often() {
     let producer = producer();
-    for number in 0..10 {
-        producer.put(0, &format!("d{number}"), "{}");
-    }
+    producer.fill(10, "{}");
     persist_all(&producer);
     let followed = held(&producer);
     assert_eq!(producer.state.lock().observes, 1, "it is asked once whether it can tell");

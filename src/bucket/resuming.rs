@@ -7,13 +7,14 @@
 //! A bucket that is in the data folder already says in its state that it is being woken up. On a failure the state is
 //! led back; of a crash it is when the bucket is looked at the next time.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
 use slog::{Logger, debug, info, warn};
 
-use crate::durable::require_room;
+use crate::durable::{AtPath, require_room};
 use crate::objstore::ObjectStore;
 use crate::pause::{
     BucketPart, BucketState, Event, Manifest, Membership, PauseId, Progress, Refusal, Staged, check_local,
@@ -134,6 +135,11 @@ impl DataDir {
         options: ResumeOptions,
         until: &Until,
     ) -> Result<ResumeReport, ResumeError> {
+        // What is in its place but a folder takes no bucket.
+        match std::fs::read_dir(root) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            listed => drop(listed.at("list", root)?),
+        }
         plan((root, 0), (name, None), (store, options), until)
     }
 

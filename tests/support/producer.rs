@@ -400,6 +400,13 @@ impl Producer {
         self.change(vb, key, What::Put { value: value.as_bytes().to_vec(), datatype: 1 })
     }
 
+    /// So many documents `d0`, `d1` and so on in vbucket 0.
+    pub(crate) fn fill(&self, documents: u64, value: &str) {
+        for number in 0..documents {
+            self.put(0, &format!("d{number}"), value);
+        }
+    }
+
     pub(crate) fn delete(&self, vb: u16, key: &str) -> u64 {
         self.change(vb, key, What::Delete)
     }
