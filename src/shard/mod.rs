@@ -17,23 +17,22 @@
 //!   The three turns may be held over file access, the gate and the state never are: how far a shard is can be told
 //!   while its disk hangs.
 //!
-//! The stores side by side, as `cargo bench --bench stores` told on a virtual machine with two cores (Linux, rustc
-//! 1.95, 2026-11-25; medians of five rounds in turns): a million documents with one key of 24 bytes, then a tenth of
-//! them updated and another tenth deleted, with a recovery point every 50,000. Rates are thousands of documents or
-//! entries a CPU-second, of all threads together; `fjall` does the same work with its journal.
+//! The stores side by side, as `cargo bench --bench stores` told on a virtual machine with two cores of an Intel Xeon
+//! (Linux, rustc 1.95, 2026-11-28; medians of three rounds in turns): a million documents with one key of 24 bytes,
+//! then a tenth of them updated and another tenth deleted, with a recovery point every 50,000. Rates are thousands of
+//! documents or entries a CPU-second, of all threads together; `fjall` does the same work with its journal.
 //!
 //! | | load | update | delete | scan | ranges of 100 | disk MiB | peak memory MiB |
 //! |---|--:|--:|--:|--:|--:|--:|--:|
-//! | `lsm` | 147 | 61 | 73 | 3,180 | 1,990 | 101 | 108 |
-//! | `memdb` | 251 | 151 | 211 | 22,100 | 13,300 | 54 | 137 |
-//! | `cow` | 95 | 23 | 57 | 6,850 | 6,270 | 291 | 80 |
-//! | `fjall` | 104 | 57 | 36 | 3,810 | 3,050 | 215 | 412 |
+//! | `lsm` | 126 | 50 | 54 | 1,600 | 1,340 | 143 | 105 |
+//! | `memdb` | 204 | 105 | 160 | 16,200 | 9,280 | 54 | 137 |
+//! | `cow` | 73 | 17 | 40 | 4,640 | 4,180 | 291 | 183 |
+//! | `fjall` | 92 | 47 | 32 | 1,880 | 1,930 | 215 | 412 |
 //!
-//! After a twentieth of the documents changed, in eight recovery points, the files that were as before made up 91 %
-//! of an `lsm` shard while merges were held and 75 % after the last merge (66 %, 76 % and 65 % with 0.5, 2 and 4
-//! million documents), 95 % of a `memdb` shard both times, and nothing of a `cow` shard, which is one file. A shard
-//! of fewer than eight recovery points has no merged tables yet: its first merge replaces everything. To lock and
-//! unlock an idle shard of 1 GiB took 0.3, 0.1 and 0.003 ms.
+//! After a twentieth of the documents changed, in eight recovery points, the files that were as before made up 93 %
+//! of an `lsm` shard while merges were held and 57 % after the last merge, 95 % of a `memdb` shard both times, and
+//! nothing of a `cow` shard, which is one file. A shard of fewer than eight recovery points has no merged tables yet:
+//! its first merge replaces everything. To lock and unlock an idle shard of 256 MiB took 0.24, 0.02 and 0.003 ms.
 
 pub mod batch;
 mod codec;
