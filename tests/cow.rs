@@ -8,7 +8,7 @@ use dormouse::shard::{InstId, InstanceStart, ShardSetConfig, StoreKind};
 use dormouse::thread::{fin, spawn};
 
 use crate::support::shards::{
-    apply, batch, batch_for, close, create, entries, manual, open, specs, try_open,
+    apply, batch, batch_for, close, create, entries, manual, open, restore, specs, try_open,
 };
 use crate::support::{cancelled, eventually, tree, watchdog};
 
@@ -198,10 +198,7 @@ fn scans_that_read_and_end_under_a_lock_change_no_byte() {
 /// Opens a folder with these files as a shard, and gives back its entries and its position.
 fn restored(files: &[dormouse::shard::store::ShardFile]) -> (usize, u64) {
     let copy = tempfile::tempdir().unwrap();
-    std::fs::create_dir(copy.path().join("shard-0000")).unwrap();
-    for file in files {
-        std::fs::copy(&file.path, copy.path().join("shard-0000").join(&file.name)).unwrap();
-    }
+    restore(files, copy.path());
     let set = open(COW, copy.path(), 1, &manual());
     let shard = &set.shards()[0];
     let position =

@@ -11,7 +11,7 @@ use dormouse::shard::{
 use dormouse::thread::{Fin, Thread, fin, spawn};
 
 use crate::support::shards::{
-    apply, batch, close, create, entries, for_each_store, manual, open, refusal, specs,
+    apply, batch, close, create, entries, for_each_store, manual, open, refusal, restore, specs,
 };
 use crate::support::{cancelled, tree, watchdog};
 
@@ -73,11 +73,7 @@ fn what_was_applied_before_a_lock_is_durable_and_readable_under_it(kind: StoreKi
     assert_eq!(entries(shard, 1), ["kd"]);
     // The files that the lock names are a shard by themselves.
     let copy = tempfile::tempdir().unwrap();
-    for file in guard.files() {
-        let target = copy.path().join("shard-0000").join(&file.name);
-        std::fs::create_dir_all(target.parent().unwrap()).unwrap();
-        assert_eq!(std::fs::copy(&file.path, target).unwrap(), file.length_bytes);
-    }
+    restore(guard.files(), copy.path());
     let restored = open(kind, copy.path(), 1, &manual());
     assert_eq!(entries(&restored.shards()[0], 1), ["kd"]);
     close(restored);

@@ -6,19 +6,21 @@ use std::time::Duration;
 
 use dormouse::event::{Generation, Seqno, VbId};
 use dormouse::shard::batch::Window;
-use dormouse::shard::store::{PointId, ShardFile};
+use dormouse::shard::store::PointId;
 use dormouse::shard::{
     ApplyError, CommitError, InstId, InstanceStart, RollBackError, Shard, ShardSet, ShardSetConfig, StoreKind,
 };
 use dormouse::timestamp::Position;
 
 use crate::support::shards::{
-    apply, batch, batch_for, close, create, entries, flip, for_each_store, manual, open, refusal, try_open,
+    apply, batch, batch_for, close, create, entries, flip, for_each_store, manual, open, refusal, restore,
+    try_open,
 };
 use crate::support::{cancelled, eventually, tree, watchdog};
 
 for_each_store! {
     a_kept_point_has_its_positions_and_outlives_a_reopening,
+    recovery_points_without_number_are_made_while_merges_are_held,
     a_roll_back_takes_entries_and_positions_back_and_is_durable,
     a_roll_back_to_zero_leaves_the_indexes_empty_and_ready_to_be_filled,
     a_roll_back_keeps_the_indexes_that_are_there_now,
@@ -63,6 +65,31 @@ fn later(
 ) -> Box<dormouse::shard::batch::WriteBatch> {
     batch.generation = Generation(generation);
     batch
+}
+
+/// More of them than the files of a store may be able to count. Each lock makes one too.
+fn recovery_points_without_number_are_made_while_merges_are_held(store: StoreKind) {
+    const POINTS: u64 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(store, dir.path(), 1, &manual());
+    let shard = &set.shards()[0];
+    let hold = shard.hold_merges(&watchdog()).unwrap();
+    for point in 0..POINTS {
+        apply(shard, batch(0, point, &[(&format!("d{point:03}"), &["k"])]));
+        if point % 2 == 0 {
+            assert!(shard.commit(&watchdog()).unwrap());
+        } else {
+            drop(shard.lock("test", &watchdog()).unwrap());
+        }
+    }
+    let copy = tempfile::tempdir().unwrap();
+    restore(shard.lock("test", &watchdog()).unwrap().files(), copy.path());
+    drop(hold);
+    let copied = open(store, copy.path(), 1, &manual());
+    let all: Vec<String> = (0..POINTS).map(|point| format!("kd{point:03}")).collect();
+    assert_eq!(entries(&copied.shards()[0], 1), all);
+    close(copied);
+    close(set);
 }
 
 fn a_kept_point_has_its_positions_and_outlives_a_reopening(kind: StoreKind) {
@@ -318,15 +345,6 @@ fn a_window_whose_end_is_never_told_is_no_hindrance_after_a_restart(kind: StoreK
     let set = open(kind, dir.path(), 1, &manual());
     assert_eq!(reached(only(&set), 1), 2);
     assert!(only(&set).keep_point(&watchdog()).unwrap().is_some());
-}
-
-/// Copies the files of a recovery point into a bucket's folder, as the only shard.
-fn restore(files: &[ShardFile], folder: &Path) {
-    for file in files {
-        let target = folder.join("shard-0000").join(&file.name);
-        std::fs::create_dir_all(target.parent().unwrap()).unwrap();
-        assert_eq!(std::fs::copy(&file.path, target).unwrap(), file.length_bytes);
-    }
 }
 
 fn pinned_files_are_a_shard_whatever_happens_to_theirs(kind: StoreKind) {

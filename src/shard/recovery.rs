@@ -15,11 +15,11 @@ use crate::thread::{Stopped, Until};
 use super::error::{CommitError, ReadError, RollBackError};
 use super::gate::Gate;
 use super::shard::{Access, Shard};
-use super::store::{CheckFault, PinnedFiles, PointId, RecoveryPoint};
+use super::store::{CheckFault, PinnedFiles, PointId, RecoveryPoint, StoreFault};
 use super::turn::take_turn;
 
 /// While it lives no merge of the shard's files begins, so that recovery points share the files that they can.
-/// Recovery points are made as ever.
+/// Recovery points are made as ever. With very many of them a merge is made all the same.
 #[must_use = "dropping the hold lets merges begin"]
 pub struct MergeHold(Shard);
 
@@ -81,6 +81,7 @@ impl Shard {
         if let Some(fault) = self.0.state.lock().broken.clone() {
             return Err(fail(fault));
         }
+        self.make_room(until)?;
         let kept = {
             let _turn = take_turn(&self.0.write_turn, until).map_err(stopped)?;
             let mut gate = self.0.gate.lock();
@@ -104,15 +105,43 @@ impl Shard {
             self.wake_maintenance();
             debug!(self.0.logger, "recovery point made"; "kept" => kept.map(|point| point.0));
         }
-        let mut state = self.0.state.lock();
-        state.flush_fault = flushed.clone().err();
-        state.committed = None;
-        drop(state);
+        self.tell_writers(&flushed);
         flushed.map_err(fail)?;
         if kept.is_some() {
             self.forget_old_points();
         }
         Ok(Some(Committed { kept }))
+    }
+
+    /// Merges until there is room for another recovery point, whoever holds merges. Writers go
+    /// on meanwhile until they have no room either. Under a lock nothing is merged: it has made room before.
+    pub(super) fn make_room(&self, until: &Until) -> Result<(), CommitError> {
+        let shard = self.id();
+        loop {
+            let merges_held = self.0.state.lock().merge_holds > 0;
+            if !self.0.store.is_crowded(merges_held) {
+                return Ok(());
+            }
+            let turn = take_turn(&self.0.compact_turn, until);
+            let _turn = turn.map_err(|why| CommitError::Stopped { shard, why })?;
+            if !matches!(self.0.state.lock().access, Access::Open) {
+                return Ok(());
+            }
+            let merged = self.0.store.compact();
+            if merged.is_err() {
+                self.tell_writers(&merged);
+            }
+            if !merged.map_err(|fault| CommitError::Store { shard, fault })? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Lets those go on who wait for a recovery point, and tells those who write whether there was one.
+    fn tell_writers<T>(&self, made: &Result<T, StoreFault>) {
+        let mut state = self.0.state.lock();
+        state.flush_fault = made.as_ref().err().cloned();
+        state.committed = None;
     }
 
     /// When the next recovery point is due, if anything is uncommitted: at once by bytes or after a failure. Never for

@@ -41,7 +41,8 @@ pub struct ShardSetConfig {
     pub point_interval: Duration,
     /// How many are kept. With none, a roll-back goes to zero, unless the host keeps one itself.
     pub points_kept: usize,
-    /// Block cache of all shards together.
+    /// Block cache of all shards together. A quarter of that of a bucket with the store `lsm` tells which documents
+    /// are new while it is loaded for the first time.
     pub cache_bytes: u64,
     /// Open tables of all shards together.
     pub open_files_max: usize,
@@ -335,19 +336,24 @@ impl Compactor {
                 recv(stop.receiver()) -> _ => return,
                 recv(self.woken) -> _ => {}
             }
-            for shard in &self.shards {
-                while !stop.is_given() {
-                    match unpanicked(shard, "dm-compact", || shard.compact()) {
-                        Some(Ok(true)) => {}
-                        Some(Ok(false)) | None => break,
-                        Some(Err(fault)) => {
-                            error!(self.logger, "a compaction failed; it is tried again after the next commit";
-                                "shard" => shard.id().0, "error" => %fault);
-                            break;
-                        }
-                    }
-                }
+            // In turns: one that has always something to do keeps nobody waiting.
+            let mut busy: Vec<&Shard> = self.shards.iter().collect();
+            while !busy.is_empty() && !stop.is_given() {
+                busy.retain(|shard| !stop.is_given() && self.compact(shard));
             }
+        }
+    }
+
+    /// Gives back whether there may be more to do.
+    fn compact(&self, shard: &Shard) -> bool {
+        match unpanicked(shard, "dm-compact", || shard.compact()) {
+            Some(Ok(goes_on)) => goes_on,
+            Some(Err(fault)) => {
+                error!(self.logger, "a compaction failed; it is tried again after the next commit";
+                    "shard" => shard.id().0, "error" => %fault);
+                false
+            }
+            None => false,
         }
     }
 }

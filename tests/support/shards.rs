@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use dormouse::event::{Seqno, VbId, VbUuid};
 use dormouse::shard::batch::{Advance, Window, WriteBatch};
+use dormouse::shard::store::ShardFile;
 use dormouse::shard::{
     InstId, InstanceStart, OpenError, Refused, Shard, ShardSet, ShardSetConfig, ShardSnapshot, ShardSpec,
     StoreKind,
@@ -147,6 +148,15 @@ pub(crate) fn in_snapshot(snapshot: &ShardSnapshot, inst: u32) -> Vec<String> {
 /// The entries of an instance: each is its key and the document's id.
 pub(crate) fn entries(shard: &Shard, inst: u32) -> Vec<String> {
     in_snapshot(&shard.snapshot(&watchdog()).unwrap(), inst)
+}
+
+/// Copies the files of a recovery point into a bucket's folder, as the only shard.
+pub(crate) fn restore(files: &[ShardFile], folder: &Path) {
+    for file in files {
+        let target = folder.join("shard-0000").join(&file.name);
+        std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+        assert_eq!(std::fs::copy(&file.path, target).unwrap(), file.length_bytes);
+    }
 }
 
 /// Changes one bit of a file.

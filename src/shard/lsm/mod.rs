@@ -24,6 +24,8 @@
 //! * The garbage-collection watermark stays below every open snapshot: the crate panics on a read below it.
 //! * Nothing is opened whose version file does not have the checksum that `current` names: the crate does not
 //!   compare them, and may abort the process over a damaged one.
+//! * The first level never has more tables than a version file can count: the crate would write one that cannot be
+//!   read again.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -72,6 +74,13 @@ const TABLE_SHARE: u64 = 128;
 const TABLE_BYTES_MIN: u64 = 512 * 1024;
 const TABLE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const NEW_TABLES: u8 = 8;
+/// Newest tables, one of each recovery point, that wait before another one is added: readers look into each, and the
+/// tree keeps their filters in memory.
+const NEW_TABLES_MAX: usize = 32;
+/// The same while merges are held.
+const NEW_TABLES_HELD_MAX: usize = 96;
+/// As many as a version file has room for: it counts them in one byte, and the crate does not look whether they fit.
+const NEW_TABLES_LAST: usize = u8::MAX as usize;
 /// Keys of a dropped instance that one sweep removes.
 const SWEEP_KEYS: usize = 4096;
 
@@ -203,8 +212,15 @@ impl Tree {
     }
 
     fn flush(&self) -> Result<(), StoreFault> {
+        let doing = "write a recovery point";
         let turn = self.engine.get_flush_lock();
-        self.engine.flush(&turn, self.watermark()).map_err(tree_fault("write a recovery point"))?;
+        if self.engine.l0_run_count() >= NEW_TABLES_LAST {
+            return Err(StoreFault::new(
+                doing,
+                &"too many wait to be merged; it is tried again after a merge",
+            ));
+        }
+        self.engine.flush(&turn, self.watermark()).map_err(tree_fault(doing))?;
         Ok(())
     }
 
@@ -447,6 +463,11 @@ impl ShardStore for LsmStore {
         let strategy = Leveled::default().with_table_target_size(table_bytes).with_l0_threshold(NEW_TABLES);
         tree.engine.compact(Arc::new(strategy), tree.watermark()).map_err(tree_fault("compact the tree"))?;
         Ok(tree.engine.current_version().id() != before)
+    }
+
+    fn is_crowded(&self, merges_held: bool) -> bool {
+        let most = if merges_held { NEW_TABLES_HELD_MAX } else { NEW_TABLES_MAX };
+        self.tree().engine.l0_run_count() >= most
     }
 
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot>, StoreFault> {
