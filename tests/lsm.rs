@@ -1,9 +1,9 @@
-//! The store `lsm`: what is damaged in its files is found.
+//! The store `lsm`: what is damaged in its files is found, and what is new to it is not looked for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use dormouse::shard::{InstId, OpenError, StoreKind};
+use dormouse::shard::{InstId, OpenError, ShardSetConfig, StoreKind};
 
 use crate::support::shards::{apply, batch, close, create, entries, flip, manual, open, try_open};
 use crate::support::{eventually, tree, watchdog};
@@ -101,4 +101,35 @@ fn a_scan_that_ends_under_the_lock_leaves_its_files_until_the_unlock() {
         shard.commit(&watchdog()).unwrap();
         tables(&folder).is_disjoint(&obsolete)
     });
+}
+
+#[test]
+fn a_document_that_changes_loses_its_old_entry_however_many_new_ones_came_before() {
+    const PHASES: u32 = 3;
+    // What tells which are new grows in the first phase and is given up in the second.
+    const PHASE_DOCUMENTS: u32 = 50_000;
+    let dir = tempfile::tempdir().unwrap();
+    let config = ShardSetConfig { cache_bytes: 512 * 1024, ..manual() };
+    let set = create(StoreKind::Lsm, dir.path(), 1, &config);
+    let (mut keys, mut seqno) = (BTreeMap::new(), 0);
+    let mut write = |numbers: Vec<u32>, key: &str| {
+        let keys_now = [key];
+        let ids: Vec<String> = numbers.into_iter().map(|number| format!("d{number:06}")).collect();
+        for ids in ids.chunks(1000) {
+            let documents: Vec<(&str, &[&str])> = ids.iter().map(|id| (id.as_str(), &keys_now[..])).collect();
+            apply(&set.shards()[0], batch(0, seqno, &documents));
+            seqno += documents.len() as u64;
+        }
+        keys.extend(ids.into_iter().map(|id| (id, key.to_owned())));
+    };
+    for phase in 0..PHASES {
+        let end = (phase + 1) * PHASE_DOCUMENTS;
+        write((phase * PHASE_DOCUMENTS..end).collect(), "first");
+        write((phase..end).step_by(97).collect(), &format!("phase {phase}"));
+        set.commit(&watchdog()).unwrap();
+    }
+    let mut expected: Vec<String> = keys.into_iter().map(|(id, key)| key + &id).collect();
+    expected.sort();
+    assert!(entries(&set.shards()[0], 1) == expected);
+    close(set);
 }

@@ -19,10 +19,10 @@ pub(super) struct StoreShared {
 impl StoreShared {
     /// Caches of `cache_bytes` and at most `open_files_max` open files, for all `shards` together.
     pub(super) fn new(shards: usize, cache_bytes: u64, open_files_max: usize) -> Self {
-        let per_shard = cache_bytes / u64::try_from(shards.max(1)).unwrap_or(u64::MAX);
+        let shards = u64::try_from(shards.max(1)).unwrap_or(u64::MAX);
         Self {
-            lsm: LsmShared::new(cache_bytes, open_files_max),
-            cache_bytes_per_shard: usize::try_from(per_shard).unwrap_or(usize::MAX),
+            lsm: LsmShared::new(shards, cache_bytes, open_files_max),
+            cache_bytes_per_shard: usize::try_from(cache_bytes / shards).unwrap_or(usize::MAX),
         }
     }
 }

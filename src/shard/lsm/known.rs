@@ -1,63 +1,77 @@
 //! Which documents a tree may know: what is new to it has nothing in the back index that is worth looking for.
 //!
 //! A first load consists of such documents, and looking for each in the memtable and in every table takes longer than
-//! writing it. [`Known`] is a Bloom filter that begins with a tree without documents and hears of all that come. It is
-//! memory alone: a tree that is opened with documents has none, and neither has one that has heard of too many.
+//! writing it, and the longer the more tables there are. [`Known`] begins with a tree without documents and hears of
+//! all that come, in Bloom filters of which each is larger than the one before, until it has its share of the cache's
+//! memory. It is memory alone: a tree that is opened with documents has none, and neither has one that has heard of
+//! too many.
 //!
-//! Invariant: a key of the back index that is in the tree was noted before it was written. A roll-back leaves a tree
-//! with some of these keys, and no other.
+//! Invariant: a document that has keys in the tree was noted before they were written. A roll-back leaves a tree with
+//! some of these documents, and no other.
 
+use fastbloom::BloomFilter;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// A block is a cache line, and has all bits of a key.
-const BLOCK_WORDS: usize = 8;
-const BLOCKS: usize = 1 << 13;
-/// With as many keys, one of forty is taken for a known one.
-const KEYS_MAX: usize = BLOCKS * BLOCK_WORDS * 64 / 8;
-const KEY_BITS: u32 = 5;
-/// Bits of a hash that tell a word of a block, and a bit of the word.
-const WORD_BITS: u32 = BLOCK_WORDS.trailing_zeros();
-const PLACE_BITS: u32 = WORD_BITS + u64::BITS.trailing_zeros();
+/// With as many bits for each document, one of a hundred that are new is looked for in vain, when three filters are
+/// full.
+const DOCUMENT_BITS: usize = 12;
+const FIRST_FILTER_BYTES: usize = 64 * 1024;
+const GROWTH: usize = 8;
 
 /// See the module.
 pub(super) struct Known {
-    words: Vec<u64>,
+    filters: Vec<BloomFilter>,
+    /// Documents that the last filter has room for.
     room: usize,
+    bytes_left: usize,
 }
 
 impl Known {
-    /// That of a tree without documents.
-    pub(super) fn nothing() -> Self {
-        Self { words: Vec::new(), room: KEYS_MAX }
+    /// That of a tree without documents. It takes as many bytes at the most, and none before the first document.
+    pub(super) fn nothing(bytes_max: usize) -> Self {
+        Self { filters: Vec::new(), room: 0, bytes_left: bytes_max }
     }
 
-    /// Whether there is no room for another key, and nothing is gained any more.
+    /// Whether there was no room for a document.
     pub(super) fn is_full(&self) -> bool {
-        self.room == 0
+        self.room == 0 && self.bytes_left < FIRST_FILTER_BYTES
     }
 
-    /// Notes a key of the back index. `true` unless it was surely not noted before.
-    pub(super) fn note(&mut self, key: &[u8]) -> bool {
-        // Most buckets that are opened are not loaded.
-        self.words.resize(BLOCKS * BLOCK_WORDS, 0);
-        let hash = xxh3_64(key);
-        let block = low_bits(hash >> (KEY_BITS * PLACE_BITS), BLOCKS.trailing_zeros());
-        let words = self.words.get_mut(block * BLOCK_WORDS..(block + 1) * BLOCK_WORDS).unwrap_or_default();
-        let mut is_known = true;
-        for number in 0..KEY_BITS {
-            let place = hash >> (number * PLACE_BITS);
-            let bit = 1 << ((place >> WORD_BITS) % u64::from(u64::BITS));
-            if let Some(word) = words.get_mut(low_bits(place, WORD_BITS)) {
-                is_known &= *word & bit != 0;
-                *word |= bit;
+    /// Notes documents. Says of each whether it may have been noted before this call; of one that was, it does.
+    pub(super) fn note<'a>(&mut self, doc_ids: impl Iterator<Item = &'a [u8]>) -> Vec<bool> {
+        let hashes: Vec<u64> = doc_ids.map(xxh3_64).collect();
+        let known = hashes.iter().map(|hash| self.has(*hash)).collect();
+        for hash in hashes {
+            if !self.has(hash) {
+                self.add(hash);
             }
         }
-        self.room = self.room.saturating_sub(usize::from(!is_known));
-        is_known
+        known
     }
-}
 
-fn low_bits(hash: u64, bits: u32) -> usize {
-    // Few enough for any size of a pointer.
-    usize::try_from(hash % (1 << bits)).unwrap_or_default()
+    fn has(&self, hash: u64) -> bool {
+        self.filters.iter().rev().any(|filter| filter.contains_hash(hash))
+    }
+
+    fn add(&mut self, hash: u64) {
+        if self.room == 0 {
+            self.grow();
+        }
+        if let Some(filter) = self.filters.last_mut() {
+            filter.insert_hash(hash);
+        }
+        self.room = self.room.saturating_sub(1);
+    }
+
+    /// The last filter takes what comes when there is no memory for another one, and is [full](Self::is_full).
+    fn grow(&mut self) {
+        let bytes = self.filters.last().map_or(FIRST_FILTER_BYTES, |last| last.num_bits() / 8 * GROWTH);
+        let bytes = bytes.min(self.bytes_left);
+        if bytes < FIRST_FILTER_BYTES {
+            return;
+        }
+        self.bytes_left -= bytes;
+        self.room = bytes * 8 / DOCUMENT_BITS;
+        self.filters.push(BloomFilter::with_num_bits(bytes * 8).expected_items(self.room));
+    }
 }

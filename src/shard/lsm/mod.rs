@@ -81,6 +81,12 @@ const NEW_TABLES_MAX: usize = 32;
 const NEW_TABLES_HELD_MAX: usize = 96;
 /// As many as a version file has room for: it counts them in one byte, and the crate does not look whether they fit.
 const NEW_TABLES_LAST: usize = u8::MAX as usize;
+/// Part of the cache's memory that tells which documents are new. With the 64 MiB that are the default it has room for
+/// eleven million documents.
+const KNOWN_SHARE: u64 = 4;
+/// What a record takes of memory besides what the memtable counts: the rest of its node, and what the allocator adds to
+/// it, to the key and to the value. Measured with keys of 24 to 100 bytes: 61 to 89.
+const RECORD_BYTES: u64 = 64;
 /// Keys of a dropped instance that one sweep removes.
 const SWEEP_KEYS: usize = 4096;
 
@@ -89,14 +95,17 @@ const SWEEP_KEYS: usize = 4096;
 pub(super) struct LsmShared {
     cache: Arc<Cache>,
     descriptors: Arc<DescriptorTable>,
+    known_bytes_per_shard: usize,
 }
 
 impl LsmShared {
-    /// A block cache of `cache_bytes` and at most `open_files_max` open tables.
-    pub(super) fn new(cache_bytes: u64, open_files_max: usize) -> Self {
+    /// Caches of `cache_bytes` and at most `open_files_max` open tables, for as many `shards`.
+    pub(super) fn new(shards: u64, cache_bytes: u64, open_files_max: usize) -> Self {
+        let known_bytes = cache_bytes / KNOWN_SHARE;
         Self {
-            cache: Arc::new(Cache::with_capacity_bytes(cache_bytes)),
+            cache: Arc::new(Cache::with_capacity_bytes(cache_bytes - known_bytes)),
             descriptors: Arc::new(DescriptorTable::new(open_files_max)),
+            known_bytes_per_shard: usize::try_from(known_bytes / shards).unwrap_or(usize::MAX),
         }
     }
 }
@@ -235,11 +244,12 @@ impl Tree {
         let (mut back_key, mut back_value, mut entries) = (Vec::new(), Vec::new(), EntryEdits::default());
         // The tree would look for it before each write. No other takes its place before the next cut.
         let memtable = self.engine.active_memtable();
+        let known = known.as_mut().map(|known| known.note(changes.iter().map(|change| change.doc_id)));
         let mut bytes = 0;
-        for change in changes {
+        for (place, change) in changes.iter().enumerate() {
             write_key(&mut back_key, change.inst, BACK, &[change.doc_id]);
-            let is_known = known.as_mut().is_none_or(|known| known.note(&back_key));
-            let old = if change.once || !is_known {
+            let is_new = known.as_ref().and_then(|known| known.get(place)) == Some(&false);
+            let old = if change.once || is_new {
                 None
             } else {
                 self.engine.get(&back_key, SeqNo::MAX).map_err(tree_fault("read the back index"))?
@@ -300,7 +310,7 @@ fn write(memtable: &Memtable, key: &[u8], value: Option<&[u8]>, seqno: SeqNo) ->
         Some(value) => InternalValue::from_components(key, value, seqno, ValueType::Value),
         None => InternalValue::new_tombstone(key, seqno),
     };
-    memtable.insert(record).0
+    memtable.insert(record).0 + RECORD_BYTES
 }
 
 impl LsmStore {
@@ -327,7 +337,7 @@ impl LsmStore {
             replaced: Mutex::default(),
             to_keep: Mutex::default(),
             pins: Pins::of(shard_folder),
-            known: Mutex::new(is_empty.then(Known::nothing)),
+            known: Mutex::new(is_empty.then(|| Known::nothing(shared.known_bytes_per_shard))),
         })
     }
 
