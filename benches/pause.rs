@@ -42,9 +42,12 @@ use dormouse::thread::Until;
 use tempfile::TempDir;
 
 use archive::{open, setting};
+use folder::{folder_bytes, settle};
 
 #[path = "support/archive.rs"]
 mod archive;
+#[path = "support/folder.rs"]
+mod folder;
 
 /// Every so many documents are changed before a second pause.
 const CHANGED_OF: u64 = 100;
@@ -415,29 +418,6 @@ fn after_changes(world: &World, version: u64, merges: Merges) -> f64 {
     close(bucket);
     world.wake(store);
     percent(report.uploaded_bytes, report.bytes)
-}
-
-/// Waits until no merge changes the files any more.
-fn settle(folder: &Path) {
-    let quiet = Duration::from_millis(1500);
-    let mut last = (Instant::now(), folder_bytes(folder));
-    while last.0.elapsed() < quiet {
-        std::thread::sleep(Duration::from_millis(50));
-        let bytes = folder_bytes(folder);
-        if bytes != last.1 {
-            last = (Instant::now(), bytes);
-        }
-    }
-}
-
-fn folder_bytes(folder: &Path) -> u64 {
-    let bytes = |entry: io::Result<fs::DirEntry>| {
-        let path = entry.ok()?.path();
-        // A merge may remove it meanwhile.
-        let meta = fs::metadata(&path).ok()?;
-        Some(if meta.is_dir() { folder_bytes(&path) } else { meta.len() })
-    };
-    fs::read_dir(folder).map_or(0, |entries| entries.filter_map(bytes).sum())
 }
 
 fn main() {

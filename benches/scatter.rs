@@ -24,14 +24,17 @@ use dormouse::event::{
     ByteBudget, Datatype, DcpEvent, EventBatch, EventKind, Generation, Seqno, Span, StreamStatus, VbId,
     VbUuid,
 };
-use dormouse::index::{Document, IndexDefinition, KeyList};
-use dormouse::projector::{Endpoint, EndpointRefused, Engine, Evaluator, Feed, KvData, KvDataConfig, Tuning};
+use dormouse::projector::{Endpoint, EndpointRefused, Engine, Feed, KvData, KvDataConfig, Tuning};
 use dormouse::shard::batch::WriteBatch;
 use dormouse::shard::{InstId, ShardId};
 use dormouse::thread::{self, Fin, FinHolder, Thread, Until, fin};
 use dormouse::timestamp::{Position, TsVbuuid};
-use serde_json::Value;
 use slog::{Discard, Logger, o};
+
+use prolific::Prolific;
+
+#[path = "../tests/support/prolific.rs"]
+mod prolific;
 
 const VBUCKETS: u16 = 1024;
 const SHARDS: u16 = 8;
@@ -426,27 +429,6 @@ struct Stuck(Fin);
 impl Endpoint for Stuck {
     fn try_apply(&self, _: ShardId, batch: Box<WriteBatch>) -> Result<Box<WriteBatch>, EndpointRefused> {
         Err(EndpointRefused::Later { batch, ready: self.0.clone() })
-    }
-}
-
-/// Makes fifty keys of about 70 bytes of every document.
-struct Prolific {
-    definition: IndexDefinition,
-    document: Value,
-}
-
-impl Prolific {
-    fn new() -> Self {
-        let keys: Vec<String> = (0..50).map(|number| format!("{number:04}{}", "k".repeat(60))).collect();
-        let definition = IndexDefinition::parse("by_tag=tags[]").unwrap();
-        Self { definition, document: serde_json::json!({ "tags": keys }) }
-    }
-}
-
-impl Evaluator for Prolific {
-    fn keys(&self, id: &str, _: &Document<'_>, out: &mut KeyList) -> anyhow::Result<()> {
-        self.definition.keys(id, &self.document, out);
-        Ok(())
     }
 }
 

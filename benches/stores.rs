@@ -13,7 +13,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -24,10 +23,13 @@ use xxhash_rust::xxh3::xxh3_128;
 
 #[path = "support/engines.rs"]
 mod engines;
+#[path = "support/folder.rs"]
+mod folder;
 
 use engines::{
     BATCH_DOCUMENTS, COMMIT_DOCUMENTS, Engine, KEY_BYTES, Ours, SUBJECTS, Write, cpu_time, kind, write_all,
 };
+use folder::{folder_bytes, settle};
 
 /// Keys of the shards that are locked: a shard of some size then has few documents.
 const WIDE_KEY_BYTES: usize = 240;
@@ -129,18 +131,6 @@ fn peak_memory_mib() -> f64 {
     mib(line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024)
 }
 
-fn folder_bytes(folder: &Path) -> u64 {
-    let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(meta) if meta.is_dir() => folder_bytes(&entry.path()),
-            Ok(meta) => std::os::unix::fs::MetadataExt::blocks(&meta) * 512,
-            // A merge removed it.
-            Err(_) => 0,
-        })
-        .sum()
-}
-
 /// Every `step`th document with another key.
 fn updates(documents: u32, step: u32) -> impl Iterator<Item = Write> {
     (0..documents / step).map(move |n| (n * step, Some(documents + n)))
@@ -175,19 +165,6 @@ fn costs(subject: &str, documents: u32) -> Figures {
         ("disk MiB", mib(folder_bytes(dir.path()))),
         ("peak memory MiB", peak_memory_mib()),
     ]
-}
-
-/// Waits until no merge changes the files any more.
-fn settle(folder: &Path) {
-    let quiet = Duration::from_millis(1500);
-    let mut last = (Instant::now(), folder_bytes(folder));
-    while last.0.elapsed() < quiet {
-        std::thread::sleep(Duration::from_millis(50));
-        let bytes = folder_bytes(folder);
-        if bytes != last.1 {
-            last = (Instant::now(), bytes);
-        }
-    }
 }
 
 /// Names and contents of files, with their lengths.

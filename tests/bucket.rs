@@ -93,8 +93,7 @@ fn an_ingest_that_is_cancelled_keeps_what_was_applied() {
 #[test]
 fn an_idle_bucket_is_copied_before_it_is_locked() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
+    let bucket = world.filled("b", 0..30);
     let mut calls = 0;
     let paused = bucket.pause(&world.store, PauseOptions::default(), &watchdog(), &mut |_| {
         calls += 1;
@@ -107,8 +106,7 @@ fn an_idle_bucket_is_copied_before_it_is_locked() {
 fn an_interrupted_pause_goes_on_where_it_was_also_after_a_restart() {
     // A store that merges nothing here: an `lsm` shard's files may be others once the first pause has let go of them.
     let world = World::of(StoreKind::Memdb);
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
+    let bucket = world.filled("b", 0..30);
     let counting = FailingStore::new(&world.store, 0, Fails::Before);
     let puts = || counting.puts();
     let cancel = Cancel::new();
@@ -133,8 +131,7 @@ fn an_interrupted_pause_goes_on_where_it_was_also_after_a_restart() {
 #[test]
 fn a_bucket_that_still_lies_there_is_switched_on_without_a_download() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
+    let bucket = world.filled("b", 0..30);
     pause(&bucket, &world.store, false).unwrap();
     assert!(matches!(pause(&bucket, &world.store, false), Err(PauseError::Paused { .. })));
     close(bucket);
@@ -152,8 +149,7 @@ fn a_bucket_that_still_lies_there_is_switched_on_without_a_download() {
 #[test]
 fn a_paused_bucket_is_scanned_and_an_evicted_one_is_not() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
+    let bucket = world.filled("b", 0..30);
     pause(&bucket, &world.store, false).unwrap();
     close(bucket);
     let bucket = world.open("b");
@@ -170,8 +166,7 @@ fn a_paused_bucket_is_scanned_and_an_evicted_one_is_not() {
 #[test]
 fn a_resume_that_fails_leaves_local_state_as_it_was() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
+    let bucket = world.filled("b", 0..30);
     pause(&bucket, &world.store, true).unwrap();
     close(bucket);
     let before = world.local();
@@ -200,8 +195,7 @@ fn a_resume_that_fails_leaves_local_state_as_it_was() {
 #[test]
 fn a_resume_that_is_cancelled_at_any_time_leaves_local_state_as_it_was() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
+    let bucket = world.filled("b", 0..30);
     pause(&bucket, &world.store, true).unwrap();
     close(bucket);
     let before = world.local();
@@ -239,8 +233,7 @@ fn a_resume_that_is_cancelled_at_any_time_leaves_local_state_as_it_was() {
 #[test]
 fn a_local_file_that_changed_is_not_switched_on() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
+    let bucket = world.filled("b", 0..30);
     pause(&bucket, &world.store, false).unwrap();
     close(bucket);
     let table = world.local().into_keys().find(|name| name.contains("/tables/")).unwrap();
@@ -258,8 +251,7 @@ fn a_local_file_that_changed_is_not_switched_on() {
 fn a_dropped_bucket_is_gone_and_its_name_is_free() {
     let world = World::new();
     for _ in 0..2 {
-        let bucket = world.bucket("b");
-        ingest(&bucket, lines(0..30)).unwrap();
+        let bucket = world.filled("b", 0..30);
         close(bucket);
         world.data.drop_bucket(&named("b")).unwrap();
         assert!(world.data.buckets().unwrap().is_empty());
@@ -378,8 +370,7 @@ fn indexes_do_not_change_while_something_is_ingested() {
 #[test]
 fn a_new_index_over_data_is_scanned_after_a_rebuild() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
+    let bucket = world.filled("b", 0..30);
     let second = IndexDefinition::parse("second=n").unwrap();
     assert!(matches!(bucket.ensure_index(&second, false), Err(IndexError::NeedsRebuild { .. })));
     bucket.ensure_index(&second, true).unwrap();
@@ -413,8 +404,7 @@ fn a_dropped_index_is_gone_after_a_reopening_and_its_name_is_free() {
 #[test]
 fn a_scan_that_waits_to_begin_keeps_the_local_data() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..10)).unwrap();
+    let bucket = world.filled("b", 0..10);
     let never = ScanQuery { at_least: vec![(VbId(0), Seqno(1000))], ..ScanQuery::default() };
     let until = Until::default();
     std::thread::scope(|scope| {
@@ -433,8 +423,7 @@ fn a_scan_that_waits_to_begin_keeps_the_local_data() {
 fn a_scan_that_begins_while_the_local_data_goes_reads_all_of_it_or_is_refused() {
     for _ in 0..20 {
         let world = World::new();
-        let bucket = world.bucket("b");
-        ingest(&bucket, lines(0..20)).unwrap();
+        let bucket = world.filled("b", 0..20);
         let read = || {
             let begun = bucket.scan(by_n().name(), &KeyRange::default(), false, &forever());
             begun.map(|scan| scan.map(|entry| entry.unwrap().id).collect::<Vec<_>>())

@@ -30,8 +30,7 @@ macro_rules! assert_closed {
 #[test]
 fn every_call_on_a_bucket_that_was_closed_is_refused() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..10)).unwrap();
+    let bucket = world.filled("b", 0..10);
     bucket.close(&watchdog()).unwrap();
     let (name, until) = (by_n().name().clone(), watchdog());
     assert_closed!(ingest(&bucket, lines(0..10)), IntakeError::Closed);
@@ -94,8 +93,7 @@ fn a_close_ends_a_scan_that_waits_to_begin() {
 #[test]
 fn a_close_leads_a_pause_on_another_thread_back_to_online() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..50)).unwrap();
+    let bucket = world.filled("b", 0..50);
     let paused = std::thread::scope(|scope| {
         let mut closing = None;
         bucket.pause(&world.store, PauseOptions::default(), &watchdog(), &mut |_| {

@@ -108,6 +108,12 @@ fn has_reached(set: &ShardSet, producer: &Producer) -> bool {
     positions(set).iter().all(|(vb, position)| position.seqno.0 == producer.high(vb.0))
 }
 
+fn finish(path: Path, set: ShardSet, producer: Producer) {
+    path.close();
+    close(set);
+    producer.check();
+}
+
 fn write(producer: &Producer, dice: &mut Dice, changes: u64) {
     for _ in 0..changes {
         let vb = dice.choose(VBUCKETS);
@@ -154,9 +160,7 @@ fn an_evaluator_of_a_host_is_given_the_extended_attributes() {
         ("compressed", Some("7")),
     ];
     assert_eq!(*seen.lock(), told.map(|(id, rank)| of(id, rank)));
-    path.close();
-    close(set);
-    producer.check();
+    finish(path, set, producer);
 }
 
 #[test]
@@ -171,9 +175,7 @@ fn the_index_is_what_the_producer_holds() {
     eventually("what came live is there", || has_reached(&set, &producer));
     assert_eq!(indexed(&set, 1), expected(&producer));
     assert_eq!(indexed(&set, 2), expected(&producer));
-    path.close();
-    close(set);
-    producer.check();
+    finish(path, set, producer);
 }
 
 #[test]
@@ -200,9 +202,7 @@ fn cuts_at_any_point_and_restarts_from_saved_positions_lose_and_repeat_nothing()
     let path = Path::start(&set, &config, 301, 100);
     eventually("everything is there", || has_reached(&set, &producer));
     assert_eq!(indexed(&set, 1), expected(&producer));
-    path.close();
-    close(set);
-    producer.check();
+    finish(path, set, producer);
 }
 
 #[test]
@@ -223,9 +223,7 @@ fn an_out_of_order_backfill_that_is_cut_begins_again_and_ends_in_the_same_index(
     let path = Path::start(&set, &config, 302, 9);
     eventually("everything is there", || has_reached(&set, &producer));
     assert_eq!(indexed(&set, 1), expected(&producer));
-    path.close();
-    close(set);
-    producer.check();
+    finish(path, set, producer);
 }
 
 #[test]
@@ -251,9 +249,7 @@ fn memory_is_bounded_while_a_shard_is_locked_and_the_stream_goes_on_after_the_un
     drop(locks);
     eventually("everything is there", || has_reached(&set, &producer));
     assert_eq!(indexed(&set, 1).len(), 6000);
-    path.close();
-    close(set);
-    producer.check();
+    finish(path, set, producer);
 }
 
 #[test]
@@ -271,7 +267,5 @@ fn a_path_that_has_ended_ends_its_connection() {
         path.connection.ended().is_given()
     });
     assert!(matches!(path.connection.join(&watchdog()), Ok(Some(DcpEnd::ReceiverGone))));
-    path.close();
-    close(set);
-    producer.check();
+    finish(path, set, producer);
 }

@@ -40,6 +40,16 @@ fn by_plan(definitions: &[IndexDefinition], text: &str) -> Vec<Vec<Vec<u8>>> {
         .collect()
 }
 
+/// A plan of all definitions finds what each finds in the value of a text.
+fn plan_agrees(definitions: &[IndexDefinition], text: &str) {
+    let value: Value = serde_json::from_str(text).unwrap();
+    for (definition, found) in definitions.iter().zip(by_plan(definitions, text)) {
+        let mut list = KeyList::new();
+        definition.keys("id", &value, &mut list);
+        assert_eq!(found, keys_of(&list), "{definition} {text}");
+    }
+}
+
 /// What `serde_json` says of a text, where it nests no deeper than a document may.
 fn by_serde_json(text: &[u8]) -> Option<Value> {
     fn depth(value: &Value) -> usize {
@@ -81,12 +91,7 @@ fn one_value_serves_several_paths() {
     let definitions: Vec<_> =
         ["a", "a.b", "a[]", "a[0]", "a[].b", "a[1].b,a[]", "a.b.c,a"].map(definition).into();
     for text in [r#"{"a":[{"b":1},{"b":2},3]}"#, r#"{"a":{"b":{"c":1}}}"#, r#"{"a":null}"#, "{}", "[1]"] {
-        let value: Value = serde_json::from_str(text).unwrap();
-        for (definition, found) in definitions.iter().zip(by_plan(&definitions, text)) {
-            let mut list = KeyList::new();
-            definition.keys("id", &value, &mut list);
-            assert_eq!(found, keys_of(&list), "{definition} {text}");
-        }
+        plan_agrees(&definitions, text);
     }
 }
 
@@ -181,12 +186,7 @@ fn the_airports_have_the_keys_of_their_values() {
             .map(definition)
             .into();
     for text in std::fs::read_to_string(AIRPORTS).unwrap().lines() {
-        let value: Value = serde_json::from_str(text).unwrap();
-        for (definition, found) in definitions.iter().zip(by_plan(&definitions, text)) {
-            let mut list = KeyList::new();
-            definition.keys("id", &value, &mut list);
-            assert_eq!(found, keys_of(&list), "{definition} {text}");
-        }
+        plan_agrees(&definitions, text);
     }
 }
 

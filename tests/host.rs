@@ -77,8 +77,7 @@ fn what_happens_to_one_instance_happens_to_no_other() {
     spoilt.ensure_index(&crate::support::buckets::by_n(), false).unwrap();
     assert!(ingest(&spoilt, lines(0..10)).is_err());
 
-    let bucket = other.bucket("b");
-    ingest(&bucket, lines(0..10)).unwrap();
+    let bucket = other.filled("b", 0..10);
     pause(&bucket, &other.store, true).unwrap();
     close(bucket);
     other.resume("b", &watchdog()).unwrap();
@@ -212,8 +211,7 @@ impl Policy for Panics {
 #[test]
 fn a_store_that_panics_while_it_carries_files_ends_its_pause_and_nothing_else() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..50)).unwrap();
+    let bucket = world.filled("b", 0..50);
     let panicking = Layer::new(Box::new(FileStore::open(&world.dir.path().join("archive")).unwrap()), Panics);
     let failed = pause(&bucket, &panicking, true).unwrap_err();
     assert!(failed.to_string().contains("panicked: the host's store fails"), "{failed}");
@@ -296,8 +294,7 @@ fn spoil_tables(bucket: &Path) {
 #[test]
 fn an_ingest_and_every_look_end_in_time_while_a_shard_hangs_in_a_write() {
     let (world, gate) = (World::new(), Cancel::new());
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..50)).unwrap();
+    let bucket = world.filled("b", 0..50);
     close(bucket);
     let config = without_cache(&world.config, hangs_at(FAILED_WRITE, &gate));
     let bucket = world.data.open_bucket(&"b".parse().unwrap(), &config).unwrap();
@@ -354,8 +351,7 @@ fn following_ends_in_time_while_a_shard_hangs_in_a_write() {
 #[test]
 fn a_disk_that_hangs_under_the_metadata_holds_up_no_look_and_no_scan() {
     let (world, gate) = (World::new(), Cancel::new());
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..10)).unwrap();
+    let bucket = world.filled("b", 0..10);
     close(bucket);
     let config = BucketConfig { logger: hangs_at("the metadata is on disk", &gate), ..world.config.clone() };
     let bucket = world.data.open_bucket(&"b".parse().unwrap(), &config).unwrap();
@@ -408,8 +404,7 @@ impl Drop for Silent {
 #[test]
 fn a_pause_into_a_silent_server_ends_at_its_deadline_and_the_bucket_is_closed() {
     let (world, server) = (World::new(), Silent::start());
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..50)).unwrap();
+    let bucket = world.filled("b", 0..50);
     let credentials = Credentials {
         access_key_id: "key".to_owned(),
         secret_access_key: "secret".to_owned(),

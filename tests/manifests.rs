@@ -37,12 +37,6 @@ fn indexed(consumer: &Consumer) -> Vec<i64> {
     consumer.indexed().into_iter().map(|(n, _)| n).collect()
 }
 
-fn finish(mut consumer: Consumer, producer: Producer) {
-    assert!(matches!(consumer.end(), Err(IntakeError::Stopped { .. })));
-    consumer.close();
-    producer.check();
-}
-
 #[test]
 fn a_collection_that_a_node_has_not_heard_of_is_asked_for_there_until_it_has() {
     let folder = TempDir::new().unwrap();
@@ -54,7 +48,7 @@ fn a_collection_that_a_node_has_not_heard_of_is_asked_for_there_until_it_has() {
     eventually("the node is asked again and again", || asked() > 3);
     producer.state.lock().behind.clear();
     eventually("all of it is indexed", || indexed(&consumer) == [0, 1, 2, 3]);
-    finish(consumer, producer);
+    consumer.stop(producer);
 }
 
 #[test]
@@ -70,7 +64,7 @@ fn a_vbucket_that_moves_to_a_node_with_an_older_manifest_goes_on_once_that_has_h
     assert_eq!(indexed(&consumer), [0, 1, 2, 3]);
     producer.state.lock().behind.clear();
     eventually("it goes on", || indexed(&consumer) == [0, 0, 1, 2, 3]);
-    finish(consumer, producer);
+    consumer.stop(producer);
 }
 
 #[test]
@@ -122,7 +116,7 @@ fn a_node_that_tells_no_manifest_is_followed_without_it() {
     producer.answer(0xba, 0x24, b"no rights");
     consumer.begin(options);
     eventually("all of it is indexed", || indexed(&consumer) == [0, 1, 2, 3]);
-    finish(consumer, producer);
+    consumer.stop(producer);
 }
 
 #[test]

@@ -1,18 +1,17 @@
 //! What answers of an S3 server mean that is not as it should be: whose they are, and what may be believed of them.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dormouse::objstore::{
-    Body, CHUNK_BYTES, FileUpload, ObjectStore, Part, S3Config, S3Store, StoreCause, StoreError, Upload,
-    give_up, upload_files,
+    Body, CHUNK_BYTES, FileUpload, ObjectStore, Part, S3Config, S3Store, StoreCause, Upload, give_up,
+    upload_files,
 };
 use dormouse::thread::Failure;
 
 use crate::support::stores::gateway::given;
 use crate::support::stores::http::{Request, Server, answer, error_document};
-use crate::support::stores::{chunks_of, content};
+use crate::support::stores::{chunks_of, content, each_call_but_a_look};
 use crate::support::{key, watchdog};
 
 fn store_on(server: &Server) -> S3Store {
@@ -23,28 +22,6 @@ fn store_on(server: &Server) -> S3Store {
         ..S3Config::new("bucket", "us-east-1")
     };
     S3Store::open(config).unwrap()
-}
-
-/// One call of each kind but a look, all of which fail.
-fn each_call_but_a_look(store: &dyn ObjectStore) -> Vec<StoreError> {
-    let (x, until) = (key("x"), watchdog());
-    let parts = store.in_parts().unwrap();
-    let upload = Upload { key: x.clone(), id: "id".to_owned() };
-    let part = Part { number: 1, length_bytes: 1, tag: "\"tag\"".to_owned() };
-    vec![
-        store.put(&x, Body::Bytes(b"x"), &until).unwrap_err(),
-        store.put_if_absent(&x, Body::Bytes(b"x"), &until).unwrap_err(),
-        store.get(&x, &mut io::sink(), &until).unwrap_err(),
-        store.get_range(&x, 0..1, &mut io::sink(), &until).unwrap_err(),
-        store.list(None, &until).unwrap_err(),
-        store.delete(std::slice::from_ref(&x), &until).unwrap_err(),
-        parts.begin(&x, &until).unwrap_err(),
-        parts.put_part(&upload, 1, Body::Bytes(b"x"), &until).unwrap_err(),
-        parts.parts(&upload, &until).unwrap_err(),
-        parts.complete(&upload, &[part], &until).unwrap_err(),
-        parts.abort(&upload, &until).unwrap_err(),
-        parts.uploads(None, &until).unwrap_err(),
-    ]
 }
 
 #[test]
@@ -59,7 +36,7 @@ fn what_something_on_the_way_does_not_find_is_a_passing_error_that_names_what_ca
     ] {
         let server = Server::start(move |_| answer(404, "Content-Type: text/html\r\n", body.as_bytes()));
         let store = store_on(&server);
-        for error in each_call_but_a_look(&store) {
+        for error in each_call_but_a_look(&store, b"x") {
             assert!(error.is_temporary(), "{error}");
             assert!(error.to_string().contains(said), "{error}");
         }
@@ -71,7 +48,7 @@ fn what_something_on_the_way_does_not_find_is_a_passing_error_that_names_what_ca
 #[test]
 fn a_bucket_that_is_not_there_is_no_object_that_is_not_there() {
     let server = Server::start(|_| answer(404, "", &error_document("NoSuchBucket", "None.")));
-    for error in each_call_but_a_look(&store_on(&server)) {
+    for error in each_call_but_a_look(&store_on(&server), b"x") {
         assert!(!error.is_temporary(), "{error}");
         assert!(error.to_string().ends_with("; create the bucket, or name another"), "{error}");
     }

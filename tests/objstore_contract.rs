@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::support::stores::gateway::Gateway;
 use crate::support::stores::memory::MemoryStore;
-use crate::support::stores::{chunks_of, content, file_with, get, names, put};
+use crate::support::stores::{Full, chunks_of, content, file_with, get, names, put};
 use crate::support::{FailingStore, Fails, cancelled, forever, key, watchdog};
 
 /// A store, and a folder for what the test needs besides.
@@ -302,19 +302,6 @@ fn a_cancel_ends_a_copy_that_is_under_way(place: &Place) {
     let until = Until::new(None, cancel.clone());
     let error = place.store.get(&key("x"), &mut CancelsOnWrite(cancel), &until).unwrap_err();
     assert!(matches!(error.cause, StoreCause::Stopped(Stopped::Cancelled)), "{error}");
-}
-
-/// A receiver that is full.
-struct Full;
-
-impl Write for Full {
-    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::StorageFull.into())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 fn a_receiver_that_fails_is_told_from_a_store_that_fails(place: &Place) {

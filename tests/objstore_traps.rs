@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use crate::support::stores::gateway::{Gateway, given};
 use crate::support::stores::http::{Request, Server, answer, read_head};
 use crate::support::stores::signature::is_signed;
-use crate::support::stores::{content, get, names, put};
+use crate::support::stores::{Full, content, get, names, put};
 use crate::support::{eventually, forever, key, watchdog};
 
 fn config(server: &Server) -> S3Config {
@@ -326,19 +326,6 @@ fn a_connection_that_breaks_when_it_is_used_again_is_a_passing_error() {
     let error = store.head(&key("x"), &watchdog()).unwrap_err();
     assert!(matches!(error.cause, StoreCause::Connection(_)) && error.is_temporary(), "{error}");
     assert_eq!(store.head(&key("x"), &watchdog()).unwrap(), None);
-}
-
-/// A receiver that takes nothing.
-struct Full;
-
-impl Write for Full {
-    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::StorageFull.into())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[test]

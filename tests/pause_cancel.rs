@@ -130,8 +130,7 @@ impl Longest {
 
 fn awake(kind: StoreKind) -> World {
     let world = World::of(kind);
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..DOCUMENTS)).unwrap();
+    let bucket = world.filled("b", 0..DOCUMENTS);
     close(bucket);
     world
 }

@@ -136,8 +136,7 @@ fn the_sleeper_that_is_killed_does_its_work_when_it_is_not() {
 /// A bucket that is online and closed.
 fn world(kind: StoreKind) -> World {
     let world = World::of(kind);
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..DOCUMENTS)).unwrap();
+    let bucket = world.filled("b", 0..DOCUMENTS);
     close(bucket);
     world
 }

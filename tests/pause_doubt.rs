@@ -26,9 +26,7 @@ for_each_store! {
 }
 
 fn bucket(world: &World) -> Bucket {
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
-    bucket
+    world.filled("b", 0..30)
 }
 
 /// Pauses into a store that is lost with the manifest: whether that arrived is known to the archive alone. A cancel

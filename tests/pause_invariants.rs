@@ -34,9 +34,7 @@ for_each_store! {
 }
 
 fn bucket(world: &World) -> Bucket {
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
-    bucket
+    world.filled("b", 0..30)
 }
 
 fn all(bucket: &Bucket) -> Vec<(String, Vec<String>, TsVbuuid)> {

@@ -105,8 +105,7 @@ fn four_members_of_one_bucket_share_an_archive_and_each_wakes_up_as_itself() {
 #[test]
 fn the_archive_of_a_bucket_with_one_member_has_no_folder_for_it() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..10)).unwrap();
+    let bucket = world.filled("b", 0..10);
     pause(&bucket, &world.store, false).unwrap();
     let names = tree(&world.dir.path().join("archive"));
     assert!(names.keys().all(|name| name.starts_with("b/objects/") || name.starts_with("b/manifests/")));

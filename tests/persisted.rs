@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use dormouse::bucket::{BucketConfig, FollowOptions, IntakeError};
+use dormouse::bucket::{BucketConfig, FollowOptions};
 use dormouse::shard::StoreKind;
 use dormouse::source::dcp::{DcpConfig, OpenCause, Status};
 use serde_json::json;
@@ -36,12 +36,6 @@ fn persist_all(producer: &Producer) {
     (0..VBUCKETS).for_each(|vb| producer.persist(vb, u64::MAX));
 }
 
-fn finish(mut consumer: Consumer, producer: Producer) {
-    assert!(matches!(consumer.end(), Err(IntakeError::Stopped { .. })));
-    consumer.close();
-    producer.check();
-}
-
 #[test]
 fn a_change_is_indexed_once_it_is_on_disk() {
     let folder = TempDir::new().unwrap();
@@ -58,7 +52,7 @@ fn a_change_is_indexed_once_it_is_on_disk() {
     assert_eq!(consumer.indexed().len(), 1);
     persist_all(&producer);
     consumer.settle(&producer);
-    finish(consumer, producer);
+    consumer.stop(producer);
 }
 
 #[test]
@@ -103,7 +97,7 @@ fn changes_that_a_failover_loses_were_never_in_the_index() {
     assert!(lost.len() > 20 && seen.len() > 20, "{} lost, {} seen", lost.len(), seen.len());
     assert_eq!(seen.intersection(&lost).count(), 0);
     assert_eq!(consumer.indexed(), expected(&producer));
-    finish(consumer, producer);
+    consumer.stop(producer);
 }
 
 #[test]
@@ -126,7 +120,7 @@ fn memory_is_bounded_while_nothing_gets_to_disk() {
     assert!(seen.sent < 300_000 && seen.acked == 0, "{} bytes were taken", seen.sent);
     persist_all(&producer);
     consumer.settle(&producer);
-    finish(consumer, producer);
+    consumer.stop(producer);
 }
 
 /// A connection that waits for the disk.

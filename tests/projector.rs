@@ -13,6 +13,7 @@ use dormouse::timestamp::TsVbuuid;
 use serde_json::Value;
 
 use crate::support::endpoint::{Events, Failure, Path, SHARDS, VBUCKETS, engine, engine_of};
+use crate::support::prolific::Prolific;
 use crate::support::{eventually, forever, push, watchdog};
 
 /// Sends `rounds` batches, each with one change of every vbucket, from `first` on.
@@ -412,27 +413,6 @@ fn a_request_is_refused_while_a_close_hangs() {
     assert_eq!(path.kvdata.add_engines(vec![engine(2)], &watchdog()), Err(RequestError::Closed));
     drop(release);
     close(&mut path);
-}
-
-/// Makes fifty keys of a document that has none.
-struct Prolific {
-    definition: IndexDefinition,
-    document: Value,
-}
-
-impl Prolific {
-    fn new() -> Self {
-        let keys: Vec<String> = (0..50).map(|number| format!("{number:04}{}", "k".repeat(60))).collect();
-        let definition = IndexDefinition::parse("by_tag=tags[]").unwrap();
-        Self { definition, document: serde_json::json!({ "tags": keys }) }
-    }
-}
-
-impl Evaluator for Prolific {
-    fn keys(&self, id: &str, _: &Document<'_>, out: &mut KeyList) -> anyhow::Result<()> {
-        self.definition.keys(id, &self.document, out);
-        Ok(())
-    }
 }
 
 #[test]

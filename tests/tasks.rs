@@ -22,8 +22,7 @@ for_each_store! {
 fn a_task_is_listed_while_it_runs_and_after_it_ended() {
     let world = World::new();
     assert!(world.data.tasks().tasks.is_empty());
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
+    let bucket = world.filled("b", 0..30);
     let mut seen = Vec::new();
     let paused = bucket.pause(&world.store, PauseOptions::default(), &watchdog(), &mut |_| {
         seen.push(world.data.tasks().tasks.remove(0));
@@ -43,8 +42,7 @@ fn a_task_is_listed_while_it_runs_and_after_it_ended() {
 #[test]
 fn a_task_that_failed_says_why_and_is_not_done() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
+    let bucket = world.filled("b", 0..30);
     let error = bucket.pause(&world.store, PauseOptions::default(), &cancelled(), &mut |_| {}).unwrap_err();
     let ended = world.data.tasks().tasks.remove(0);
     assert_eq!((ended.state, ended.error), (TaskState::Failed, Some(error.to_string())));
@@ -54,8 +52,7 @@ fn a_task_that_failed_says_why_and_is_not_done() {
 #[test]
 fn a_task_whose_caller_panics_has_failed() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
+    let bucket = world.filled("b", 0..30);
     let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let _ =
             bucket.pause(&world.store, PauseOptions::default(), &watchdog(), &mut |_| panic!("on purpose"));
@@ -82,8 +79,7 @@ fn a_revision_is_waited_on_until_something_changes_or_the_limit_ends() {
 
 fn who_comes_second_is_refused_and_leaves_nothing_behind(kind: StoreKind) {
     let world = World::of(kind);
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
+    let bucket = world.filled("b", 0..30);
     let second = IndexDefinition::parse("second=n").unwrap();
     let mut refused = 0;
     let paused = bucket.pause(&world.store, PauseOptions::default(), &watchdog(), &mut |_| {
@@ -107,8 +103,7 @@ fn who_comes_second_is_refused_and_leaves_nothing_behind(kind: StoreKind) {
 #[test]
 fn a_pause_is_cancelled_by_its_task_and_leaves_every_lock_free() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
+    let bucket = world.filled("b", 0..30);
     let mut task = None;
     let paused = bucket.pause(&world.store, PauseOptions::default(), &watchdog(), &mut |_| {
         let running = world.data.tasks().tasks[0].task;
@@ -130,8 +125,7 @@ fn a_pause_is_cancelled_by_its_task_and_leaves_every_lock_free() {
 #[test]
 fn whoever_cancels_a_task_waits_until_it_has_cleaned_up() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
+    let bucket = world.filled("b", 0..30);
     std::thread::scope(|scope| {
         let (sender, told) = bounded(1);
         let (data, bucket) = (&world.data, &bucket);
@@ -154,8 +148,7 @@ fn whoever_cancels_a_task_waits_until_it_has_cleaned_up() {
 #[test]
 fn a_task_that_ended_is_cancelled_to_no_effect_and_an_unknown_one_is_told() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
+    let bucket = world.filled("b", 0..30);
     pause(&bucket, &world.store, false).unwrap();
     let ended = world.data.tasks().tasks.remove(0);
     assert_eq!(world.data.cancel_task(ended.task, &watchdog()), Ok(ended));
@@ -166,8 +159,7 @@ fn a_task_that_ended_is_cancelled_to_no_effect_and_an_unknown_one_is_told() {
 #[test]
 fn a_callers_token_is_not_given_by_the_cancel_of_a_task() {
     let world = World::new();
-    let bucket = world.bucket("b");
-    ingest(&bucket, lines(0..30)).unwrap();
+    let bucket = world.filled("b", 0..30);
     let until = watchdog();
     let mut task = None;
     let _ = bucket.pause(&world.store, PauseOptions::default(), &until, &mut |_| {

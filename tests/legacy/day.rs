@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use dormouse::bucket::{Bucket, DataDir, ResumeOptions};
+use dormouse::bucket::{Bucket, DataDir};
 use dormouse::objstore::FileStore;
 use dormouse::shard::StoreKind;
 use dormouse::source::Input;
@@ -15,7 +15,8 @@ use tempfile::TempDir;
 
 use crate::process::{Facts, eventually, memory_mib, tasks, threads};
 use crate::service::{
-    EVICT, Journal, Pool, STORES, config, fed, ingest, make, minutes, named, numbers, scan, write_documents,
+    Journal, Pool, STORES, away_and_back, config, fed, ingest, make, minutes, named, numbers, scan,
+    write_documents,
 };
 
 const DOCUMENTS: u32 = 4000;
@@ -67,12 +68,7 @@ fn live(data: &DataDir, root: &Path, store: StoreKind, journal: &Arc<Journal>) {
     ingest(&bucket, Input::Path(root.join("documents"))).unwrap();
     assert_eq!(scan(&bucket), numbers(0..DOCUMENTS));
     let archive = FileStore::open(&root.join("archive")).unwrap();
-    bucket.pause(&archive, EVICT, &minutes(1), &mut |_| {}).unwrap();
-    bucket.close(&minutes(1)).unwrap();
-    drop(bucket);
-    data.resume(&named(&name), &archive, ResumeOptions::default(), &config, &minutes(1), &mut |_| {})
-        .unwrap();
-    let bucket = data.open_bucket(&named(&name), &config).unwrap();
+    let bucket = away_and_back(bucket, data, &archive, &config);
     ingest(&bucket, Input::Path(root.join("documents"))).unwrap();
     assert_eq!(scan(&bucket), numbers(0..DOCUMENTS));
     bucket.close(&minutes(1)).unwrap();

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dormouse::bucket::{DataDir, ResumeOptions};
+use dormouse::bucket::DataDir;
 use dormouse::objstore::{
     Body, CredentialSource, Credentials, FileStore, ObjectKey, ObjectStore, S3Config, S3Store,
 };
@@ -19,7 +19,7 @@ use signal_hook::consts::SIGPIPE;
 use tempfile::TempDir;
 
 use crate::process::eventually;
-use crate::service::{EVICT, config, ingest, make, minutes, named, numbers, scan, write_documents};
+use crate::service::{away_and_back, config, ingest, make, minutes, numbers, scan, write_documents};
 
 /// Where the variables of [`prepare`] lead: a folder that is watched, and a server that nobody may come to.
 const TRAP: &str = "DORMOUSE_TEST_TRAP";
@@ -171,12 +171,7 @@ pub(crate) fn environment() {
         let name = store.to_string();
         let bucket = make(&data, &name, store, &config);
         ingest(&bucket, Input::Path(documents.clone())).unwrap();
-        bucket.pause(&archive, EVICT, &minutes(1), &mut |_| {}).unwrap();
-        bucket.close(&minutes(1)).unwrap();
-        drop(bucket);
-        data.resume(&named(&name), &archive, ResumeOptions::default(), &config, &minutes(1), &mut |_| {})
-            .unwrap();
-        let bucket = data.open_bucket(&named(&name), &config).unwrap();
+        let bucket = away_and_back(bucket, &data, &archive, &config);
         assert_eq!(scan(&bucket), numbers(0..1000));
         bucket.close(&minutes(1)).unwrap();
     }

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use dormouse::bucket::{
     Bucket, BucketConfig, BucketName, BucketSpec, DataDir, IngestOptions, IngestReport, IntakeError,
-    PauseOptions,
+    PauseOptions, ResumeOptions,
 };
 use dormouse::index::{IndexDefinition, KeyRange};
+use dormouse::objstore::ObjectStore;
 use dormouse::shard::StoreKind;
 use dormouse::source::{Input, ReplayFormat};
 use dormouse::thread::Until;
@@ -116,6 +117,21 @@ pub(crate) fn options() -> IngestOptions {
 pub(crate) fn write_documents(path: &Path, numbers: std::ops::Range<u32>) {
     let line = |n: u32| format!("{{\"id\":\"d{n:06}\",\"n\":{n}}}\n");
     fs::write(path, numbers.map(line).collect::<String>()).unwrap();
+}
+
+/// Puts a bucket to sleep and wakes it up.
+pub(crate) fn away_and_back(
+    bucket: Bucket,
+    data: &DataDir,
+    archive: &dyn ObjectStore,
+    config: &BucketConfig,
+) -> Bucket {
+    let (name, until) = (bucket.name(), minutes(1));
+    bucket.pause(archive, EVICT, &until, &mut |_| {}).unwrap();
+    bucket.close(&until).unwrap();
+    drop(bucket);
+    data.resume(&name, archive, ResumeOptions::default(), config, &until, &mut |_| {}).unwrap();
+    data.open_bucket(&name, config).unwrap()
 }
 
 pub(crate) fn ingest(bucket: &Bucket, input: Input) -> Result<IngestReport, IntakeError> {

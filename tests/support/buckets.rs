@@ -57,6 +57,13 @@ impl World {
         bucket
     }
 
+    /// A new bucket with the index `by_n` and the documents of [`lines`].
+    pub(crate) fn filled(&self, name: &str, numbers: std::ops::Range<u32>) -> Bucket {
+        let bucket = self.bucket(name);
+        ingest(&bucket, lines(numbers)).unwrap();
+        bucket
+    }
+
     pub(crate) fn open(&self, name: &str) -> Bucket {
         once_free(|| self.data.open_bucket(&named(name), &self.config)).unwrap()
     }

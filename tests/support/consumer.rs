@@ -175,8 +175,13 @@ impl Consumer {
     }
 
     /// Ends what never ends by itself, and checks what the index holds.
-    pub(crate) fn finish(mut self, producer: Producer) {
+    pub(crate) fn finish(self, producer: Producer) {
         self.settle(&producer);
+        self.stop(producer);
+    }
+
+    /// Ends what never ends by itself.
+    pub(crate) fn stop(mut self, producer: Producer) {
         assert!(matches!(self.end(), Err(IntakeError::Stopped { .. })));
         self.close();
         producer.check();

@@ -10,6 +10,7 @@ pub(crate) mod json;
 pub(crate) mod naive;
 pub(crate) mod path;
 pub(crate) mod producer;
+pub(crate) mod prolific;
 pub(crate) mod shards;
 pub(crate) mod stores;
 pub(crate) mod wire;

@@ -10,12 +10,13 @@ pub(crate) mod proxy;
 pub(crate) mod signature;
 
 use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::Path;
 
-use dormouse::objstore::{Body, CHUNK_BYTES, ChunkHash, ObjectStore, StoreError};
+use dormouse::objstore::{Body, CHUNK_BYTES, ChunkHash, ObjectStore, Part, StoreError, Upload};
 use sha2::{Digest, Sha256};
 
-use super::{forever, key};
+use super::{forever, key, watchdog};
 
 pub(crate) fn chunks_of(content: &[u8]) -> Vec<ChunkHash> {
     let chunk_bytes = usize::try_from(CHUNK_BYTES).unwrap();
@@ -59,4 +60,39 @@ pub(crate) fn names(store: &dyn ObjectStore, folder: Option<&str>) -> Vec<String
     let folder = folder.map(key);
     let listed = store.list(folder.as_ref(), &forever()).unwrap();
     listed.into_iter().map(|object| object.key.to_string()).collect()
+}
+
+/// A receiver that takes nothing.
+pub(crate) struct Full;
+
+impl Write for Full {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::StorageFull.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One call of each kind but a look, all of which fail. The bodies of a put and of a part are `content`.
+pub(crate) fn each_call_but_a_look(store: &dyn ObjectStore, content: &[u8]) -> Vec<StoreError> {
+    let (x, until) = (key("x"), watchdog());
+    let parts = store.in_parts().unwrap();
+    let upload = Upload { key: x.clone(), id: "id".to_owned() };
+    let part = Part { number: 1, length_bytes: 1, tag: "\"tag\"".to_owned() };
+    vec![
+        store.put(&x, Body::Bytes(content), &until).unwrap_err(),
+        store.put_if_absent(&x, Body::Bytes(b"x"), &until).unwrap_err(),
+        store.get(&x, &mut io::sink(), &until).unwrap_err(),
+        store.get_range(&x, 0..1, &mut io::sink(), &until).unwrap_err(),
+        store.list(None, &until).unwrap_err(),
+        store.delete(std::slice::from_ref(&x), &until).unwrap_err(),
+        parts.begin(&x, &until).unwrap_err(),
+        parts.put_part(&upload, 1, Body::Bytes(content), &until).unwrap_err(),
+        parts.parts(&upload, &until).unwrap_err(),
+        parts.complete(&upload, &[part], &until).unwrap_err(),
+        parts.abort(&upload, &until).unwrap_err(),
+        parts.uploads(None, &until).unwrap_err(),
+    ]
 }
