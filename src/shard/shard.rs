@@ -35,6 +35,8 @@ const SPEC_KIND: &str = "shard";
 const SPEC_VERSION: u32 = 1;
 /// How long a batch in flight is waited for before instances join; whoever asks does so for one vbucket after another.
 const JOIN_PATIENCE: Duration = Duration::from_millis(2);
+/// How long the thread that merges waits for a merge of somebody else before it looks at the next shard.
+const COMPACT_TURN_WAIT: Duration = Duration::from_millis(50);
 
 /// What a shard is; fixed when it is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -452,9 +454,12 @@ impl Shard {
         Err(InstanceError::Locked { doing, shard: self.id(), owner })
     }
 
-    /// Does one piece of background work, unless the shard is locked. `false` when there is nothing to do.
+    /// Does one piece of background work, unless the shard is locked. `false` when there is nothing to do. Where
+    /// somebody else merges, that is not waited for long: other shards may have work.
     pub(super) fn compact(&self) -> Result<bool, StoreFault> {
-        let _turn = self.0.compact_turn.lock();
+        let Ok(_turn) = take_turn(&self.0.compact_turn, &Until::within(COMPACT_TURN_WAIT)) else {
+            return Ok(true);
+        };
         let (retired, may_compact) = {
             let mut state = self.0.state.lock();
             match state.access {
