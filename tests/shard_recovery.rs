@@ -22,6 +22,7 @@ for_each_store! {
     a_kept_point_has_its_positions_and_outlives_a_reopening,
     recovery_points_without_number_are_made_while_merges_are_held,
     a_roll_back_takes_entries_and_positions_back_and_is_durable,
+    a_document_that_a_roll_back_brings_back_loses_its_entry_when_it_changes,
     a_roll_back_to_zero_leaves_the_indexes_empty_and_ready_to_be_filled,
     a_roll_back_keeps_the_indexes_that_are_there_now,
     a_scan_that_is_open_keeps_what_it_had_over_a_roll_back,
@@ -132,6 +133,23 @@ fn a_roll_back_takes_entries_and_positions_back_and_is_durable(kind: StoreKind) 
     only(&set).commit(&watchdog()).unwrap();
     close(set);
     assert_eq!(entries(only(&open(kind, dir.path(), 1, &manual())), 1), ["kgone", "otherd"]);
+}
+
+fn a_document_that_a_roll_back_brings_back_loses_its_entry_when_it_changes(kind: StoreKind) {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(kind, dir.path(), 1, &manual());
+    apply(only(&set), batch(0, 0, &[("d", &["old"])]));
+    let point = keep(only(&set));
+    apply(only(&set), batch(0, 1, &[("d", &[])]));
+    only(&set).commit(&watchdog()).unwrap();
+    close(set);
+    // When it is opened no document has an entry.
+    let set = open(kind, dir.path(), 1, &manual());
+    roll_back(only(&set), Some(point), 1);
+    assert_eq!(entries(only(&set), 1), ["oldd"]);
+    apply(only(&set), later(1, batch(0, 1, &[("d", &["new"])])));
+    assert_eq!(entries(only(&set), 1), ["newd"]);
+    close(set);
 }
 
 fn a_roll_back_to_zero_leaves_the_indexes_empty_and_ready_to_be_filled(kind: StoreKind) {

@@ -348,6 +348,11 @@ impl Gate {
         }
     }
 
+    /// Whether all that was applied is in a recovery point.
+    pub(super) fn is_committed(&self) -> bool {
+        self.first_uncommitted.is_none() && !self.flush_is_due
+    }
+
     /// Counts a write. Gives back whether it was the first since the last cut.
     pub(super) fn note_write(&mut self, bytes: u64) -> bool {
         self.uncommitted_bytes += bytes;

@@ -107,8 +107,6 @@ impl Shard {
         self.refuse_fork()?;
         let wanted_by = || owner.to_owned();
         let shard = self.id();
-        // A merge takes its time, so that it comes while documents still do.
-        self.make_room(until).map_err(|cause| LockError::Commit { wanted_by: wanted_by(), cause })?;
         let mut guard = self.grant(owner, false)?;
         self.wait_for_compaction(until).map_err(|why| LockError::Stopped {
             shard,

@@ -5,7 +5,7 @@
 //!
 //! * [`batch`]: the unit of writing.
 //! * [`store`]: what a storage engine must do; `lsm`, `memdb` and `cow` do it.
-//! * [`Shard`]: one writer at a time, fences, commits, snapshots; and recovery points, kept and gone back to.
+//! * [`Shard`]: one writer at a time, fences, commits, snapshots; recovery points, kept and gone back to; and merges.
 //! * [`lock`]: [`ShardLock`], which freezes a shard until it is dropped, and [`lock_all`].
 //! * [`ShardSet`]: all shards of a bucket, with the two threads that flush and compact for them.
 //!
@@ -44,6 +44,7 @@ mod kept;
 pub mod lock;
 mod lsm;
 mod memdb;
+mod merging;
 mod recovery;
 mod set;
 #[expect(clippy::module_inception, reason = "the room's main type lives in the file of its name")]
@@ -65,7 +66,7 @@ pub use error::{
 };
 pub(crate) use lock::lock_sealed;
 pub use lock::{LockError, ShardLock, lock_all};
-pub use recovery::MergeHold;
+pub use merging::MergeHold;
 pub use set::{ShardSet, ShardSetConfig};
 pub use shard::{InstanceStart, Joined, Shard, ShardSpec, ShardStatus};
 pub use snapshot::{ShardScan, ShardSnapshot};

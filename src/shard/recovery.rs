@@ -10,25 +10,13 @@ use crossbeam::channel::Sender;
 use slog::{debug, info, warn};
 
 use crate::event::Generation;
-use crate::thread::{Stopped, Until};
+use crate::thread::Until;
 
 use super::error::{CommitError, ReadError, RollBackError};
 use super::gate::Gate;
 use super::shard::{Access, Shard};
 use super::store::{CheckFault, PinnedFiles, PointId, RecoveryPoint, StoreFault};
 use super::turn::take_turn;
-
-/// While it lives no merge of the shard's files begins, so that recovery points share the files that they can.
-/// Recovery points are made as ever. With very many of them a merge is made all the same.
-#[must_use = "dropping the hold lets merges begin"]
-pub struct MergeHold(Shard);
-
-impl Drop for MergeHold {
-    fn drop(&mut self) {
-        self.0.0.state.lock().merge_holds -= 1;
-        self.0.wake_maintenance();
-    }
-}
 
 /// Wakes the thread that removes what is not needed any more.
 struct WakeOnDrop(Sender<()>);
@@ -81,13 +69,13 @@ impl Shard {
         if let Some(fault) = self.0.state.lock().broken.clone() {
             return Err(fail(fault));
         }
+        if keep == Keep::IfDue && self.0.gate.lock().is_committed() {
+            return Ok(None);
+        }
         self.make_room(until)?;
         let kept = {
             let _turn = take_turn(&self.0.write_turn, until).map_err(stopped)?;
             let mut gate = self.0.gate.lock();
-            if gate.first_uncommitted.is_none() && !gate.flush_is_due && keep == Keep::IfDue {
-                return Ok(None);
-            }
             let moved = gate.cut();
             let point = self.point_to_keep(&gate, keep);
             drop(gate);
@@ -113,40 +101,19 @@ impl Shard {
         Ok(Some(Committed { kept }))
     }
 
-    /// Merges until there is room for another recovery point, whoever holds merges. Writers go
-    /// on meanwhile until they have no room either. Under a lock nothing is merged: it has made room before.
-    pub(super) fn make_room(&self, until: &Until) -> Result<(), CommitError> {
-        let shard = self.id();
-        loop {
-            let merges_held = self.0.state.lock().merge_holds > 0;
-            if !self.0.store.is_crowded(merges_held) {
-                return Ok(());
-            }
-            let turn = take_turn(&self.0.compact_turn, until);
-            let _turn = turn.map_err(|why| CommitError::Stopped { shard, why })?;
-            if !matches!(self.0.state.lock().access, Access::Open) {
-                return Ok(());
-            }
-            let merged = self.0.store.compact();
-            if merged.is_err() {
-                self.tell_writers(&merged);
-            }
-            if !merged.map_err(|fault| CommitError::Store { shard, fault })? {
-                return Ok(());
-            }
-        }
-    }
-
     /// Lets those go on who wait for a recovery point, and tells those who write whether there was one.
-    fn tell_writers<T>(&self, made: &Result<T, StoreFault>) {
+    pub(super) fn tell_writers<T>(&self, made: &Result<T, StoreFault>) {
         let mut state = self.0.state.lock();
         state.flush_fault = made.as_ref().err().cloned();
         state.committed = None;
     }
 
     /// When the next recovery point is due, if anything is uncommitted: at once by bytes or after a failure. Never for
-    /// a shard that is broken off.
+    /// a shard that is broken off, and not while merges come first: the thread that makes them wakes the other one.
     pub(super) fn commit_due(&self) -> Option<Instant> {
+        if self.is_crowded() {
+            return None;
+        }
         let gate = self.0.gate.lock();
         if self.0.state.lock().broken.is_some() {
             return None;
@@ -194,14 +161,6 @@ impl Shard {
         let pinned = self.0.store.pin().map_err(failed)?;
         let spec_file = self.spec_file().map_err(failed)?;
         Ok(pinned.with(spec_file, WakeOnDrop(self.0.config.compact_wake.clone())))
-    }
-
-    /// Waits for the merge in flight, and holds merges from then on.
-    pub fn hold_merges(&self, until: &Until) -> Result<MergeHold, Stopped> {
-        self.0.state.lock().merge_holds += 1;
-        let hold = MergeHold(self.clone());
-        self.wait_for_compaction(until)?;
-        Ok(hold)
     }
 
     /// Goes back to a kept recovery point, or with `None` to the empty shard, durably and in one step: entries,
@@ -262,8 +221,8 @@ impl Shard {
         self.refuse_fork()?;
         let shard = self.id();
         let stopped = |why| ReadError::Stopped { shard, why };
-        let _hold = self.hold_merges(until).map_err(stopped)?;
-        let _turn = take_turn(&self.0.commit_turn, until).map_err(stopped)?;
+        let _commit = take_turn(&self.0.commit_turn, until).map_err(stopped)?;
+        let _compaction = take_turn(&self.0.compact_turn, until).map_err(stopped)?;
         self.0.store.check(until).map_err(|fault| match fault {
             CheckFault::Stopped(why) => stopped(why),
             CheckFault::Fault(fault) => ReadError::Store { shard, fault },

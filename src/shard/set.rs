@@ -2,7 +2,7 @@
 //!
 //! `dm-flush` makes recovery points, by bytes and by time and when the set is asked for them; `dm-compact` merges
 //! tables after one was made and drops what was kept during a lock. They are apart because a merge may take seconds
-//! and a recovery point must not wait for it. Both end when the set is closed.
+//! and recovery points go on meanwhile, until too many of them wait for it. Both end when the set is closed.
 //!
 //! Invariants: a disk that hangs holds up these threads and nobody who asks the set with a limit. Where one of them
 //! panics, all shards are broken off: who writes is told, instead of waiting for what nobody does any more.
@@ -35,7 +35,7 @@ const START_FAILED_GRACE: Duration = Duration::from_secs(5);
 pub struct ShardSetConfig {
     /// A shard makes a recovery point when this many bytes are uncommitted. Twice as many hold up its writers.
     pub commit_bytes: u64,
-    /// A shard makes a recovery point this long after its first uncommitted write.
+    /// A shard makes a recovery point this long after its first uncommitted write, or when merges have made room for it.
     pub commit_interval: Duration,
     /// A recovery point is kept, to be rolled back to, when the last one that was is this old.
     pub point_interval: Duration,

@@ -35,8 +35,6 @@ const SPEC_KIND: &str = "shard";
 const SPEC_VERSION: u32 = 1;
 /// How long a batch in flight is waited for before instances join; whoever asks does so for one vbucket after another.
 const JOIN_PATIENCE: Duration = Duration::from_millis(2);
-/// How long the thread that merges waits for a merge of somebody else before it looks at the next shard.
-const COMPACT_TURN_WAIT: Duration = Duration::from_millis(50);
 
 /// What a shard is; fixed when it is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,6 +132,8 @@ pub(super) struct State {
     pub(super) merge_was_held: bool,
     /// How many ask that no merge begins.
     pub(super) merge_holds: usize,
+    /// Whether the thread that merges found something to do when it looked last.
+    pub(super) merging: bool,
     watchers: Vec<Sender<()>>,
 }
 
@@ -222,6 +222,7 @@ impl Shard {
                 retired: Vec::new(),
                 merge_was_held: false,
                 merge_holds: 0,
+                merging: false,
                 watchers: Vec::new(),
             }),
             applied_changes: AtomicU64::new(0),
@@ -295,14 +296,10 @@ impl Shard {
     }
 
     /// Counts a write, and wakes the flushing thread when it has to arm its timer or to commit.
-    fn note_write(&self, gate: &mut Gate, bytes: u64) {
+    pub(super) fn note_write(&self, gate: &mut Gate, bytes: u64) {
         if gate.note_write(bytes) || gate.uncommitted_bytes >= self.0.config.commit_bytes {
             let _ = self.0.config.flush_wake.try_send(());
         }
-    }
-
-    pub(super) fn wake_maintenance(&self) {
-        let _ = self.0.config.compact_wake.try_send(());
     }
 
     /// Whether a batch may be applied now.
@@ -452,52 +449,6 @@ impl Shard {
             Access::Sealed { by } => by.clone(),
         };
         Err(InstanceError::Locked { doing, shard: self.id(), owner })
-    }
-
-    /// Does one piece of background work, unless the shard is locked. `false` when there is nothing to do. Where
-    /// somebody else merges, that is not waited for long: other shards may have work.
-    pub(super) fn compact(&self) -> Result<bool, StoreFault> {
-        let Ok(_turn) = take_turn(&self.0.compact_turn, &Until::within(COMPACT_TURN_WAIT)) else {
-            return Ok(true);
-        };
-        let (retired, may_compact) = {
-            let mut state = self.0.state.lock();
-            match state.access {
-                _ if state.broken.is_some() => return Ok(false),
-                Access::Locked(_) => {
-                    state.merge_was_held = true;
-                    return Ok(false);
-                }
-                Access::Sealed { .. } => (std::mem::take(&mut state.retired), false),
-                Access::Open => (std::mem::take(&mut state.retired), state.merge_holds == 0),
-            }
-        };
-        drop(retired);
-        if !may_compact {
-            return Ok(false);
-        }
-        Ok(self.sweep()? || self.0.store.compact()?)
-    }
-
-    /// Removes a part of what dropped instances left, where there is room for it; a recovery point makes room,
-    /// and wakes the thread that goes on here.
-    pub(super) fn sweep(&self) -> Result<bool, StoreFault> {
-        let _turn = self.0.write_turn.lock();
-        let has_room = self.0.gate.lock().uncommitted_bytes < self.0.config.commit_bytes;
-        let is_open = matches!(self.0.state.lock().access, Access::Open);
-        if !is_open || !has_room {
-            return Ok(false);
-        }
-        let swept = self.0.store.sweep()?;
-        if let Some(bytes) = swept {
-            self.note_write(&mut self.0.gate.lock(), bytes);
-        }
-        Ok(swept.is_some())
-    }
-
-    /// Waits until no compaction runs. Afterwards none starts while the state is `Locked`.
-    pub(super) fn wait_for_compaction(&self, until: &Until) -> Result<(), Stopped> {
-        take_turn(&self.0.compact_turn, until).map(drop)
     }
 
     /// A snapshot at a batch boundary.

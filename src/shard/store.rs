@@ -13,7 +13,7 @@
 //! * In the commit's turn, one at a time: `flush`, `points`, `forget`, `files`, `pin`, `check`. In the compaction's
 //!   turn: `compact`. The two turns may meet, but for `files` and `check`, and either may meet a call in the writer's.
 //! * In all three turns, so alone: `load`, `roll_back`.
-//! * At any time: `is_crowded`, `size`.
+//! * At any time: `unmerged`, `size`.
 //!
 //! Snapshots and scans may be read at any time, also beyond a roll-back: they keep the state that they had.
 
@@ -206,10 +206,10 @@ pub trait ShardStore: Send + Sync {
     /// Does one piece of background work; `false` when there is none. Never called on a locked shard.
     fn compact(&self) -> Result<bool, StoreFault>;
 
-    /// Whether so many recovery points wait for a merge that it is to come before the next one. While merges are held,
-    /// as `merges_held` says, more may wait. A store in which none adds to the others has no need of it.
-    fn is_crowded(&self, _merges_held: bool) -> bool {
-        false
+    /// How many recovery points wait to be merged with what was before them. None in a store in which none adds to the
+    /// others.
+    fn unmerged(&self) -> usize {
+        0
     }
 
     /// A snapshot of everything that was applied.

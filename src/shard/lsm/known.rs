@@ -6,8 +6,7 @@
 //! memory. It is memory alone: a tree that is opened with documents has none, and neither has one that has heard of
 //! too many.
 //!
-//! Invariant: a document that has keys in the tree was noted before they were written. A roll-back leaves a tree with
-//! some of these documents, and no other.
+//! Invariant: a document that has keys in the tree was noted before they were written.
 
 use fastbloom::BloomFilter;
 use xxhash_rust::xxh3::xxh3_64;
@@ -32,7 +31,7 @@ impl Known {
         Self { filters: Vec::new(), room: 0, bytes_left: bytes_max }
     }
 
-    /// Whether there was no room for a document.
+    /// Whether there is no room for another document.
     pub(super) fn is_full(&self) -> bool {
         self.room == 0 && self.bytes_left < FIRST_FILTER_BYTES
     }

@@ -74,13 +74,9 @@ const TABLE_SHARE: u64 = 128;
 const TABLE_BYTES_MIN: u64 = 512 * 1024;
 const TABLE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const NEW_TABLES: u8 = 8;
-/// Newest tables, one of each recovery point, that wait before another one is added: readers look into each, and the
-/// tree keeps their filters in memory.
-const NEW_TABLES_MAX: usize = 32;
-/// The same while merges are held.
-const NEW_TABLES_HELD_MAX: usize = 96;
-/// As many as a version file has room for: it counts them in one byte, and the crate does not look whether they fit.
-const NEW_TABLES_LAST: usize = u8::MAX as usize;
+/// As many of the newest tables as a version file has room for: it counts them in one byte, and the crate does not look
+/// whether they fit.
+const NEW_TABLES_MAX: usize = u8::MAX as usize;
 /// Part of the cache's memory that tells which documents are new. With the 64 MiB that are the default it has room for
 /// eleven million documents.
 const KNOWN_SHARE: u64 = 4;
@@ -223,7 +219,7 @@ impl Tree {
     fn flush(&self) -> Result<(), StoreFault> {
         let doing = "write a recovery point";
         let turn = self.engine.get_flush_lock();
-        if self.engine.l0_run_count() >= NEW_TABLES_LAST {
+        if self.engine.l0_run_count() >= NEW_TABLES_MAX {
             return Err(StoreFault::new(
                 doing,
                 &"too many wait to be merged; it is tried again after a merge",
@@ -280,7 +276,7 @@ impl Tree {
         for item in self.engine.range(rest, SeqNo::MAX, None).take(SWEEP_KEYS) {
             let key = item.key().map_err(tree_fault("remove a dropped index"))?;
             *swept = key.to_vec();
-            bytes += self.engine.remove(key, self.seqno.next()).0;
+            bytes += self.engine.remove(key, self.seqno.next()).0 + RECORD_BYTES;
             keys += 1;
         }
         if keys < SWEEP_KEYS {
@@ -459,6 +455,8 @@ impl ShardStore for LsmStore {
         tree.life.write(&self.folder)?;
         let old = std::mem::replace(&mut *self.tree.lock(), Arc::new(tree));
         self.replaced.lock().push(old);
+        // A point may be older than the opening, and have documents that were gone by then.
+        *self.known.lock() = to.is_none().then(|| Known::nothing(self.shared.known_bytes_per_shard));
         *self.to_keep.lock() = None;
         Ok(positions)
     }
@@ -475,9 +473,8 @@ impl ShardStore for LsmStore {
         Ok(tree.engine.current_version().id() != before)
     }
 
-    fn is_crowded(&self, merges_held: bool) -> bool {
-        let most = if merges_held { NEW_TABLES_HELD_MAX } else { NEW_TABLES_MAX };
-        self.tree().engine.l0_run_count() >= most
+    fn unmerged(&self) -> usize {
+        self.tree().engine.l0_run_count()
     }
 
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot>, StoreFault> {

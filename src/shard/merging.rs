@@ -1,0 +1,134 @@
+//! Merges: when a shard's files are made fewer, who keeps them from it, and how many recovery points may wait for it.
+//!
+//! The set's thread merges after each recovery point. Where documents come faster than it merges, recovery points that
+//! are due wait for it, and writers wait for them in the end. Nobody waits for a merge that fails or is held: then
+//! recovery points add up, and merges are made in spite of those who hold them, before a store has no room any more.
+//!
+//! Invariant: a merge is made in the compaction's turn, and none while the shard is locked.
+
+use std::time::Duration;
+
+use crate::thread::{Stopped, Until};
+
+use super::error::CommitError;
+use super::shard::{Access, Shard};
+use super::store::StoreFault;
+use super::turn::take_turn;
+
+/// How long the thread that merges waits for a merge of somebody else before it looks at the next shard.
+const COMPACT_TURN_WAIT: Duration = Duration::from_millis(50);
+/// With as many recovery points the next one that is due waits for the thread that merges: readers look into each of
+/// them, and stores keep something of each in memory.
+const UNMERGED_MAX: usize = 32;
+/// With as many merges are made although they are held.
+const UNMERGED_HELD_MAX: usize = 96;
+/// With as many a merge comes before the next one in any case. Stores have room for some more, which locks make without
+/// a merge.
+const UNMERGED_LAST: usize = 224;
+
+/// While it lives no merge of the shard's files begins, so that recovery points share the files that they can.
+/// Recovery points are made as ever; where very many of them wait to be merged, a merge is made all the same.
+#[must_use = "dropping the hold lets merges begin"]
+pub struct MergeHold(Shard);
+
+impl Drop for MergeHold {
+    fn drop(&mut self) {
+        self.0.0.state.lock().merge_holds -= 1;
+        self.0.wake_maintenance();
+    }
+}
+
+impl Shard {
+    /// Does one piece of background work, unless the shard is locked. `false` when there is nothing to do. Where
+    /// somebody else merges, that is not waited for long: other shards may have work.
+    pub(super) fn compact(&self) -> Result<bool, StoreFault> {
+        let Ok(_turn) = take_turn(&self.0.compact_turn, &Until::within(COMPACT_TURN_WAIT)) else {
+            return Ok(true);
+        };
+        let merged = self.compact_in_turn();
+        self.0.state.lock().merging = matches!(merged, Ok(true));
+        // A recovery point may have waited for it.
+        let _ = self.0.config.flush_wake.try_send(());
+        merged
+    }
+
+    fn compact_in_turn(&self) -> Result<bool, StoreFault> {
+        let is_crowded = self.0.store.unmerged() >= UNMERGED_HELD_MAX;
+        let (retired, may_compact) = {
+            let mut state = self.0.state.lock();
+            match state.access {
+                _ if state.broken.is_some() => return Ok(false),
+                Access::Locked(_) => {
+                    state.merge_was_held = true;
+                    return Ok(false);
+                }
+                Access::Sealed { .. } => (std::mem::take(&mut state.retired), false),
+                Access::Open => (std::mem::take(&mut state.retired), state.merge_holds == 0 || is_crowded),
+            }
+        };
+        drop(retired);
+        if !may_compact {
+            return Ok(false);
+        }
+        Ok(self.sweep()? || self.0.store.compact()?)
+    }
+
+    /// Removes a part of what dropped instances left, where there is room for it; a recovery point makes room,
+    /// and wakes the thread that goes on here.
+    pub(super) fn sweep(&self) -> Result<bool, StoreFault> {
+        let _turn = self.0.write_turn.lock();
+        let has_room = self.0.gate.lock().uncommitted_bytes < self.0.config.commit_bytes;
+        let is_open = matches!(self.0.state.lock().access, Access::Open);
+        if !is_open || !has_room {
+            return Ok(false);
+        }
+        let swept = self.0.store.sweep()?;
+        if let Some(bytes) = swept {
+            self.note_write(&mut self.0.gate.lock(), bytes);
+        }
+        Ok(swept.is_some())
+    }
+
+    /// Merges, in the commit's turn, where the store has hardly room for another recovery point, whoever holds merges.
+    pub(super) fn make_room(&self, until: &Until) -> Result<(), CommitError> {
+        let shard = self.id();
+        while self.0.store.unmerged() >= UNMERGED_LAST {
+            let turn = take_turn(&self.0.compact_turn, until);
+            let _turn = turn.map_err(|why| CommitError::Stopped { shard, why })?;
+            if !matches!(self.0.state.lock().access, Access::Open) {
+                break;
+            }
+            let merged = self.0.store.compact();
+            if merged.is_err() {
+                self.tell_writers(&merged);
+            }
+            if !merged.map_err(|fault| CommitError::Store { shard, fault })? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether so many recovery points are being merged that the next one waits for it. Where merges fail or are held,
+    /// what is in memory is made durable all the same.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.0.state.lock().merging && self.0.store.unmerged() >= UNMERGED_MAX
+    }
+
+    /// Waits for the merge in flight, and holds merges from then on.
+    pub fn hold_merges(&self, until: &Until) -> Result<MergeHold, Stopped> {
+        self.0.state.lock().merge_holds += 1;
+        let hold = MergeHold(self.clone());
+        self.wait_for_compaction(until)?;
+        Ok(hold)
+    }
+
+    /// Waits until no compaction runs. Afterwards none starts while the state is `Locked`.
+    pub(super) fn wait_for_compaction(&self, until: &Until) -> Result<(), Stopped> {
+        take_turn(&self.0.compact_turn, until).map(drop)
+    }
+
+    pub(super) fn wake_maintenance(&self) {
+        let _ = self.0.config.compact_wake.try_send(());
+    }
+}
