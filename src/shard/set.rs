@@ -336,10 +336,13 @@ impl Compactor {
                 recv(stop.receiver()) -> _ => return,
                 recv(self.woken) -> _ => {}
             }
-            // In turns: one that has always something to do keeps nobody waiting.
+            // In turns: one that has always something to do keeps no other waiting.
             let mut busy: Vec<&Shard> = self.shards.iter().collect();
             while !busy.is_empty() && !stop.is_given() {
                 busy.retain(|shard| !stop.is_given() && self.compact(shard));
+                if self.woken.try_recv().is_ok() {
+                    busy = self.shards.iter().collect();
+                }
             }
         }
     }
