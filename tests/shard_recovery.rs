@@ -21,6 +21,7 @@ use crate::support::{cancelled, eventually, tree, watchdog};
 for_each_store! {
     a_kept_point_has_its_positions_and_outlives_a_reopening,
     recovery_points_without_number_are_made_while_merges_are_held,
+    recovery_points_that_are_due_go_on_after_merges_were_held,
     a_roll_back_takes_entries_and_positions_back_and_is_durable,
     a_document_that_a_roll_back_brings_back_loses_its_entry_when_it_changes,
     a_roll_back_to_zero_leaves_the_indexes_empty_and_ready_to_be_filled,
@@ -90,6 +91,30 @@ fn recovery_points_without_number_are_made_while_merges_are_held(store: StoreKin
     let all: Vec<String> = (0..POINTS).map(|point| format!("kd{point:03}")).collect();
     assert_eq!(entries(&copied.shards()[0], 1), all);
     close(copied);
+    close(set);
+}
+
+/// As many add up that those after them wait for the merges.
+fn recovery_points_that_are_due_go_on_after_merges_were_held(kind: StoreKind) {
+    const HELD: u64 = 50;
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(kind, dir.path(), 1, &ShardSetConfig { commit_bytes: 1, ..manual() });
+    let (shard, mut seqno) = (only(&set), 0);
+    let mut write = |changes: u64| {
+        for _ in 0..changes {
+            apply(shard, batch(0, seqno, &[(&format!("d{seqno}"), &["k"])]));
+            seqno += 1;
+            eventually("it is durable", || shard.status().uncommitted_bytes == 0);
+        }
+    };
+    for _ in 0..2 {
+        let hold = shard.hold_merges(&watchdog()).unwrap();
+        write(HELD);
+        drop(hold);
+        write(HELD / 10);
+        drop(shard.lock("test", &watchdog()).unwrap());
+        write(HELD / 10);
+    }
     close(set);
 }
 

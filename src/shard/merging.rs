@@ -1,8 +1,9 @@
 //! Merges: when a shard's files are made fewer, who keeps them from it, and how many recovery points may wait for it.
 //!
 //! The set's thread merges after each recovery point. Where documents come faster than it merges, recovery points that
-//! are due wait for it, and writers wait for them in the end. Nobody waits for a merge that fails or is held: then
-//! recovery points add up, and merges are made in spite of those who hold them, before a store has no room any more.
+//! are due wait for it, and writers wait for them in the end. Those that are asked for do not, and nobody waits for
+//! merges that fail or are held: then recovery points add up, until a merge is made in spite of those who hold them, and
+//! in the end no recovery point is made without one.
 //!
 //! Invariant: a merge is made in the compaction's turn, and none while the shard is locked.
 
@@ -15,10 +16,10 @@ use super::shard::{Access, Shard};
 use super::store::StoreFault;
 use super::turn::take_turn;
 
-/// How long the thread that merges waits for a merge of somebody else before it looks at the next shard.
+/// How long the thread that merges waits for its turn before it looks at the next shard.
 const COMPACT_TURN_WAIT: Duration = Duration::from_millis(50);
-/// With as many recovery points the next one that is due waits for the thread that merges: readers look into each of
-/// them, and stores keep something of each in memory.
+/// With as many recovery points the next one that is due waits while the thread merges: readers look into each of them,
+/// and stores keep something of each in memory.
 const UNMERGED_MAX: usize = 32;
 /// With as many merges are made although they are held.
 const UNMERGED_HELD_MAX: usize = 96;
@@ -26,21 +27,50 @@ const UNMERGED_HELD_MAX: usize = 96;
 /// a merge.
 const UNMERGED_LAST: usize = 224;
 
+/// How far merges are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// Until very many recovery points wait for one.
+    Lenient,
+    /// In any case, while its owner has the commit's turn.
+    Strict,
+}
+
 /// While it lives no merge of the shard's files begins, so that recovery points share the files that they can.
 /// Recovery points are made as ever; where very many of them wait to be merged, a merge is made all the same.
 #[must_use = "dropping the hold lets merges begin"]
-pub struct MergeHold(Shard);
+pub struct MergeHold(Shard, Hold);
 
 impl Drop for MergeHold {
     fn drop(&mut self) {
-        self.0.0.state.lock().merge_holds -= 1;
+        *self.0.0.state.lock().merge_holds.of(self.1) -= 1;
         self.0.wake_maintenance();
     }
 }
 
+/// How many hold merges now.
+#[derive(Debug, Default)]
+pub(super) struct MergeHolds {
+    lenient: usize,
+    strict: usize,
+}
+
+impl MergeHolds {
+    fn of(&mut self, hold: Hold) -> &mut usize {
+        match hold {
+            Hold::Lenient => &mut self.lenient,
+            Hold::Strict => &mut self.strict,
+        }
+    }
+
+    fn allow(&self, unmerged: usize) -> bool {
+        self.strict == 0 && (self.lenient == 0 || unmerged >= UNMERGED_HELD_MAX)
+    }
+}
+
 impl Shard {
-    /// Does one piece of background work, unless the shard is locked. `false` when there is nothing to do. Where
-    /// somebody else merges, that is not waited for long: other shards may have work.
+    /// Does one piece of background work, unless the shard is locked. `false` when there is nothing to do. The turn is
+    /// not waited for long: other shards may have work.
     pub(super) fn compact(&self) -> Result<bool, StoreFault> {
         let Ok(_turn) = take_turn(&self.0.compact_turn, &Until::within(COMPACT_TURN_WAIT)) else {
             return Ok(true);
@@ -53,7 +83,7 @@ impl Shard {
     }
 
     fn compact_in_turn(&self) -> Result<bool, StoreFault> {
-        let is_crowded = self.0.store.unmerged() >= UNMERGED_HELD_MAX;
+        let unmerged = self.0.store.unmerged();
         let (retired, may_compact) = {
             let mut state = self.0.state.lock();
             match state.access {
@@ -63,7 +93,10 @@ impl Shard {
                     return Ok(false);
                 }
                 Access::Sealed { .. } => (std::mem::take(&mut state.retired), false),
-                Access::Open => (std::mem::take(&mut state.retired), state.merge_holds == 0 || is_crowded),
+                Access::Open => {
+                    state.merging = state.merge_holds.allow(unmerged);
+                    (std::mem::take(&mut state.retired), state.merging)
+                }
             }
         };
         drop(retired);
@@ -99,7 +132,8 @@ impl Shard {
                 break;
             }
             let merged = self.0.store.compact();
-            if merged.is_err() {
+            // Where nothing is uncommitted no later recovery point would tell them that it went well.
+            if merged.is_err() && !self.0.gate.lock().is_committed() {
                 self.tell_writers(&merged);
             }
             if !merged.map_err(|fault| CommitError::Store { shard, fault })? {
@@ -117,8 +151,12 @@ impl Shard {
 
     /// Waits for the merge in flight, and holds merges from then on.
     pub fn hold_merges(&self, until: &Until) -> Result<MergeHold, Stopped> {
-        self.0.state.lock().merge_holds += 1;
-        let hold = MergeHold(self.clone());
+        self.hold(Hold::Lenient, until)
+    }
+
+    pub(super) fn hold(&self, how: Hold, until: &Until) -> Result<MergeHold, Stopped> {
+        *self.0.state.lock().merge_holds.of(how) += 1;
+        let hold = MergeHold(self.clone(), how);
         self.wait_for_compaction(until)?;
         Ok(hold)
     }

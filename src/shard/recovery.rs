@@ -14,6 +14,7 @@ use crate::thread::Until;
 
 use super::error::{CommitError, ReadError, RollBackError};
 use super::gate::Gate;
+use super::merging::Hold;
 use super::shard::{Access, Shard};
 use super::store::{CheckFault, PinnedFiles, PointId, RecoveryPoint, StoreFault};
 use super::turn::take_turn;
@@ -69,13 +70,16 @@ impl Shard {
         if let Some(fault) = self.0.state.lock().broken.clone() {
             return Err(fail(fault));
         }
-        if keep == Keep::IfDue && self.0.gate.lock().is_committed() {
-            return Ok(None);
+        if keep == Keep::Now || !self.0.gate.lock().is_committed() {
+            self.make_room(until)?;
         }
-        self.make_room(until)?;
         let kept = {
+            // A write in flight is waited for, also where nothing is uncommitted before it: a lock relies on that.
             let _turn = take_turn(&self.0.write_turn, until).map_err(stopped)?;
             let mut gate = self.0.gate.lock();
+            if keep == Keep::IfDue && gate.is_committed() {
+                return Ok(None);
+            }
             let moved = gate.cut();
             let point = self.point_to_keep(&gate, keep);
             drop(gate);
@@ -221,8 +225,8 @@ impl Shard {
         self.refuse_fork()?;
         let shard = self.id();
         let stopped = |why| ReadError::Stopped { shard, why };
-        let _commit = take_turn(&self.0.commit_turn, until).map_err(stopped)?;
-        let _compaction = take_turn(&self.0.compact_turn, until).map_err(stopped)?;
+        let _hold = self.hold(Hold::Strict, until).map_err(stopped)?;
+        let _turn = take_turn(&self.0.commit_turn, until).map_err(stopped)?;
         self.0.store.check(until).map_err(|fault| match fault {
             CheckFault::Stopped(why) => stopped(why),
             CheckFault::Fault(fault) => ReadError::Store { shard, fault },

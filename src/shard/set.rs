@@ -35,14 +35,15 @@ const START_FAILED_GRACE: Duration = Duration::from_secs(5);
 pub struct ShardSetConfig {
     /// A shard makes a recovery point when this many bytes are uncommitted. Twice as many hold up its writers.
     pub commit_bytes: u64,
-    /// A shard makes a recovery point this long after its first uncommitted write, or when merges have made room for it.
+    /// A shard makes a recovery point this long after its first uncommitted write. While documents come faster than
+    /// tables are merged, recovery points wait for merges, those by bytes too.
     pub commit_interval: Duration,
     /// A recovery point is kept, to be rolled back to, when the last one that was is this old.
     pub point_interval: Duration,
     /// How many are kept. With none, a roll-back goes to zero, unless the host keeps one itself.
     pub points_kept: usize,
-    /// Block cache of all shards together. A quarter of that of a bucket with the store `lsm` tells which documents
-    /// are new while it is loaded for the first time.
+    /// Block cache of all shards together. A quarter of that of a bucket with the store `lsm` is set aside for telling
+    /// which documents are new, in a first load.
     pub cache_bytes: u64,
     /// Open tables of all shards together.
     pub open_files_max: usize,

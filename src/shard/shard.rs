@@ -24,6 +24,7 @@ use super::batch::{Change, WriteBatch};
 use super::engines::{self, StoreShared};
 use super::error::{ApplyError, Forked, InstanceError, Later, OpenError, ReadError, Refused};
 use super::gate::Gate;
+use super::merging::MergeHolds;
 use super::snapshot::ShardSnapshot;
 use super::store::{Entries, ShardFile, ShardStore, StoreFault};
 use super::turn::take_turn;
@@ -131,8 +132,8 @@ pub(super) struct State {
     /// Background work was put off because of the lock.
     pub(super) merge_was_held: bool,
     /// How many ask that no merge begins.
-    pub(super) merge_holds: usize,
-    /// Whether the thread that merges found something to do when it looked last.
+    pub(super) merge_holds: MergeHolds,
+    /// Whether the thread that merges has something to do, as far as it knows.
     pub(super) merging: bool,
     watchers: Vec<Sender<()>>,
 }
@@ -221,7 +222,7 @@ impl Shard {
                 committed: None,
                 retired: Vec::new(),
                 merge_was_held: false,
-                merge_holds: 0,
+                merge_holds: MergeHolds::default(),
                 merging: false,
                 watchers: Vec::new(),
             }),

@@ -6,7 +6,8 @@
 //! memory. It is memory alone: a tree that is opened with documents has none, and neither has one that has heard of
 //! too many.
 //!
-//! Invariant: a document that has keys in the tree was noted before they were written.
+//! Invariant: a document that has keys in the tree was noted before they were written, and is found unless
+//! [`Known::is_full`].
 
 use fastbloom::BloomFilter;
 use xxhash_rust::xxh3::xxh3_64;

@@ -219,7 +219,7 @@ impl Tree {
     fn flush(&self) -> Result<(), StoreFault> {
         let doing = "write a recovery point";
         let turn = self.engine.get_flush_lock();
-        if self.engine.l0_run_count() >= NEW_TABLES_MAX {
+        if self.engine.sealed_memtable_count() > 0 && self.engine.l0_run_count() >= NEW_TABLES_MAX {
             return Err(StoreFault::new(
                 doing,
                 &"too many wait to be merged; it is tried again after a merge",
