@@ -29,8 +29,8 @@ use super::meta::{BucketMeta, BucketName, IndexEntry, IndexState, MetaError, Sou
 /// a worker of what was made of them ([`Tuning`](crate::projector::Tuning)), `shards.cache_bytes`, and for each shard
 /// of the stores `lsm` and `cow` four times `shards.commit_bytes`: twice that is being made durable, and as much comes
 /// in meanwhile. With the defaults and four shards these are 400 MiB; a load of one index stays far below. A shard of
-/// the store `lsm` has some 0.2 MiB besides for each recovery point that waits to be merged, of which there are 32 at
-/// the most, and 96 while a pause holds merges. The allocator adds what it keeps, and `memdb` holds all entries besides.
+/// the store `lsm` has some 0.2 MiB besides for each recovery point that waits to be merged: 32 of them in a load, and
+/// 96 while a pause holds merges. The allocator adds what it keeps, and `memdb` holds all entries besides.
 #[derive(Debug, Clone)]
 pub struct BucketConfig {
     /// Where the bucket logs to.
