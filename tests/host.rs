@@ -1,12 +1,12 @@
 //! What a host is owed, as far as one test of many in a process can tell. What concerns a whole process is in
 //! `tests/legacy`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use dormouse::bucket::{
@@ -24,6 +24,7 @@ use tempfile::TempDir;
 
 use crate::support::buckets::{World, close, ids, ingest, input, is_locked, lines, options, pause, scan};
 use crate::support::consumer::{Consumer, expected, follow, write};
+use crate::support::failures::Failures;
 use crate::support::path::Dice;
 use crate::support::producer::{Producer, cluster_at};
 use crate::support::shards::for_each_store;
@@ -463,27 +464,10 @@ fn a_node_that_falls_silent_holds_up_no_end() {
     producer.check();
 }
 
-/// Lines that a shard logs about failures, each with how often.
-#[derive(Default)]
-struct Failures(Mutex<BTreeMap<String, usize>>);
-
-impl Drain for Failures {
-    type Ok = ();
-    type Err = Never;
-
-    fn log(&self, record: &Record<'_>, _: &OwnedKVList) -> Result<(), Never> {
-        if record.level() <= slog::Level::Error {
-            *self.0.lock().unwrap().entry(record.msg().to_string()).or_default() += 1;
-        }
-        Ok(())
-    }
-}
-
 #[test]
 fn a_shard_that_is_broken_is_told_of_once() {
-    let (world, failures) = (World::new(), Arc::<Failures>::default());
+    let (world, (failures, logger)) = (World::new(), Failures::heard());
     let shards = ShardSetConfig { commit_interval: Duration::from_millis(1), ..world.config.shards.clone() };
-    let logger = Logger::root(Arc::clone(&failures), o!());
     let config = BucketConfig { logger, shards, ..world.config.clone() };
     let bucket = world.data.create_bucket(&"b".parse().unwrap(), world.spec, &config).unwrap();
     bucket.ensure_index(&crate::support::buckets::by_n(), false).unwrap();
@@ -498,11 +482,11 @@ fn a_shard_that_is_broken_is_told_of_once() {
     }
     let ingested = bucket.ingest(vec![input(lines(0..50))], &options(), &watchdog(), &mut |_| {});
     assert!(ingested.is_err());
-    let told = || failures.0.lock().unwrap().values().sum::<usize>();
+    let told = || failures.told().values().sum::<usize>();
     eventually("it is told", || told() >= 1);
     // It is tried again each second.
     let never = Cancel::new();
     let _ = never.fin().wait(&Until::within(Duration::from_millis(2500)));
-    assert!(told() <= 4, "{:?}", failures.0.lock().unwrap());
+    assert!(told() <= 4, "{:?}", failures.told());
     let _ = bucket.close(&watchdog());
 }

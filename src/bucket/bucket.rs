@@ -27,10 +27,10 @@ use super::meta::{BucketMeta, BucketName, IndexEntry, IndexState, MetaError, Sou
 ///
 /// Memory that an intake holds, at most, whatever the number of documents and indexes: `budget_bytes` of events, 8 MiB
 /// a worker of what was made of them ([`Tuning`](crate::projector::Tuning)), `shards.cache_bytes`, and for each shard
-/// of the stores `lsm` and `cow` four times `shards.commit_bytes`: twice that is being made durable, and as much comes
-/// in meanwhile. With the defaults and four shards these are 400 MiB; a load of one index stays far below. A shard of
-/// the store `lsm` has some 0.2 MiB besides for each recovery point that waits to be merged: 32 of them in a load, and
-/// 96 while a pause holds merges. The allocator adds what it keeps, and `memdb` holds all entries besides.
+/// of the stores `lsm` and `cow` four times `shards.commit_bytes`: three times that are changes that are not durable
+/// yet, and the rest is what the allocator keeps besides. With the defaults and four shards these are 400 MiB; a load
+/// of one index stays far below. A shard of the store `lsm` has some 0.2 MiB besides for each recovery point that waits
+/// to be merged: 32 of them in a load, and 96 while a pause holds merges. `memdb` holds all entries besides.
 #[derive(Debug, Clone)]
 pub struct BucketConfig {
     /// Where the bucket logs to.

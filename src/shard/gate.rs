@@ -22,6 +22,8 @@ pub(super) struct Gate {
     generations: Vec<Generation>,
     /// Roughly the bytes that were applied since the last cut.
     pub(super) uncommitted_bytes: u64,
+    /// Those that were cut and are not durable yet.
+    flushing_bytes: u64,
     /// When the first write since the last cut came.
     pub(super) first_uncommitted: Option<Instant>,
     /// Something was cut that no flush has made durable yet.
@@ -89,6 +91,7 @@ impl Gate {
             instances: BTreeMap::new(),
             generations: vec![Generation::default(); slots],
             uncommitted_bytes: 0,
+            flushing_bytes: 0,
             first_uncommitted: None,
             flush_is_due: false,
             next_point: PointId(1),
@@ -101,7 +104,8 @@ impl Gate {
     /// Goes back to what was loaded. Only batches of `generation` are applied from now on.
     pub(super) fn roll_back(&mut self, loaded: Vec<InstancePositions>, generation: Generation) {
         self.generations.fill(generation);
-        (self.uncommitted_bytes, self.first_uncommitted, self.flush_is_due) = (0, None, false);
+        (self.uncommitted_bytes, self.flushing_bytes) = (0, 0);
+        (self.first_uncommitted, self.flush_is_due) = (None, false);
         self.take_positions(loaded);
     }
 
@@ -342,6 +346,7 @@ impl Gate {
     /// What was cut is durable.
     pub(super) fn note_flushed(&mut self, kept: Option<PointId>) {
         self.flush_is_due = false;
+        self.flushing_bytes = 0;
         if let Some(kept) = kept {
             self.next_point = PointId(kept.0 + 1);
             self.kept_at = Instant::now();
@@ -351,6 +356,17 @@ impl Gate {
     /// Whether all that was applied is in a recovery point.
     pub(super) fn is_committed(&self) -> bool {
         self.first_uncommitted.is_none() && !self.flush_is_due
+    }
+
+    /// Whether so much is in memory that writers wait, where a recovery point is made of `commit_bytes`.
+    pub(super) fn is_full(&self, commit_bytes: u64) -> bool {
+        self.uncommitted_bytes >= commit_bytes.saturating_mul(2)
+            || self.volatile_bytes() >= commit_bytes.saturating_mul(3)
+    }
+
+    /// Roughly the bytes that are in memory alone.
+    pub(super) fn volatile_bytes(&self) -> u64 {
+        self.uncommitted_bytes.saturating_add(self.flushing_bytes)
     }
 
     /// Counts a write. Gives back whether it was the first since the last cut.
@@ -369,7 +385,7 @@ impl Gate {
             moved.extend(slots.map(|(slot, t)| (*inst, self.vb(slot), t.saved())));
         }
         self.instances.values_mut().flatten().for_each(|tracked| tracked.moved = false);
-        self.uncommitted_bytes = 0;
+        self.flushing_bytes += std::mem::take(&mut self.uncommitted_bytes);
         self.first_uncommitted = None;
         self.flush_is_due = true;
         moved

@@ -33,7 +33,8 @@ const START_FAILED_GRACE: Duration = Duration::from_secs(5);
 /// What the shards of one bucket have in common.
 #[derive(Debug, Clone)]
 pub struct ShardSetConfig {
-    /// A shard makes a recovery point when this many bytes are uncommitted. Twice as many hold up its writers.
+    /// A shard makes a recovery point when this many bytes are uncommitted. Twice as many hold up its writers, and so
+    /// do three times as many together with those that are being made durable.
     pub commit_bytes: u64,
     /// A shard makes a recovery point this long after its first uncommitted write. While documents come faster than
     /// tables are merged, recovery points wait for merges, those by bytes too.
@@ -165,11 +166,15 @@ impl ShardSet {
             shards: set.shards.clone(),
             woken: flush_woken,
             ordered,
-            told: BTreeMap::new(),
+            told: Told(BTreeMap::new()),
             logger: logger.clone(),
         };
-        let compactor =
-            Compactor { shards: set.shards.clone(), woken: compact_woken, logger: logger.clone() };
+        let compactor = Compactor {
+            shards: set.shards.clone(),
+            woken: compact_woken,
+            told: Told(BTreeMap::new()),
+            logger: logger.clone(),
+        };
         let flush_stop = stopped.clone();
         let flush = set.watched("dm-flush", logger, move || flusher.run(&flush_stop));
         let compact = set.watched("dm-compact", logger, move || compactor.run(&stopped));
@@ -267,12 +272,28 @@ fn unpanicked<T>(shard: &Shard, thread: &str, work: impl FnOnce() -> T) -> Optio
     thread::catch(thread, work).map_err(|panicked| shard.break_off(&broken_by(&panicked))).ok()
 }
 
+/// The failure of each shard that was told: the same one is not told again with every try.
+struct Told<E>(BTreeMap<ShardId, E>);
+
+impl<E: PartialEq> Told<E> {
+    fn failed(&mut self, shard: ShardId, error: E, tell: impl FnOnce(&E)) {
+        if self.0.get(&shard) != Some(&error) {
+            tell(&error);
+            self.0.insert(shard, error);
+        }
+    }
+
+    /// Gives back whether it failed before.
+    fn went_well(&mut self, shard: ShardId) -> bool {
+        self.0.remove(&shard).is_some()
+    }
+}
+
 struct Flusher {
     shards: Vec<Shard>,
     woken: Receiver<()>,
     ordered: Receiver<Order>,
-    /// The failure of each shard that was told: the same one is not told again with every try.
-    told: BTreeMap<ShardId, CommitError>,
+    told: Told<CommitError>,
     logger: Logger,
 }
 
@@ -309,12 +330,11 @@ impl Flusher {
             match unpanicked(shard, "dm-flush", || shard.commit_if_due()) {
                 Some(Err(error)) => {
                     failed = true;
-                    if self.told.get(&shard_id) != Some(&error) {
+                    self.told.failed(shard_id, error, |error| {
                         error!(self.logger, "no recovery point was made; it is tried again"; "error" => %error);
-                        self.told.insert(shard_id, error);
-                    }
+                    });
                 }
-                Some(Ok(true)) if self.told.remove(&shard_id).is_some() => {
+                Some(Ok(true)) if self.told.went_well(shard_id) => {
                     info!(self.logger, "recovery points are made again"; "shard" => shard_id.0);
                 }
                 Some(Ok(_)) | None => {}
@@ -327,34 +347,43 @@ impl Flusher {
 struct Compactor {
     shards: Vec<Shard>,
     woken: Receiver<()>,
+    told: Told<StoreFault>,
     logger: Logger,
 }
 
 impl Compactor {
-    fn run(&self, stop: &Fin) {
+    fn run(mut self, stop: &Fin) {
         loop {
             select_biased! {
                 recv(stop.receiver()) -> _ => return,
                 recv(self.woken) -> _ => {}
             }
             // In turns: one that has always something to do keeps no other waiting.
-            let mut busy: Vec<&Shard> = self.shards.iter().collect();
+            let mut busy = self.shards.clone();
             while !busy.is_empty() && !stop.is_given() {
                 busy.retain(|shard| !stop.is_given() && self.compact(shard));
                 if self.woken.try_recv().is_ok() {
-                    busy = self.shards.iter().collect();
+                    busy.clone_from(&self.shards);
                 }
             }
         }
     }
 
     /// Gives back whether there may be more to do.
-    fn compact(&self, shard: &Shard) -> bool {
+    fn compact(&mut self, shard: &Shard) -> bool {
+        let shard_id = shard.id();
         match unpanicked(shard, "dm-compact", || shard.compact()) {
-            Some(Ok(goes_on)) => goes_on,
+            Some(Ok(goes_on)) => {
+                if goes_on && self.told.went_well(shard_id) {
+                    info!(self.logger, "merges go on"; "shard" => shard_id.0);
+                }
+                goes_on
+            }
             Some(Err(fault)) => {
-                error!(self.logger, "a compaction failed; it is tried again after the next commit";
-                    "shard" => shard.id().0, "error" => %fault);
+                self.told.failed(shard_id, fault, |fault| {
+                    error!(self.logger, "a compaction failed; it is tried again after the next commit";
+                        "shard" => shard_id.0, "error" => %fault);
+                });
                 false
             }
             None => false,

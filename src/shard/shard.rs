@@ -320,7 +320,7 @@ impl Shard {
             }
             Access::Open => {}
         }
-        if gate.uncommitted_bytes >= self.0.config.commit_bytes.saturating_mul(2) {
+        if gate.is_full(self.0.config.commit_bytes) {
             let (_, committed) = state.committed.get_or_insert_with(fin);
             return Err(Refusal::Later(Later::Full, committed.clone()));
         }
@@ -478,7 +478,7 @@ impl Shard {
 
     /// A look at the shard.
     pub fn status(&self) -> ShardStatus {
-        let uncommitted_bytes = self.0.gate.lock().uncommitted_bytes;
+        let uncommitted_bytes = self.0.gate.lock().volatile_bytes();
         let locked_by = match &self.0.state.lock().access {
             Access::Locked(grant) => {
                 let held_ms = u64::try_from(grant.since.elapsed().as_millis()).unwrap_or(u64::MAX);

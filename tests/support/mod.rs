@@ -5,6 +5,7 @@ pub(crate) mod capture;
 pub(crate) mod cli;
 pub(crate) mod consumer;
 pub(crate) mod endpoint;
+pub(crate) mod failures;
 pub(crate) mod followed;
 pub(crate) mod json;
 pub(crate) mod naive;

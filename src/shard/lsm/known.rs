@@ -40,9 +40,10 @@ impl Known {
     /// Notes documents. Says of each whether it may have been noted before this call; of one that was, it does.
     pub(super) fn note<'a>(&mut self, doc_ids: impl Iterator<Item = &'a [u8]>) -> Vec<bool> {
         let hashes: Vec<u64> = doc_ids.map(xxh3_64).collect();
-        let known = hashes.iter().map(|hash| self.has(*hash)).collect();
-        for hash in hashes {
-            if !self.has(hash) {
+        let known: Vec<bool> = hashes.iter().map(|hash| self.has(*hash)).collect();
+        for (hash, was_known) in hashes.into_iter().zip(&known) {
+            // It may have come twice in this call.
+            if !was_known && !self.has(hash) {
                 self.add(hash);
             }
         }

@@ -226,7 +226,16 @@ impl Tree {
             ));
         }
         self.engine.flush(&turn, self.watermark()).map_err(tree_fault(doing))?;
-        Ok(())
+        self.let_go().map_err(tree_fault(doing))
+    }
+
+    /// Drops the versions that nobody reads. The crate keeps the one before the newest until there is another, and with
+    /// it the memtable that was flushed, or the tables that were merged.
+    fn let_go(&self) -> Result<(), lsm_tree::Error> {
+        // The watermark has to be above the newest version's number.
+        let _ = self.seqno.next();
+        let watermark = self.watermark();
+        self.engine.get_version_history_lock().maintenance(&self.folder, watermark)
     }
 
     fn is_without_documents(&self) -> Result<bool, StoreFault> {
@@ -469,7 +478,9 @@ impl ShardStore for LsmStore {
         let before = tree.engine.current_version().id();
         let table_bytes = (tree.engine.disk_space() / TABLE_SHARE).clamp(TABLE_BYTES_MIN, TABLE_BYTES_MAX);
         let strategy = Leveled::default().with_table_target_size(table_bytes).with_l0_threshold(NEW_TABLES);
-        tree.engine.compact(Arc::new(strategy), tree.watermark()).map_err(tree_fault("compact the tree"))?;
+        let doing = "compact the tree";
+        tree.engine.compact(Arc::new(strategy), tree.watermark()).map_err(tree_fault(doing))?;
+        tree.let_go().map_err(tree_fault(doing))?;
         Ok(tree.engine.current_version().id() != before)
     }
 
