@@ -7,7 +7,9 @@ use std::path::Path;
 use dormouse::shard::{InstId, OpenError, ShardSet, ShardSetConfig, StoreKind};
 
 use crate::support::failures::Failures;
-use crate::support::shards::{apply, batch, close, create, entries, flip, manual, open, specs, try_open};
+use crate::support::shards::{
+    apply, batch, close, create, entries, flip, in_snapshot, manual, open, specs, try_open,
+};
 use crate::support::{eventually, tree, watchdog};
 
 /// Damages the folder of the only shard, and tells how it does not open any more.
@@ -143,6 +145,25 @@ fn what_is_durable_is_in_memory_no_longer() {
         let left_bytes = shard.status().memory_bytes;
         assert!(left_bytes < KEY_BYTES as u64, "{left_bytes} bytes are left after recovery point {point}");
     }
+    close(set);
+}
+
+#[test]
+fn a_snapshot_keeps_what_it_had_and_nothing_that_came_after_it() {
+    const KEY_BYTES: usize = 10_000;
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(StoreKind::Lsm, dir.path(), 1, &manual());
+    let (shard, key) = (&set.shards()[0], "k".repeat(KEY_BYTES));
+    apply(shard, batch(0, 0, &[("d", &["first"])]));
+    let snapshot = shard.snapshot(&watchdog()).unwrap();
+    for point in 1..20 {
+        apply(shard, batch(0, point, &[("d", &[&key, &point.to_string()])]));
+        shard.commit(&watchdog()).unwrap();
+        let left_bytes = shard.status().memory_bytes;
+        assert!(left_bytes < KEY_BYTES as u64, "{left_bytes} bytes are left after recovery point {point}");
+    }
+    assert_eq!(in_snapshot(&snapshot, 1), ["firstd"]);
+    drop(snapshot);
     close(set);
 }
 

@@ -93,7 +93,8 @@ pub enum Later {
         /// Who holds the lock.
         owner: String,
     },
-    /// Writing to disk does not keep up: twice the bytes of a recovery point are uncommitted.
+    /// Writing to disk does not keep up: twice the bytes of a recovery point came since the last one, or three times as
+    /// many are in memory alone.
     #[error("it waits for a recovery point")]
     Full,
 }

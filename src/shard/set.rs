@@ -374,8 +374,9 @@ impl Compactor {
         let shard_id = shard.id();
         match unpanicked(shard, "dm-compact", || shard.compact()) {
             Some(Ok(goes_on)) => {
-                if goes_on && self.told.went_well(shard_id) {
-                    info!(self.logger, "merges go on"; "shard" => shard_id.0);
+                // As long as it goes on it may not have come to what failed.
+                if !goes_on {
+                    self.told.went_well(shard_id);
                 }
                 goes_on
             }

@@ -26,7 +26,7 @@ use super::error::{ApplyError, Forked, InstanceError, Later, OpenError, ReadErro
 use super::gate::Gate;
 use super::merging::MergeHolds;
 use super::snapshot::ShardSnapshot;
-use super::store::{Entries, ShardFile, ShardStore, StoreFault};
+use super::store::{ShardFile, ShardStore, StoreFault};
 use super::turn::take_turn;
 use super::{InstId, ShardId, StoreKind};
 
@@ -127,8 +127,8 @@ pub(super) struct State {
     pub(super) flush_fault: Option<StoreFault>,
     /// Dropped when a recovery point was made, for those who wait for room.
     pub(super) committed: Option<(FinHolder, Fin)>,
-    /// Iterators that ended at a bad time: with them files may go from the disk.
-    pub(super) retired: Vec<Entries>,
+    /// Snapshots and scans that ended at a bad time: with them files may go from the disk.
+    pub(super) retired: Vec<Box<dyn Send>>,
     /// Background work was put off because of the lock.
     pub(super) merge_was_held: bool,
     /// How many ask that no merge begins.
@@ -458,7 +458,7 @@ impl Shard {
         let shard = self.id();
         let _turn = take_turn(&self.0.write_turn, until).map_err(|why| ReadError::Stopped { shard, why })?;
         let store = self.0.store.snapshot().map_err(|fault| ReadError::Store { shard, fault })?;
-        Ok(ShardSnapshot { store, shard: self.clone() })
+        Ok(ShardSnapshot::new(store, self.clone()))
     }
 
     /// The files of the newest recovery point, the shard's metadata first.

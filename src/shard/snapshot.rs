@@ -1,6 +1,6 @@
 //! Reading: snapshots of a shard, and the scans over them.
 //!
-//! A scan holds the files that it reads. Its end may delete some that no version names any more, so it happens
+//! Both hold the files that they read. Their end may delete some that no version names any more, so it happens
 //! under the compaction's turn, which a lock waits for, or it is left to the thread that compacts: nothing on
 //! disk changes while a lock is held, and no drop waits for a compaction.
 
@@ -8,16 +8,30 @@ use super::InstId;
 use super::shard::{Access, Shard};
 use super::store::{Entries, EntryBounds, StoreFault, StoreSnapshot};
 
-/// A state of a shard that later writes do not touch.
+/// A state of a shard that later writes do not touch. One that ends while the shard is locked leaves its files on disk
+/// until the unlock.
 pub struct ShardSnapshot {
-    pub(super) store: Box<dyn StoreSnapshot>,
-    pub(super) shard: Shard,
+    store: Option<Box<dyn StoreSnapshot>>,
+    shard: Shard,
 }
 
 impl ShardSnapshot {
+    pub(super) fn new(store: Box<dyn StoreSnapshot>, shard: Shard) -> Self {
+        Self { store: Some(store), shard }
+    }
+
     /// The entries of an instance within `bounds`, in key order.
     pub fn scan(&self, inst: InstId, bounds: &EntryBounds) -> ShardScan {
-        ShardScan { entries: Some(self.store.scan(inst, bounds)), shard: self.shard.clone() }
+        let entries = self.store.as_ref().map(|store| store.scan(inst, bounds));
+        ShardScan { entries, shard: self.shard.clone() }
+    }
+}
+
+impl Drop for ShardSnapshot {
+    fn drop(&mut self) {
+        if let Some(store) = self.store.take() {
+            self.shard.retire(store);
+        }
     }
 }
 
@@ -43,14 +57,21 @@ impl DoubleEndedIterator for ShardScan {
 
 impl Drop for ShardScan {
     fn drop(&mut self) {
-        let Some(entries) = self.entries.take() else { return };
-        if let Some(_turn) = self.shard.0.compact_turn.try_lock()
-            && !matches!(self.shard.0.state.lock().access, Access::Locked(_))
+        if let Some(entries) = self.entries.take() {
+            self.shard.retire(entries);
+        }
+    }
+}
+
+impl Shard {
+    fn retire(&self, reader: impl Send + 'static) {
+        if let Some(_turn) = self.0.compact_turn.try_lock()
+            && !matches!(self.0.state.lock().access, Access::Locked(_))
         {
-            drop(entries);
+            drop(reader);
             return;
         }
-        self.shard.0.state.lock().retired.push(entries);
-        self.shard.wake_maintenance();
+        self.0.state.lock().retired.push(Box::new(reader));
+        self.wake_maintenance();
     }
 }

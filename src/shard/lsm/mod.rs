@@ -21,13 +21,13 @@
 //!   therefore holds the entries of a batch and its positions, or neither.
 //! * The sequence counter is set behind the highest number on disk when the tree is opened; otherwise new
 //!   writes would lose against old ones in a compaction.
-//! * The garbage-collection watermark stays below every open snapshot: the crate panics on a read below it.
+//! * A snapshot holds the version that it reads, with its memtables and tables. Nothing that is flushed, merged or let
+//!   go of afterwards touches it, and it keeps nothing that came afterwards.
 //! * Nothing is opened whose version file does not have the checksum that `current` names: the crate does not
 //!   compare them, and may abort the process over a damaged one.
 //! * The first level never has more tables than a version file can count: the crate would write one that cannot be
 //!   read again.
 
-use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -106,9 +106,6 @@ impl LsmShared {
     }
 }
 
-/// Numbers of the open snapshots, with how many hold each.
-type Snapshots = Mutex<BTreeMap<SeqNo, usize>>;
-
 /// See the module.
 pub(super) struct LsmStore {
     folder: PathBuf,
@@ -130,7 +127,8 @@ struct Tree {
     life: Life,
     folder: PathBuf,
     seqno: SequenceNumberCounter,
-    snapshots: Snapshots,
+    /// Tables of the first level. Looking at the version would hold its files, maybe longer than it lasts.
+    unmerged: Mutex<usize>,
     /// Instances whose keys are still being removed, each with the last key that was.
     dropped: Mutex<Vec<(InstId, Vec<u8>)>>,
 }
@@ -162,14 +160,13 @@ impl Tree {
         let next = engine.get_highest_seqno().map_or(1, |highest| highest + 1);
         seqno.set(next);
         visible.set(next);
-        Ok(Self { engine, life, folder, seqno, snapshots: Snapshots::default(), dropped: Mutex::default() })
+        let unmerged = Mutex::new(engine.l0_run_count());
+        Ok(Self { engine, life, folder, seqno, unmerged, dropped: Mutex::default() })
     }
 
+    /// What is older and was replaced goes when tables are written. Whoever reads it has a version of its own.
     fn watermark(&self) -> SeqNo {
-        // The counter is read under the registry's mutex: a snapshot that is opened later has a higher number.
-        let snapshots = self.snapshots.lock();
-        let oldest = snapshots.first_key_value().map(|(seqno, _)| *seqno);
-        oldest.unwrap_or_else(|| self.seqno.get()).saturating_sub(1)
+        self.seqno.get().saturating_sub(1)
     }
 
     fn registered(&self, list: u8) -> Result<Vec<InstId>, StoreFault> {
@@ -229,13 +226,17 @@ impl Tree {
         self.let_go().map_err(tree_fault(doing))
     }
 
-    /// Drops the versions that nobody reads. The crate keeps the one before the newest until there is another, and with
-    /// it the memtable that was flushed, or the tables that were merged.
+    /// Drops all versions but the newest. The crate keeps the one before it until there is another, and with it the
+    /// memtable that was flushed, or the tables that were merged.
     fn let_go(&self) -> Result<(), lsm_tree::Error> {
+        {
+            let mut unmerged = self.unmerged.lock();
+            *unmerged = self.engine.l0_run_count();
+        }
         // The watermark has to be above the newest version's number.
         let _ = self.seqno.next();
-        let watermark = self.watermark();
-        self.engine.get_version_history_lock().maintenance(&self.folder, watermark)
+        let path = &self.engine.tree_config().path;
+        self.engine.get_version_history_lock().maintenance(path, self.watermark())
     }
 
     fn is_without_documents(&self) -> Result<bool, StoreFault> {
@@ -485,18 +486,27 @@ impl ShardStore for LsmStore {
     }
 
     fn unmerged(&self) -> usize {
-        self.tree().engine.l0_run_count()
+        *self.tree().unmerged.lock()
     }
 
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot>, StoreFault> {
         let tree = self.tree();
-        let seqno = {
-            let mut snapshots = tree.snapshots.lock();
-            let seqno = tree.seqno.get();
-            *snapshots.entry(seqno).or_default() += 1;
-            seqno
+        let (version, seqno) = {
+            let versions = tree.engine.get_version_history_lock();
+            // They get their numbers under the lock, so the newest one's is lower.
+            (versions.latest_version(), tree.seqno.get())
         };
-        Ok(Box::new(LsmSnapshot { tree, seqno }))
+        let read = move |range: &EntryBounds| -> Entries {
+            // The tree is held by what is scanned: its folder stays until the scan has ended.
+            let tree = Arc::clone(&tree);
+            let records = lsm_tree::Tree::create_internal_range(version.clone(), range, seqno, None);
+            Box::new(records.map(move |record| {
+                let _held = &tree;
+                let key = record.map_err(tree_fault("read an entry"))?.key.user_key;
+                Ok(key.get(PREFIX_BYTES..).unwrap_or_default().to_vec())
+            }))
+        };
+        Ok(Box::new(LsmSnapshot(read)))
     }
 
     fn files(&self) -> Result<Vec<ShardFile>, StoreFault> {
@@ -522,33 +532,12 @@ impl ShardStore for LsmStore {
     }
 }
 
-struct LsmSnapshot {
-    tree: Arc<Tree>,
-    seqno: SeqNo,
-}
+/// Reads a range of a version.
+struct LsmSnapshot<R>(R);
 
-impl StoreSnapshot for LsmSnapshot {
+impl<R: Fn(&EntryBounds) -> Entries + Send + Sync> StoreSnapshot for LsmSnapshot<R> {
     fn scan(&self, inst: InstId, bounds: &EntryBounds) -> Entries {
-        let Some(range) = entry_range(inst, bounds) else { return Box::new(std::iter::empty()) };
-        // The tree is held by what is scanned: its folder stays until the scan has ended.
-        let tree = Arc::clone(&self.tree);
-        let entries = self.tree.engine.range(range, self.seqno, None).map(move |item| {
-            let _held = &tree;
-            let key = item.key().map_err(tree_fault("read an entry"))?;
-            Ok(key.get(PREFIX_BYTES..).unwrap_or_default().to_vec())
-        });
-        Box::new(entries)
-    }
-}
-
-impl Drop for LsmSnapshot {
-    fn drop(&mut self) {
-        let mut snapshots = self.tree.snapshots.lock();
-        if let Some(holders) = snapshots.get_mut(&self.seqno) {
-            *holders -= 1;
-            if *holders == 0 {
-                snapshots.remove(&self.seqno);
-            }
-        }
+        entry_range(inst, bounds)
+            .map_or_else(|| Box::new(std::iter::empty()) as Entries, |range| self.0(&range))
     }
 }
