@@ -7,8 +7,8 @@
 //! server, over stores that fail. Now and then, and at the end, every index holds what the cluster has. At the end no
 //! thread, file, lock or object is left over, and the service's memory is within its bound.
 //!
-//! It takes a minute; `DORMOUSE_REHEARSAL=20m` makes it longer, `DORMOUSE_REHEARSAL_SEED` sets where it begins. Each
-//! night has the next seed, and with it another store of shards and another kind of archive.
+//! It takes a minute, and five in `.ci/run`; `DORMOUSE_REHEARSAL=60m` makes it an hour, `DORMOUSE_REHEARSAL_SEED` sets
+//! where it begins. Each night has the next seed, and with it another store of shards and another kind of archive.
 
 mod night;
 mod service;
