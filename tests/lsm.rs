@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use dormouse::shard::{InstId, OpenError, ShardSet, ShardSetConfig, StoreKind};
+use dormouse::shard::{InstId, OpenError, Shard, ShardSet, ShardSetConfig, StoreKind};
 
 use crate::support::failures::Failures;
 use crate::support::shards::{
@@ -132,36 +132,35 @@ fn a_document_that_changes_loses_its_old_entry_however_many_new_ones_came_before
     close(set);
 }
 
-#[test]
-fn what_is_durable_is_in_memory_no_longer() {
+/// Writes a document again and again, from this seqno on, and sees that no recovery point leaves it in memory.
+fn write_and_look(shard: &Shard, first: u64) {
     const KEY_BYTES: usize = 10_000;
-    let dir = tempfile::tempdir().unwrap();
-    let set = create(StoreKind::Lsm, dir.path(), 1, &manual());
-    let (shard, key) = (&set.shards()[0], "k".repeat(KEY_BYTES));
-    for point in 0..3 {
+    let key = "k".repeat(KEY_BYTES);
+    for point in first..first + 10 {
         apply(shard, batch(0, point, &[("d", &[&key, &point.to_string()])]));
         assert!(shard.status().memory_bytes > KEY_BYTES as u64);
         shard.commit(&watchdog()).unwrap();
         let left_bytes = shard.status().memory_bytes;
         assert!(left_bytes < KEY_BYTES as u64, "{left_bytes} bytes are left after recovery point {point}");
     }
+}
+
+#[test]
+fn what_is_durable_is_in_memory_no_longer() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = create(StoreKind::Lsm, dir.path(), 1, &manual());
+    write_and_look(&set.shards()[0], 0);
     close(set);
 }
 
 #[test]
 fn a_snapshot_keeps_what_it_had_and_nothing_that_came_after_it() {
-    const KEY_BYTES: usize = 10_000;
     let dir = tempfile::tempdir().unwrap();
     let set = create(StoreKind::Lsm, dir.path(), 1, &manual());
-    let (shard, key) = (&set.shards()[0], "k".repeat(KEY_BYTES));
+    let shard = &set.shards()[0];
     apply(shard, batch(0, 0, &[("d", &["first"])]));
     let snapshot = shard.snapshot(&watchdog()).unwrap();
-    for point in 1..20 {
-        apply(shard, batch(0, point, &[("d", &[&key, &point.to_string()])]));
-        shard.commit(&watchdog()).unwrap();
-        let left_bytes = shard.status().memory_bytes;
-        assert!(left_bytes < KEY_BYTES as u64, "{left_bytes} bytes are left after recovery point {point}");
-    }
+    write_and_look(shard, 1);
     assert_eq!(in_snapshot(&snapshot, 1), ["firstd"]);
     drop(snapshot);
     close(set);

@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::event::{Seqno, VbId};
 use crate::shard::store::StoreFault;
 use crate::shard::{InstId, ReadError, Shard, ShardId, ShardScan, ShardSnapshot};
-use crate::thread::{Failure, FailureKind, Process, RecvError, Stopped, Until, recv};
+use crate::thread::{Failure, FailureKind, RecvError, Stopped, Until, recv};
 
 use super::collate::{CollateError, decode_parts, split_parts};
 use super::query::{Cursor, QueryError, ScanQuery, Stretch, beyond};
@@ -218,22 +218,12 @@ struct Merge {
 /// A running scan. It may be dropped at any time.
 pub struct Scan {
     held: Arc<Mutex<Held>>,
-    process: Process,
     began: Instant,
     max_age: Duration,
     until: Until,
     since_check: u32,
     ended: bool,
     has_last: bool,
-}
-
-impl Drop for Scan {
-    fn drop(&mut self) {
-        // In a forked process the files that it holds are the other's, and may go with it.
-        if !self.process.is_current() {
-            std::mem::forget(Arc::clone(&self.held));
-        }
-    }
 }
 
 impl Scan {
@@ -263,7 +253,6 @@ impl Scan {
         *held.lock() = Held::Open(Merge { plan, lanes, last: Vec::new() });
         Ok(Self {
             held,
-            process: Process::current(),
             began: Instant::now(),
             max_age,
             until: until.clone(),

@@ -2,7 +2,8 @@
 //!
 //! Both hold the files that they read. Their end may delete some that no version names any more, so it happens
 //! under the compaction's turn, which a lock waits for, or it is left to the thread that compacts: nothing on
-//! disk changes while a lock is held, and no drop waits for a compaction.
+//! disk changes while a lock is held, and no drop waits for a compaction. In a fork of the process the files are the
+//! other's, and nothing happens.
 
 use super::InstId;
 use super::shard::{Access, Shard};
@@ -65,6 +66,10 @@ impl Drop for ShardScan {
 
 impl Shard {
     fn retire(&self, reader: impl Send + 'static) {
+        if self.refuse_fork().is_err() {
+            std::mem::forget(reader);
+            return;
+        }
         if let Some(_turn) = self.0.compact_turn.try_lock()
             && !matches!(self.0.state.lock().access, Access::Locked(_))
         {

