@@ -151,6 +151,7 @@ fn child_of(store: StoreKind) {
     }
     assert_eq!(threads(), before, "after the fork");
     assert!(matches!(DataDir::open(&folder), Err(DataDirError::Held { .. })), "the lock is gone");
+    assert!(folder.join("staging/marker").exists());
     assert_eq!(files_below(&folder), before_files, "{store}: after the fork");
     drop(holds);
     assert_eq!(half.flatten().count(), 1000, "{store}: what the scan held is gone");

@@ -223,7 +223,7 @@ impl Tree {
             ));
         }
         self.engine.flush(&turn, self.watermark()).map_err(tree_fault(doing))?;
-        // The recovery point is made. The compaction that follows it does this again, and tells why it cannot be done.
+        // The recovery point is made. The next compaction does this again, and tells why it cannot be done.
         let _ = self.let_go();
         Ok(())
     }
@@ -232,6 +232,7 @@ impl Tree {
     /// memtable that was flushed, or the tables that were merged.
     fn let_go(&self) -> Result<(), lsm_tree::Error> {
         {
+            // Counted under the mutex: a flush and a merge may be here at the same time.
             let mut unmerged = self.unmerged.lock();
             *unmerged = self.engine.l0_run_count();
         }
