@@ -12,6 +12,9 @@ use rustix::fs::Advice;
 
 use super::path::{AtPath, PathError};
 
+/// A page of memory. Where they are larger, the beginning of one is no worse a place.
+const PAGE_BYTES: usize = 4096;
+
 /// Suffix of names that are not finished; whoever finds one may remove it.
 pub const TEMPORARY_SUFFIX: &str = ".tmp";
 
@@ -64,6 +67,32 @@ pub fn begin_flush(file: &File, offset_bytes: u64, length_bytes: u64) {
     let _ = rustix::fs::fadvise(file, offset_bytes, NonZeroU64::new(length_bytes), Advice::DontNeed);
 }
 
+/// Room for the bytes that are read of a file at once. It begins where a page of memory does.
+///
+/// The kernel copies what it has of a file page by page. Some CPUs take three times as long for that where the target
+/// lies a few bytes further into its page than the source (AMD Zen 3: 0.50 CPU-seconds a GiB instead of 0.17), and 16
+/// bytes into a page is where glibc has whatever is large begin.
+#[derive(Debug)]
+pub struct PageBuffer {
+    room: Vec<u8>,
+    start: usize,
+}
+
+impl PageBuffer {
+    /// Room for so many bytes, all of them zero.
+    pub fn new(size_bytes: usize) -> Self {
+        let room = vec![0; size_bytes.saturating_add(PAGE_BYTES)];
+        let start = room.as_ptr().align_offset(PAGE_BYTES).min(PAGE_BYTES);
+        Self { room, start }
+    }
+
+    /// The bytes.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        let end = self.room.len() - PAGE_BYTES + self.start;
+        self.room.get_mut(self.start..end).unwrap_or_default()
+    }
+}
+
 /// A file whose bytes go to the disk while it is written: what is left for the last flush, which nothing can
 /// interrupt, is little, and the disk works while the next bytes are made.
 #[derive(Debug)]
@@ -98,5 +127,19 @@ impl Write for Steady<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_buffer_begins_with_a_page_and_has_the_size_it_was_asked_for() {
+        for size_bytes in [0, 1, 4095, 64 * 1024, 1024 * 1024 + 1] {
+            let mut buffer = PageBuffer::new(size_bytes);
+            assert_eq!(buffer.bytes().len(), size_bytes);
+            assert!(buffer.bytes().as_ptr().addr().is_multiple_of(PAGE_BYTES), "{size_bytes} bytes");
+        }
     }
 }

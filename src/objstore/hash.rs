@@ -16,7 +16,7 @@ use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 
-use crate::durable::hex;
+use crate::durable::{PageBuffer, hex};
 use crate::text::stored_as_text;
 use crate::thread::{Stopped, Until};
 
@@ -176,12 +176,12 @@ pub(super) fn read_pieces<E: From<ReadError>>(
     until: &Until,
     mut each: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut buffer = vec![0; COPY_BYTES];
+    let mut buffer = PageBuffer::new(COPY_BYTES);
     let mut position = range.start;
     while position < range.end {
         until.check().map_err(ReadError::from)?;
         let rest = usize::try_from(range.end - position).unwrap_or(COPY_BYTES);
-        let wanted = buffer.get_mut(..rest.min(COPY_BYTES)).unwrap_or_default();
+        let wanted = buffer.bytes().get_mut(..rest.min(COPY_BYTES)).unwrap_or_default();
         let count = match file.read_at(wanted, position) {
             Ok(0) => {
                 let expected_bytes = range.end - range.start;

@@ -38,6 +38,9 @@ const CONTINUE_LIMIT: Duration = Duration::from_millis(500);
 const IDLE_LIMIT: Duration = Duration::from_secs(15);
 /// The encoding of content that is not encoded.
 const PLAIN: &str = "identity";
+/// What a connection takes from its socket at once, and gives to it. glibc has pieces from 128 KiB on begin where the
+/// kernel's copies are slow on some CPUs, see [`PageBuffer`](crate::durable::PageBuffer).
+const BUFFER_BYTES: usize = 64 * 1024;
 /// Idle connections that are kept.
 const IDLE_MAX: usize = 64;
 
@@ -124,6 +127,8 @@ impl Http {
             .accept(AutoHeaderValue::None)
             .user_agent(concat!("dormouse/", env!("CARGO_PKG_VERSION")))
             .tls_config(TlsConfig::builder().root_certs(roots).build())
+            .input_buffer_size(BUFFER_BYTES)
+            .output_buffer_size(BUFFER_BYTES)
             .max_idle_connections(1)
             .max_idle_connections_per_host(1)
             .max_idle_age(IDLE_LIMIT)

@@ -18,8 +18,8 @@ use crate::thread::Until;
 
 /// Objects of a page, and of a request to delete them: the most that S3 allows.
 const BATCH: usize = 1000;
-/// Bytes of content that are read at once: as many as the HTTP client takes from its socket.
-const READ_BYTES: usize = 128 * 1024;
+/// Bytes of content that are handed on at once.
+const READ_BYTES: usize = 256 * 1024;
 
 impl S3Store {
     /// The headers for encryption: its kind, and the key.

@@ -53,7 +53,8 @@ struct State {
 /// A file that several jobs write at the same time.
 struct Target {
     file: File,
-    /// Held over each write: the kernel lets one write of a file go on at a time, and those that wait for it spin.
+    /// Held over each write and each setting aside: the kernel lets one of them go on at a time in a file, and those
+    /// that wait for it spin.
     turn: Mutex<()>,
 }
 
@@ -63,6 +64,7 @@ impl Target {
     /// do this find the place when they write.
     fn reserve(&self, place: Range<u64>) -> io::Result<()> {
         let length_bytes = place.end.saturating_sub(place.start);
+        let _turn = self.turn.lock();
         match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, place.start, length_bytes) {
             Err(full @ (Errno::NOSPC | Errno::DQUOT)) => Err(full.into()),
             _ => Ok(()),
@@ -70,11 +72,15 @@ impl Target {
     }
 
     fn write(&self, bytes: &[u8], offset_bytes: u64) -> io::Result<()> {
-        let turn = self.turn.lock();
-        self.file.write_all_at(bytes, offset_bytes)?;
-        drop(turn);
-        begin_flush(&self.file, offset_bytes, bytes.len() as u64);
-        Ok(())
+        let _turn = self.turn.lock();
+        self.file.write_all_at(bytes, offset_bytes)
+    }
+
+    /// Has a chunk go to the disk while others come, a chunk at a time: the disk is asked less often than with each
+    /// write. Nothing can interrupt the last flush, so every now and then all that was written is waited for.
+    fn flush_chunk(&self, piece: usize, kept_bytes: u64) -> io::Result<()> {
+        begin_flush(&self.file, piece as u64 * CHUNK_BYTES, CHUNK_BYTES);
+        if kept_bytes.is_multiple_of(FLUSH_BYTES) { self.file.sync_data() } else { Ok(()) }
     }
 }
 
@@ -218,11 +224,8 @@ impl<'a> Fetching<'a> {
         let Some(mut chunks) = state.chunks.iter().copied().collect::<Option<Vec<ChunkHash>>>() else {
             let kept_bytes = state.chunks.iter().flatten().count() as u64 * CHUNK_BYTES;
             drop(state);
-            // Nothing can interrupt the last flush, so it has to have little left to do.
-            let is_due = kept_bytes.is_multiple_of(FLUSH_BYTES);
             target
-                .filter(|_| is_due)
-                .map_or(Ok(()), |target| target.file.sync_data())
+                .map_or(Ok(()), |target| target.flush_chunk(piece, kept_bytes))
                 .map_err(|source| self.local("sync", source))?;
             return Ok(None);
         };

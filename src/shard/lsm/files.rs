@@ -216,14 +216,15 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
 
 fn checksum(path: &Path, until: &Until) -> Result<io::Result<u128>, CheckFault> {
     let mut hash = Xxh3Default::new();
-    let mut buffer = vec![0; READ_BYTES];
+    let mut buffer = durable::PageBuffer::new(READ_BYTES);
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) => return Ok(Err(error)),
     };
     loop {
         until.check()?;
-        match file.read(&mut buffer) {
+        let buffer = buffer.bytes();
+        match file.read(buffer) {
             Ok(0) => return Ok(Ok(hash.digest128())),
             Ok(read) => hash.update(buffer.get(..read).unwrap_or_default()),
             Err(error) => return Ok(Err(error)),

@@ -189,10 +189,11 @@ pub(super) fn check(folder: &Path, kind: Kind, of: &FileRef, until: &Until) -> R
     let mut file = File::open(&path).map_err(fault)?;
     check_length(&file, of).map_err(fault)?;
     let mut hash = Xxh3Default::new();
-    let mut buffer = vec![0; READ_BYTES];
+    let mut buffer = durable::PageBuffer::new(READ_BYTES);
     loop {
         until.check()?;
-        match file.read(&mut buffer).map_err(fault)? {
+        let buffer = buffer.bytes();
+        match file.read(buffer).map_err(fault)? {
             0 if digits(&hash) == of.xxh3 => return Ok(()),
             0 => return Err(fault(io::Error::other(DAMAGED)).into()),
             read => hash.update(buffer.get(..read).unwrap_or_default()),
