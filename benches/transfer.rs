@@ -30,7 +30,8 @@
 //!     sqlite3://$D/meta.db 127.0.0.1:9101 --keep-etag --object-meta --no-banner --cache-size 0 --backup-meta 0
 //! ```
 //!
-//! Its bucket is `bench`. For `https`, nginx in front of it, with the certificate of the tests, `R` being the
+//! Its bucket is `bench`. It keeps what was overwritten for a while: where its folder is in memory, many rounds of
+//! uploads want a server each. For `https`, nginx in front of it, with the certificate of the tests, `R` being the
 //! repository; the endpoint is `https://localhost:9443`, the authority `$R/tests/data/tls/authority.pem`:
 //!
 //! ```sh
