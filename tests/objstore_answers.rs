@@ -46,6 +46,15 @@ fn what_something_on_the_way_does_not_find_is_a_passing_error_that_names_what_ca
 }
 
 #[test]
+fn a_head_without_end_is_an_error_that_says_so() {
+    let headers = format!("X-Long: {}\r\n", "x".repeat(4096)).repeat(64);
+    let server = Server::start(move |_| answer(200, &headers, b"x"));
+    for error in each_call_but_a_look(&store_on(&server), b"x") {
+        assert!(error.to_string().contains("response header is too big"), "{error}");
+    }
+}
+
+#[test]
 fn a_bucket_that_is_not_there_is_no_object_that_is_not_there() {
     let server = Server::start(|_| answer(404, "", &error_document("NoSuchBucket", "None.")));
     for error in each_call_but_a_look(&store_on(&server), b"x") {

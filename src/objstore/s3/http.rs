@@ -38,9 +38,10 @@ const CONTINUE_LIMIT: Duration = Duration::from_millis(500);
 const IDLE_LIMIT: Duration = Duration::from_secs(15);
 /// The encoding of content that is not encoded.
 const PLAIN: &str = "identity";
-/// What a connection takes from its socket at once, and gives to it. glibc has pieces from 128 KiB on begin where the
-/// kernel's copies are slow on some CPUs, see [`PageBuffer`](crate::durable::PageBuffer).
-const BUFFER_BYTES: usize = 64 * 1024;
+/// What a connection takes from its socket at once, and gives to it: more than the 64 KiB that the head of an answer may
+/// have, so that a longer one is told as such. glibc has pieces from 128 KiB on begin where the kernel's copies are slow
+/// on some CPUs, see [`PageBuffer`](crate::durable::PageBuffer).
+const BUFFER_BYTES: usize = 96 * 1024;
 /// Idle connections that are kept.
 const IDLE_MAX: usize = 64;
 
