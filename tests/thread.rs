@@ -4,7 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use crossbeam::channel::bounded;
-use dormouse::thread::{Cancel, JoinError, RecvError, Stopped, Until, fin, recv, send, spawn};
+use dormouse::thread::{
+    Cancel, Fin, FinHolder, JoinError, RecvError, Roster, Stopped, Until, fin, recv, send, spawn,
+};
 
 use crate::support::{cancelled, forever, watchdog};
 
@@ -116,6 +118,31 @@ fn a_panic_is_delivered_with_the_name_of_its_thread_and_its_text() {
         panic!("no panic was delivered");
     };
     assert_eq!(panicked.to_string(), "thread t-panic panicked: number 5");
+}
+
+/// Takes its time to go: it tells that it goes, and waits to be let.
+struct Lingering(FinHolder, Fin);
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        let (other, _) = fin();
+        drop(std::mem::replace(&mut self.0, other));
+        self.1.wait(&watchdog()).unwrap();
+    }
+}
+
+#[test]
+fn a_thread_is_on_its_roster_until_its_outcome_can_be_taken() {
+    let roster = Roster::default();
+    let ((goes_holder, goes), (hold, may_go)) = (fin(), fin());
+    let lingering = Lingering(goes_holder, may_go);
+    let thread = roster.spawn("lingers", move || std::panic::panic_any(lingering)).unwrap();
+    goes.wait(&watchdog()).unwrap();
+    assert_eq!(roster.running(), ["lingers"]);
+    let Err(JoinError::<()>::StillRunning(thread)) = thread.join(&passed()) else { panic!("it was joined") };
+    drop(hold);
+    assert!(matches!(thread.join(&watchdog()), Err(JoinError::Panicked(_))));
+    assert!(roster.running().is_empty());
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! The threads of one instance by name, for as long as they run.
+//!
+//! Invariant: where no thread is on the roster, the outcome of each can be taken without waiting; a thread that was
+//! joined is on no roster.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::spawn::{Thread, spawn};
+use super::spawn::{Thread, spawn_with_rest};
 
 /// The threads of one instance: each is counted from its start to its end, wherever its handle is.
 #[derive(Debug, Clone, Default)]
@@ -33,7 +36,16 @@ impl Roster {
         names
     }
 
-    /// Starts a thread as [`spawn`] does, and counts it.
+    /// The same, with those that could not be joined, some of which may have ended since.
+    pub fn still_running<'t>(&self, unjoined: impl Iterator<Item = &'t str>) -> Vec<String> {
+        let mut names = self.running();
+        names.extend(unjoined.map(ToOwned::to_owned));
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// Starts a thread as [`spawn`](super::spawn()) does, and counts it.
     pub fn spawn<T, F>(&self, name: impl Into<String>, work: F) -> std::io::Result<Thread<T>>
     where
         T: Send + 'static,
@@ -42,10 +54,7 @@ impl Roster {
         let name = name.into();
         self.0.lock().push(name.clone());
         let entry = Entry { roster: self.clone(), name: name.clone() };
-        spawn(name, move || {
-            let _on_roster = entry;
-            work()
-        })
+        spawn_with_rest(name, work, entry)
     }
 
     /// Starts a thread that takes `given`, as [`Roster::spawn`] does. Where no thread is to be had it comes back.

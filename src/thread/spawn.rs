@@ -82,7 +82,17 @@ where
     T: Send + 'static,
     F: FnOnce() -> T + Send + 'static,
 {
-    let name = name.into();
+    spawn_with_rest(name.into(), work, ())
+}
+
+/// Starts a thread as [`spawn`] does. `rest` is dropped when the thread's outcome can be taken, and before a join that
+/// takes it returns.
+pub(super) fn spawn_with_rest<T, F, R>(name: String, work: F, rest: R) -> std::io::Result<Thread<T>>
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+    R: Send + 'static,
+{
     debug_assert!(name.len() <= THREAD_NAME_BYTES_MAX, "thread name {name} is cut by the system");
     let (sender, outcome) = bounded(1);
     let own_name = name.clone();
@@ -90,6 +100,7 @@ where
         let result = catch(&own_name, work);
         // Capacity one and one message: it never blocks, and nobody may be left to read it.
         let _ = sender.try_send(result);
+        drop(rest);
     })?;
     Ok(Thread { name, outcome, handle: Some(handle), process: Process::current() })
 }

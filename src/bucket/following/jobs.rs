@@ -22,7 +22,7 @@ pub(super) enum Done {
     /// The cluster's map was asked for.
     Map(Result<ClusterMap, ClusterError>),
     /// A connection was to be opened.
-    Opened(LinkId, Result<Connection, ClusterError>),
+    Opened(LinkId, Result<Arc<Connection>, ClusterError>),
     /// The map was asked for over open connections. It is the newest of those that were told.
     Polled(Option<ClusterMap>),
     /// Something was to be written to a node.
@@ -52,7 +52,7 @@ pub(super) struct Jobs {
     roster: Roster,
     threads: Vec<Thread<()>>,
     /// Connections that were opened and that nobody took.
-    untaken: Arc<Mutex<Vec<Connection>>>,
+    untaken: Arc<Mutex<Vec<Arc<Connection>>>>,
     started: u16,
 }
 
@@ -109,9 +109,9 @@ impl Jobs {
             Done::Opened(_, Ok(connection)) => Some(connection),
             _ => None,
         });
-        let mut connections: Vec<Connection> = opened.collect();
+        let mut connections: Vec<Arc<Connection>> = opened.collect();
         connections.append(&mut self.untaken.lock());
-        let mut running = self.roster.running();
+        let mut running = self.roster.still_running(self.threads.iter().map(Thread::name));
         connections.retain(|connection| match connection.close(until) {
             Ok(_) => false,
             Err(still) => {

@@ -122,7 +122,7 @@ impl Follower<'_> {
             self.opened = number.wrapping_add(1);
             self.start_job(move |until| {
                 let opened = cluster.open(&id.node, number, &output, &logger, until);
-                Done::Opened(id, opened)
+                Done::Opened(id, opened.map(Arc::new))
             })?;
         }
         let left: Vec<LinkId> = self.links.keys().filter(|id| !needed.contains(id)).cloned().collect();
@@ -169,7 +169,7 @@ impl Follower<'_> {
     pub(super) fn take_opened(
         &mut self,
         id: &LinkId,
-        opened: Result<Connection, ClusterError>,
+        opened: Result<Arc<Connection>, ClusterError>,
     ) -> Result<(), Broken> {
         let now = Instant::now();
         let patience = self.options.cluster.connection.refusal_timeout;
@@ -179,12 +179,12 @@ impl Follower<'_> {
             // Its path has ended, and nobody takes what it brings.
             Ok(connection) if !is_current => {
                 link.state = LinkState::Down;
-                self.let_go(Arc::new(connection));
+                self.let_go(connection);
             }
             Ok(connection) => {
                 info!(self.logger, "a connection is open"; "node" => %id.node, "connection" => connection.name());
                 self.manifests.note(connection.manifest());
-                link.state = LinkState::Up(Arc::new(connection));
+                link.state = LinkState::Up(connection);
                 (link.opened, link.ended, link.refused_since) = (Some(now), None, None);
                 self.seqnos_due = now;
             }

@@ -395,7 +395,8 @@ impl KvData {
         if running.is_empty() {
             return Ok(());
         }
+        let threads = self.roster.still_running(running.iter().map(Thread::name));
         self.threads.lock().extend(running);
-        Err(StillRunning { threads: self.roster.running() })
+        Err(StillRunning { threads })
     }
 }

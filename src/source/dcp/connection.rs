@@ -58,6 +58,8 @@ pub struct Connection {
 struct Threads {
     reader: Option<Thread<()>>,
     sender: Option<Thread<DcpEnd>>,
+    /// What the sender told to a call that did not get to tell it.
+    end: Option<DcpEnd>,
 }
 
 /// Threads that did not end in time. The call may be repeated.
@@ -128,7 +130,7 @@ impl Connection {
             }
         };
         let (vbuckets, collection) = (config.vbuckets, config.collection);
-        let threads = Mutex::new(Threads { reader: Some(reader), sender: Some(sender) });
+        let threads = Mutex::new(Threads { reader: Some(reader), sender: Some(sender), end: None });
         let process = Process::current();
         Ok(Self { shared, vbuckets, collection, name, manifest, ended, roster, threads, process })
     }
@@ -251,18 +253,30 @@ impl Connection {
 
     /// Waits for a connection that ends by itself and joins its threads.
     pub fn join(&self, until: &Until) -> Result<Option<DcpEnd>, DcpStillRunning> {
-        let Threads { reader, sender } = std::mem::take(&mut *self.threads.lock());
-        let mut end = None;
-        if let Some(Err(JoinError::StillRunning(thread))) = reader.map(|thread| thread.join(until)) {
-            self.threads.lock().reader = Some(thread);
+        let Threads { reader, sender, end } = std::mem::take(&mut *self.threads.lock());
+        let (reader, _) = try_join(reader, until);
+        let (sender, told) = try_join(sender, until);
+        let end = told.or(end);
+        let unjoined = reader.as_ref().map(Thread::name).into_iter().chain(sender.as_ref().map(Thread::name));
+        let threads = self.roster.still_running(unjoined);
+        if threads.is_empty() {
+            return Ok(end);
         }
-        match sender.map(|thread| thread.join(until)) {
-            Some(Ok(told)) => end = Some(told),
-            Some(Err(JoinError::StillRunning(thread))) => self.threads.lock().sender = Some(thread),
-            Some(Err(JoinError::Panicked(_))) | None => {}
-        }
-        let threads = self.roster.running();
-        if threads.is_empty() { Ok(end) } else { Err(DcpStillRunning { threads }) }
+        // Another call may have kept what this one has not.
+        let mut kept = self.threads.lock();
+        kept.reader = kept.reader.take().or(reader);
+        kept.sender = kept.sender.take().or(sender);
+        kept.end = kept.end.take().or(end);
+        Err(DcpStillRunning { threads })
+    }
+}
+
+/// The thread where it still runs, or what it told. One that panicked told nothing.
+fn try_join<T>(thread: Option<Thread<T>>, until: &Until) -> (Option<Thread<T>>, Option<T>) {
+    match thread.map(|thread| thread.join(until)) {
+        Some(Ok(told)) => (None, Some(told)),
+        Some(Err(JoinError::StillRunning(thread))) => (Some(thread), None),
+        Some(Err(JoinError::Panicked(_))) | None => (None, None),
     }
 }
 
