@@ -1,15 +1,16 @@
 //! The tree's files: which belong to its newest version, how they get a second name, whether they are whole.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use lsm_tree::{AbstractTree, AnyTree};
-use xxhash_rust::xxh3::{Xxh3Default, xxh3_128};
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::durable::{self, AtPath};
 use crate::thread::Until;
 
+use super::super::checksum::{DAMAGED, checksum};
 use super::super::store::{CheckFault, ShardFile, StoreFault};
 use super::FOLDER;
 
@@ -19,8 +20,6 @@ const TABLES: &str = "tables";
 const CHECKSUM_XXH3: u8 = 0;
 /// How often a compaction may replace the version while its files are being named.
 const VERSION_TRIES: usize = 100;
-/// Bytes that are read at once; in between the caller's limit is asked.
-const READ_BYTES: usize = 1024 * 1024;
 
 /// What `current` says.
 struct Current {
@@ -176,10 +175,9 @@ pub(super) fn check(folder: &Path, until: &Until) -> Result<(), CheckFault> {
         .ok_or_else(|| StoreFault::at(doing, &folder.join(current.version_name()), &"it lists no tables"))?;
     for (id, expected) in tables {
         let path = folder.join(TABLES).join(id.to_string());
-        let found = checksum(&path, until)?.map_err(|e| StoreFault::at(doing, &path, &e))?;
-        if found != expected {
-            let cause = "it is damaged: its checksum does not match";
-            return Err(StoreFault::at(doing, &path, &cause).into());
+        let file = File::open(&path).map_err(|e| StoreFault::at(doing, &path, &e))?;
+        if checksum(&file, &path, doing, until)? != expected {
+            return Err(StoreFault::at(doing, &path, &DAMAGED).into());
         }
     }
     Ok(())
@@ -212,22 +210,4 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     let (taken, left) = rest.split_first_chunk::<N>()?;
     *rest = left;
     Some(*taken)
-}
-
-fn checksum(path: &Path, until: &Until) -> Result<io::Result<u128>, CheckFault> {
-    let mut hash = Xxh3Default::new();
-    let mut buffer = durable::PageBuffer::new(READ_BYTES);
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) => return Ok(Err(error)),
-    };
-    loop {
-        until.check()?;
-        let buffer = buffer.bytes();
-        match file.read(buffer) {
-            Ok(0) => return Ok(Ok(hash.digest128())),
-            Ok(read) => hash.update(buffer.get(..read).unwrap_or_default()),
-            Err(error) => return Ok(Err(error)),
-        }
-    }
 }

@@ -20,13 +20,11 @@ use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 use crate::durable;
 use crate::thread::Until;
 
+use super::super::checksum::{DAMAGED, checksum};
 use super::super::store::{CheckFault, StoreFault};
 
 const MAGIC_BYTES: usize = 8;
 const HEAD_BYTES: usize = 4 + 8;
-/// Bytes that are read at once for a check; in between the caller's limit is asked.
-const READ_BYTES: usize = 1024 * 1024;
-const DAMAGED: &str = "it is damaged: its checksum does not match";
 
 /// What a file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,8 +73,12 @@ impl Kind {
     }
 }
 
-fn digits(hash: &Xxh3Default) -> String {
-    format!("{:032x}", hash.digest128())
+fn digits(xxh3: u128) -> String {
+    format!("{xxh3:032x}")
+}
+
+fn compare(xxh3: u128, expected: &str) -> io::Result<()> {
+    if digits(xxh3) == expected { Ok(()) } else { Err(io::Error::other(DAMAGED)) }
 }
 
 /// A file that is being written. Nothing names it before [`Writer::finish`].
@@ -118,7 +120,7 @@ impl Writer {
     pub(super) fn finish(mut self) -> io::Result<FileRef> {
         self.file.flush()?;
         self.file.get_ref().sync_all()?;
-        let xxh3 = digits(&self.hash);
+        let xxh3 = digits(self.hash.digest128());
         Ok(FileRef { number: self.number, length_bytes: self.length_bytes, xxh3 })
     }
 }
@@ -151,7 +153,7 @@ impl Reader {
     /// is what the manifest names.
     pub(super) fn next(&mut self, block: &mut Vec<u8>) -> io::Result<bool> {
         if self.left_bytes == 0 {
-            return if digits(&self.hash) == self.xxh3 { Ok(false) } else { Err(io::Error::other(DAMAGED)) };
+            return compare(self.hash.digest128(), &self.xxh3).map(|()| false);
         }
         let mut head = [0; HEAD_BYTES];
         self.file.read_exact(&mut head)?;
@@ -184,19 +186,11 @@ fn check_length(file: &File, of: &FileRef) -> io::Result<()> {
 
 /// Compares a whole file with what the manifest says of it.
 pub(super) fn check(folder: &Path, kind: Kind, of: &FileRef, until: &Until) -> Result<(), CheckFault> {
+    let doing = "check the store";
     let path = folder.join(kind.name(of.number).to_string());
-    let fault = |error: io::Error| StoreFault::at("check the store", &path, &error);
-    let mut file = File::open(&path).map_err(fault)?;
+    let fault = |error: io::Error| StoreFault::at(doing, &path, &error);
+    let file = File::open(&path).map_err(fault)?;
     check_length(&file, of).map_err(fault)?;
-    let mut hash = Xxh3Default::new();
-    let mut buffer = durable::PageBuffer::new(READ_BYTES);
-    loop {
-        until.check()?;
-        let buffer = buffer.bytes();
-        match file.read(buffer).map_err(fault)? {
-            0 if digits(&hash) == of.xxh3 => return Ok(()),
-            0 => return Err(fault(io::Error::other(DAMAGED)).into()),
-            read => hash.update(buffer.get(..read).unwrap_or_default()),
-        }
-    }
+    let xxh3 = checksum(&file, &path, doing, until)?;
+    Ok(compare(xxh3, &of.xxh3).map_err(fault)?)
 }
