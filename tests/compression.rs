@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io::Write;
+use std::time::SystemTime;
 
 use dormouse::objstore::{CHUNK_BYTES, Content, ContentHash, Encoding, FileStore, ObjectStore};
 use dormouse::pause::{
-    BadObject, Difference, DownloadError, ImageFile, KnownHashes, Manifest, PauseId, Reusable, Staged,
-    Stored, UploadOptions, check_local, download, plan_upload, upload, verify, weigh,
+    AttemptId, BadObject, Difference, DownloadError, ImageFile, KnownHashes, Manifest, PauseId, Reusable,
+    Staged, Standing, Stored, UploadOptions, check_local, download, plan_upload, upload, verify, weigh,
 };
 use tempfile::TempDir;
 
@@ -192,6 +193,26 @@ fn what_an_attempt_stored_before_it_was_interrupted_is_not_stored_again() {
         let again = upload_all(&mut found);
         assert_eq!((&again.files, again.new.files), (&before.files, 0));
         assert_eq!(before.new.files, 4);
+    }
+}
+
+#[test]
+fn what_was_stored_under_an_earlier_name_of_the_attempt_is_named_by_it() {
+    for scene in Scene::both() {
+        let to = scene.folder.path().join("encoded");
+        let upload_all = |attempt: AttemptId, reusable: &mut Reusable| {
+            let (known, options) = (&mut KnownHashes::default(), scene.options());
+            let options = UploadOptions { attempt, ..options };
+            let plan = plan_upload(&options, &scene.files, reusable, known, &forever()).unwrap();
+            upload(&plan, (&*scene.store, &to), reusable, known, &forever(), &mut |_| {}).unwrap()
+        };
+        let before = upload_all(attempt(), &mut Reusable::default());
+        let renamed = "00000000000000cc".parse().unwrap();
+        let standing = Standing::look(&*scene.store, &part(BUCKET), SystemTime::now(), &forever()).unwrap();
+        let mut found = Reusable::find(&part(BUCKET), None, &[attempt(), renamed], &standing).unwrap();
+        let again = upload_all(renamed, &mut found);
+        assert_eq!((&again.files, again.new.files), (&before.files, 0));
+        assert_eq!(standing.lacks(&again.files), None);
     }
 }
 

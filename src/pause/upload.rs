@@ -383,12 +383,18 @@ impl Act<'_> {
         Ok(())
     }
 
+    /// What encodes to the content of an object that is there already is in that one, whichever attempt it is called
+    /// by.
     fn archived(&self, hash: ContentHash, encoded: Option<&EncodedContent>) -> Result<Archived, UploadError> {
         let stored = encoded.map(|encoded| {
             let (Content { length_bytes, hash }, encoding) = (encoded.content(), encoded.encoding);
             Stored { encoding, length_bytes, hash }
         });
-        let object = self.plan.options.object_key(stored.map_or(hash, |stored| stored.hash))?;
+        let there = encoded.and_then(|encoded| self.reusable.object(encoded.content()));
+        let object = match there {
+            Some(object) => object.clone(),
+            None => self.plan.options.object_key(stored.map_or(hash, |stored| stored.hash))?,
+        };
         Ok(Archived { hash, object, stored })
     }
 }
