@@ -298,3 +298,31 @@ fn a_record_that_is_too_large_is_refused_by_prunes_and_pauses_and_not_read() {
     assert!(matches!(paused, PauseError::Records { error: RecordError::TooLarge { .. }, .. }), "{paused}");
     assert!(paused.to_string().contains(record.as_str()), "{paused}");
 }
+
+/// Two prunes at a time, of which one is slow, and a pause that begins after the other one has deleted what an
+/// interrupted one had uploaded.
+#[test]
+fn what_a_slow_prune_is_still_deleting_is_uploaded_under_another_name() {
+    let (world, memory) = (World::new(), MemoryStore::default());
+    let bucket = world.bucket(BUCKET);
+    ingest(&bucket, lines(0..DOCUMENTS)).unwrap();
+    interrupted_pause(&bucket, &memory);
+    prune_at(&memory, at(-25));
+    let paused = AtomicBool::new(false);
+    let before = |_: usize, operation: Operation, key: Option<&ObjectKey>| {
+        let is_object = key.is_some_and(|key| key.as_str().contains("/objects/"));
+        if operation == Operation::Delete && is_object && !paused.swap(true, Ordering::SeqCst) {
+            prune_at(&memory, at(0));
+            pause(&bucket, &memory, true).unwrap();
+        }
+    };
+    let mut slow = FailingStore::new(&memory, 0, Fails::Before);
+    slow.around.before = Some(&before);
+    prune_at(&slow, at(0));
+    assert!(paused.load(Ordering::SeqCst), "nothing was deleted");
+    let [newest] = list_pauses(&memory, &part(BUCKET), &forever()).unwrap()[..] else { panic!("one pause") };
+    let manifest = Manifest::read(&memory, &part(BUCKET), newest, &forever()).unwrap();
+    assert_eq!(verify(&manifest, &memory, &forever()).unwrap(), []);
+    close(bucket);
+    assert_eq!(scan(&resume(&world, &memory)), ids(0..DOCUMENTS));
+}

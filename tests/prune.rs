@@ -85,7 +85,43 @@ fn what_only_removed_pauses_named_is_deleted_after_the_grace_time_and_not_before
     assert_eq!((report.deleted_objects, report.condemned_objects), (1, 0));
     assert_eq!(scene.objects(), 2);
     assert!(verify(&second, &scene.store, &forever()).unwrap().is_empty());
+    assert_eq!(scene.files().len(), 4, "those who pause are told of what may be deleted still");
+    assert_eq!(scene.prune(Some(1), HOUR * 25), PruneReport::default());
     assert_eq!(scene.files().len(), 3, "two objects and a manifest: no record is left");
+}
+
+#[test]
+fn what_a_removed_pause_named_has_the_whole_grace_time_whenever_it_was_condemned_before() {
+    let scene = Scene::new();
+    let first = scene.pause(1, None);
+    scene.pause(2, Some(&first));
+    assert_eq!(scene.prune(Some(1), NOW).condemned_objects, 1);
+    // It names again what is condemned, and the next one does not.
+    let files = [image(scene.folder.path(), 1, "own-1", b"content of 1 alone")];
+    let third = archive(&scene.store, pause_id(3), &files, Some(&first), &forever()).unwrap();
+    scene.pause(4, Some(&third));
+    let dry = PruneOptions { dry_run: true, ..scene.options(Some(1), HOUR * 25) };
+    let told = prune(&scene.store, &part(BUCKET), &dry, &watchdog()).unwrap();
+    let report = scene.prune(Some(1), HOUR * 25);
+    assert_eq!(told, report);
+    assert_eq!((report.removed_pauses.len(), report.deleted_objects), (2, 0));
+    assert!(verify(&third, &scene.store, &forever()).unwrap().is_empty(), "who reads it now reads it whole");
+    assert_eq!(scene.prune(Some(1), HOUR * 48).deleted_objects, 0);
+    assert_eq!(scene.prune(Some(1), HOUR * 50).deleted_objects, report.condemned_objects);
+    assert_eq!(scene.prune(Some(1), HOUR * 50), PruneReport::default());
+    assert_eq!(scene.files().len(), 3, "{:?}", scene.files());
+}
+
+#[test]
+fn a_damaged_manifest_may_be_removed_and_what_it_named_is_condemned() {
+    let scene = Scene::new();
+    let first = scene.pause(1, None);
+    scene.pause(2, Some(&first));
+    let manifest = scene.folder.path().join(format!("archive/{BUCKET}/manifests/{}.manifest", pause_id(1)));
+    std::fs::write(&manifest, b"nothing of ours").unwrap();
+    let report = scene.prune(Some(1), NOW);
+    assert_eq!((report.removed_pauses.len(), report.condemned_objects, report.deleted_objects), (1, 1, 0));
+    assert_eq!(scene.prune(Some(1), HOUR * 25).deleted_objects, 1);
 }
 
 #[test]
@@ -139,6 +175,7 @@ fn parts_that_nobody_finished_are_given_up_after_the_grace_time_and_not_before()
     let unfinished = memory.in_parts().unwrap().uploads(None, &forever()).unwrap();
     assert_eq!(unfinished, [of_another, later], "{left:?} goes alone");
     assert_eq!(prune_at(HOUR * 50, false).deleted_leftovers, 1);
+    assert_eq!(prune_at(HOUR * 50, false), PruneReport::default());
     assert!(memory.objects().is_empty(), "no record is left");
 }
 
@@ -206,7 +243,7 @@ fn a_prune_that_fails_at_any_call_is_finished_by_the_next_ones() {
                 assert!(outcome.iter().all(Result::is_ok));
                 break;
             }
-            for later in [HOUR * 50, HOUR * 75] {
+            for later in [HOUR * 50, HOUR * 75, HOUR * 75] {
                 scene.prune(Some(1), later);
             }
             assert_eq!(scene.files().len(), 3, "call {fail_at}: {:?}", scene.files());

@@ -7,7 +7,8 @@
 //! A record lists objects that no manifest named, with the time and the grace that they have from then on. Who pauses
 //! looks at the records, then at the objects ([`Standing`]), and publishes soon afterwards ([`PUBLISH_MAX`]). The order
 //! matters: objects are deleted before their record is, so an object that is listed after the records, and that none
-//! of them names, was not being deleted then.
+//! of them names, was not being deleted then. A record outlasts its objects until the next prune: one that is slow may
+//! still be deleting what another one has deleted already, and a key that is free again is not used again meanwhile.
 //!
 //! Invariant: a pause that names only what [`Standing`] has, and is published within [`PUBLISH_MAX`] of the look, is
 //! listed by every prune that could delete one of its objects: what is condemned for less than half of its grace, or

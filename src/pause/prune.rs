@@ -9,8 +9,11 @@
 //! Uploads in parts that nobody has finished are condemned and given up in the same way, as no store tells their age
 //! alike. What a put that broke off left in a folder is removed when nobody has written to it for the grace time.
 //!
+//! What a pause named that is removed is condemned before its manifest goes, whatever records say of it already: whoever
+//! reads that pause meanwhile has the whole time of grace.
+//!
 //! Invariants: an object that a listed manifest names is never deleted; the newest pause is never removed; a prune
-//! that was interrupted at any step is finished by the next one.
+//! that was interrupted at any step is finished by later ones.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
@@ -107,6 +110,8 @@ impl From<RecordError> for PruneError {
 struct Found {
     objects: Vec<ObjectMeta>,
     named: BTreeSet<ObjectKey>,
+    /// What only pauses named that were removed just now.
+    freed: BTreeSet<ObjectKey>,
     uploads: BTreeSet<UploadId>,
 }
 
@@ -135,8 +140,10 @@ pub fn prune(
     for pause in pauses {
         named.extend(Manifest::read(store, bucket, pause, until)?.files.into_iter().map(|file| file.object));
     }
-    // The manifests go first: what they alone name is condemned from now on, not deleted.
+    let freed = named_before(store, bucket, &removed_pauses, &named, until)?;
     if !options.dry_run {
+        // First: whoever does not see the manifests any more sees that what they named has its time of grace from now.
+        condemn((store, bucket), (freed.iter(), &[]), (options, began), until)?;
         let keys: Vec<ObjectKey> = removed_pauses
             .iter()
             .map(|pause| bucket.manifest_key(*pause))
@@ -146,25 +153,65 @@ pub fn prune(
     let mut report = PruneReport { removed_pauses, ..PruneReport::default() };
     let folder = bucket.objects()?;
     let objects: Vec<ObjectMeta> = store.list(Some(&folder), until)?;
-    let found = Found { objects, named, uploads: unfinished(store, &folder, until)? };
+    let found = Found { objects, named, freed, uploads: unfinished(store, &folder, until)? };
     let waiting = delete_due(store, bucket, &found, options, &mut report, until)?;
     sweep(store, bucket, options, &mut report, until)?;
-    let is_new =
-        |object: &&ObjectMeta| !found.named.contains(&object.key) && !waiting.objects.contains(&object.key);
+    let is_freed = |object: &&ObjectMeta| found.freed.contains(&object.key);
+    let is_new = |object: &&ObjectMeta| {
+        !found.named.contains(&object.key) && !waiting.objects.contains(&object.key) && !is_freed(object)
+    };
     let unnamed: Vec<&ObjectMeta> = found.objects.iter().filter(is_new).collect();
     let uploads: Vec<UploadId> = found.uploads.difference(&waiting.uploads).cloned().collect();
-    report.condemned_objects = unnamed.len();
-    report.condemned_bytes = unnamed.iter().map(|object| object.length_bytes).sum();
+    let condemned = unnamed.iter().copied().chain(found.objects.iter().filter(is_freed));
+    (report.condemned_objects, report.condemned_bytes) = count(condemned);
     report.condemned_uploads = uploads.len();
     if !options.dry_run {
-        let objects: Vec<ObjectKey> = unnamed.into_iter().map(|object| object.key.clone()).collect();
-        // It is later than when this began: who looks at the records before they are there does not see them.
-        let since = options.now + began.elapsed();
-        for record in Condemned::all(&objects, &uploads, since, options.grace) {
-            record.write(store, bucket, until)?;
-        }
+        let unnamed = unnamed.into_iter().map(|object| &object.key);
+        condemn((store, bucket), (unnamed, &uploads), (options, began), until)?;
     }
     Ok(report)
+}
+
+/// How many objects, and their bytes.
+fn count<'a>(objects: impl Iterator<Item = &'a ObjectMeta>) -> (usize, u64) {
+    objects.fold((0, 0), |(count, bytes), object| (count + 1, bytes.saturating_add(object.length_bytes)))
+}
+
+/// What pauses name that are removed, and no pause that stays. One that cannot be read says nothing.
+fn named_before(
+    store: &dyn ObjectStore,
+    bucket: &BucketPart,
+    removed: &[PauseId],
+    named: &BTreeSet<ObjectKey>,
+    until: &Until,
+) -> Result<BTreeSet<ObjectKey>, PruneError> {
+    let mut freed = BTreeSet::new();
+    for pause in removed {
+        match Manifest::read(store, bucket, *pause, until) {
+            Ok(manifest) => freed.extend(manifest.files.into_iter().map(|file| file.object)),
+            Err(error @ (ManifestError::Store(_) | ManifestError::Bucket { .. })) => return Err(error.into()),
+            // Another prune has removed it, or it is damaged.
+            Err(_) => {}
+        }
+    }
+    freed.retain(|object| !named.contains(object));
+    Ok(freed)
+}
+
+/// Records what is condemned. It is later than when the prune began: who looks at the records before they are there
+/// does not see them.
+fn condemn<'a>(
+    (store, bucket): (&dyn ObjectStore, &BucketPart),
+    (objects, uploads): (impl Iterator<Item = &'a ObjectKey>, &[UploadId]),
+    (options, began): (&PruneOptions, Instant),
+    until: &Until,
+) -> Result<(), PruneError> {
+    let objects: Vec<ObjectKey> = objects.cloned().collect();
+    let since = options.now + began.elapsed();
+    for record in Condemned::all(&objects, uploads, since, options.grace) {
+        record.write(store, bucket, until)?;
+    }
+    Ok(())
 }
 
 /// The uploads in parts of objects in `folder` that are neither finished nor given up.
@@ -180,6 +227,10 @@ fn unfinished(
 }
 
 /// Deletes what was condemned long enough ago. Gives back what is or was condemned otherwise.
+///
+/// An object goes when all records that list it are due. A record goes when nothing that it lists was left to delete,
+/// which is a prune after the one that deleted it: in between it tells those who pause not to use the names of what was
+/// deleted again, which another prune may still be deleting.
 fn delete_due(
     store: &dyn ObjectStore,
     bucket: &BucketPart,
@@ -188,32 +239,50 @@ fn delete_due(
     report: &mut PruneReport,
     until: &Until,
 ) -> Result<Waiting, PruneError> {
-    let mut waiting = Waiting::default();
+    let mut records = Vec::new();
     for key in Condemned::list(store, bucket, until)? {
-        let Some(record) = Condemned::read(store, &key, until)? else { continue };
-        if record.is_due(options.now, options.grace) {
-            let is_unneeded = |object: &&ObjectMeta| {
-                record.objects.contains(&object.key) && !found.named.contains(&object.key)
-            };
-            let due: Vec<&ObjectMeta> = found.objects.iter().filter(is_unneeded).collect();
-            let uploads: Vec<_> = record.uploads.intersection(&found.uploads).collect();
-            report.deleted_objects += due.len();
-            report.deleted_bytes += due.iter().map(|object| object.length_bytes).sum::<u64>();
-            report.deleted_leftovers += uploads.len();
-            if !options.dry_run {
-                let keys: Vec<ObjectKey> = due.iter().map(|object| object.key.clone()).collect();
-                store.delete(&keys, until)?;
-                for (key, id) in uploads {
-                    let upload = Upload { key: key.clone(), id: id.clone() };
-                    store.in_parts().map_or(Ok(()), |parts| parts.abort(&upload, until))?;
-                }
-                // Last: while it is there the objects are found again.
-                store.delete(&[key], until)?;
-            }
-        }
+        records.extend(Condemned::read(store, &key, until)?.map(|record| (key, record)));
+    }
+    let (due, later): (Vec<_>, Vec<_>) =
+        records.into_iter().partition(|(_, record)| record.is_due(options.now, options.grace));
+    let mut waiting = Waiting::default();
+    for (_, record) in later {
         waiting.objects.extend(record.objects);
         waiting.uploads.extend(record.uploads);
     }
+    let stays = |object: &ObjectKey| waiting.objects.contains(object) || found.freed.contains(object);
+    let (mut listed, mut deleted) = (Waiting::default(), BTreeSet::new());
+    for (key, record) in due {
+        let is_left = |object: &&ObjectMeta| {
+            record.objects.contains(&object.key)
+                && !found.named.contains(&object.key)
+                && !deleted.contains(&object.key)
+        };
+        let (kept, gone): (Vec<&ObjectMeta>, Vec<&ObjectMeta>) =
+            found.objects.iter().filter(is_left).partition(|object| stays(&object.key));
+        let uploads: Vec<_> = record.uploads.intersection(&found.uploads).collect();
+        let (objects, bytes) = count(gone.iter().copied());
+        report.deleted_objects += objects;
+        report.deleted_bytes = report.deleted_bytes.saturating_add(bytes);
+        report.deleted_leftovers += uploads.len();
+        let is_done = kept.is_empty() && gone.is_empty() && uploads.is_empty();
+        if !options.dry_run {
+            let keys: Vec<ObjectKey> = gone.iter().map(|object| object.key.clone()).collect();
+            store.delete(&keys, until)?;
+            for (key, id) in uploads {
+                let upload = Upload { key: key.clone(), id: id.clone() };
+                store.in_parts().map_or(Ok(()), |parts| parts.abort(&upload, until))?;
+            }
+            if is_done {
+                store.delete(&[key], until)?;
+            }
+        }
+        deleted.extend(gone.into_iter().map(|object| object.key.clone()));
+        listed.objects.extend(record.objects);
+        listed.uploads.extend(record.uploads);
+    }
+    waiting.objects.append(&mut listed.objects);
+    waiting.uploads.append(&mut listed.uploads);
     Ok(waiting)
 }
 
