@@ -2,8 +2,10 @@
 //! has to be.
 
 use std::num::{NonZeroU64, NonZeroUsize};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dormouse::objstore::{
@@ -39,7 +41,7 @@ impl Policy for Gauge {
             calls.1 = calls.1.max(calls.0);
         }
         let (_holder, never) = fin();
-        let patience = Until::within(Duration::from_secs(5));
+        let patience = Until::within(Duration::from_secs(30));
         while self.calls.lock().1 < self.expected && patience.check().is_ok() {
             let _ = never.wait(&Until::within(Duration::from_millis(1)));
         }
@@ -162,4 +164,48 @@ fn limits_under_which_nothing_could_be_carried_are_refused() {
         let words = ["archive", "list", "--archive", "a", option, value];
         world.refused(2, &words, &[option, why]);
     }
+}
+
+/// Lets the calls for one object through. The others hang until they are cancelled.
+#[derive(Clone, Default)]
+struct OneGoesThrough {
+    hung: Arc<AtomicUsize>,
+    cancelled: Arc<AtomicUsize>,
+}
+
+impl Policy for OneGoesThrough {
+    fn call<T>(
+        &self,
+        call: CallInfo<'_>,
+        until: &Until,
+        go: &mut dyn FnMut(&Until) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        if call.key.is_none_or(|key| key.as_str() != "a/0") {
+            self.hung.fetch_add(1, Ordering::SeqCst);
+            if until.cancel().fin().wait(&watchdog()).is_ok() {
+                self.cancelled.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        go(until)
+    }
+}
+
+#[test]
+fn a_panic_of_who_is_told_of_progress_ends_the_calls_that_are_under_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let policy = OneGoesThrough::default();
+    let archive = ArchiveUrl::Folder(folder.path().join("archive"));
+    let store = Layer::new(archive.open(&ArchiveOptions::default()).unwrap(), policy.clone());
+    let names: Vec<_> = (0..24).map(|number| key(&format!("a/{number}"))).collect();
+    let (path, bytes) = (folder.path().join("file"), b"content");
+    std::fs::write(&path, bytes).unwrap();
+    let chunks = chunks_of(bytes);
+    let file = |key| FileUpload { key, path: &path, length_bytes: bytes.len() as u64, chunks: &chunks };
+    let files: Vec<_> = names.iter().map(file).collect();
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        upload_files(&store, &files, &Until::default(), &mut |_| panic!("on purpose"))
+    }));
+    assert!(panicked.is_err());
+    let (hung, cancelled) = (policy.hung.load(Ordering::SeqCst), policy.cancelled.load(Ordering::SeqCst));
+    assert!(hung < files.len() - 1 && cancelled == hung, "{cancelled} of {hung} calls were cancelled");
 }

@@ -80,6 +80,17 @@ impl Failure for TransferError {
     }
 }
 
+/// Does something when it is dropped by a panic.
+struct OnPanic<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnPanic<F> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            (self.0)();
+        }
+    }
+}
+
 /// Does `jobs` in about their order and hands each result to `on_done`, on this thread. The first error, of a job
 /// or of `on_done`, keeps the jobs that have not begun from beginning and ends the limit of those that have, and is
 /// returned when all threads have ended.
@@ -121,12 +132,17 @@ fn run_jobs<J: Sync, D: Send>(
         .collect();
     drop(sender);
     let mut first_error = None;
+    let give_up = || {
+        has_failed.store(true, Ordering::Relaxed);
+        until.cancel().cancel();
+    };
     let collect = || {
+        // A panic of the caller's own code goes on once the threads have ended.
+        let _gives_up = OnPanic(&give_up);
         // Ends with the threads, and those with their calls' limit.
         while let Ok(result) = thread::recv(&results, &Until::default()) {
             if let Err(error) = result.and_then(&mut *on_done) {
-                has_failed.store(true, Ordering::Relaxed);
-                until.cancel().cancel();
+                give_up();
                 first_error.get_or_insert(error);
             }
         }
