@@ -1,16 +1,21 @@
 //! A pause whose manifest may be there or not: no change is taken until the archive has been asked.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dormouse::bucket::{
-    Bucket, BucketError, BucketState, IndexError, IntakeError, PauseError, PauseOptions, ResumeError,
+    Bucket, BucketConfig, BucketError, BucketState, IndexError, IntakeError, PauseError, PauseOptions,
+    ResumeError,
 };
 use dormouse::index::{IndexDefinition, KeyRange};
 use dormouse::objstore::{FileStore, ObjectKey, ObjectStore, Operation};
 use dormouse::pause::{Manifest, list_pauses};
 use dormouse::shard::{LockError, StoreKind};
 use dormouse::thread::{Cancel, Until};
+use slog::{Drain, Logger, Never, OwnedKVList, Record, o};
 
 use crate::support::buckets::{
     World, close, ids, ingest, is_locked, lines, named, pause, prune_to_what_is_named, scan,
@@ -260,4 +265,61 @@ fn a_bucket_that_was_switched_on_is_resumed_also_where_nothing_can_be_cleared_aw
     world.resume("b", &watchdog()).unwrap();
     assert_eq!(scan(&world.open("b")), ids(0..30));
     std::fs::remove_file(&stuck).unwrap();
+}
+
+#[test]
+fn a_pause_in_doubt_that_cannot_be_settled_leaves_the_shards_sealed() {
+    let world = World::new();
+    let bucket = bucket(&world);
+    doubtful_pause(&world, &bucket, false);
+    let tables = world.dir.path().join("data/buckets/b/shard-0001/lsm/tables");
+    let aside = world.dir.path().join("aside");
+    std::fs::rename(&tables, &aside).unwrap();
+    let error = pause(&bucket, &world.store, false).unwrap_err();
+    assert!(matches!(error, PauseError::Lock { error: LockError::Store { .. }, .. }), "{error}");
+    for shard in bucket.shards() {
+        assert!(matches!(shard.lock("the test", &watchdog()), Err(LockError::Sealed { .. })));
+    }
+    std::fs::rename(&aside, &tables).unwrap();
+    pause(&bucket, &world.store, false).unwrap();
+}
+
+#[test]
+fn a_logger_that_panics_when_a_pause_comes_to_be_in_doubt_leaves_the_shards_sealed() {
+    let world = World::new();
+    close(bucket(&world));
+    let (lost, cancel) = (LostStore::with_the_manifest(&world.store, true), Cancel::new());
+    let is_lost = Arc::new(AtomicBool::new(false));
+    let config = BucketConfig {
+        logger: Logger::root(Panics(AssertUnwindSafe(Arc::clone(&is_lost))), o!()),
+        ..world.config.clone()
+    };
+    let bucket = world.data.open_bucket(&named("b"), &config).unwrap();
+    let mut lost = lost;
+    let (told, seen) = (cancel.clone(), Arc::clone(&is_lost));
+    lost.around.on_manifest = Some(Box::new(move || {
+        seen.store(true, Ordering::SeqCst);
+        told.cancel();
+    }));
+    let until = Until::new(None, cancel);
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        bucket.pause(&lost, PauseOptions::default(), &until, &mut |_| {}).map(drop)
+    }));
+    assert!(panicked.is_err(), "{panicked:?}");
+    for shard in bucket.shards() {
+        assert!(matches!(shard.lock("the test", &watchdog()), Err(LockError::Sealed { .. })));
+    }
+}
+
+/// Panics at a step that is told once this is set.
+struct Panics(AssertUnwindSafe<Arc<AtomicBool>>);
+
+impl Drain for Panics {
+    type Ok = ();
+    type Err = Never;
+
+    fn log(&self, record: &Record<'_>, _: &OwnedKVList) -> Result<(), Never> {
+        assert!(!self.0.load(Ordering::SeqCst) || record.msg().to_string() != "a step begins", "on purpose");
+        Ok(())
+    }
 }

@@ -1,7 +1,7 @@
 //! What one pause carries into the archive, round by round.
 
 use std::path::PathBuf;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::objstore::{ObjectKey, ObjectStore};
 use crate::pause::{
@@ -37,8 +37,9 @@ pub(super) struct Carriage<'a> {
     /// Bytes of files whose objects are durable.
     done_bytes: u64,
     new: NewObjects,
-    /// When it was last looked at what stands in the archive.
-    looked: Instant,
+    /// When it was last looked at what stands in the archive. One clock stands still while the machine sleeps, the other
+    /// one may be set back.
+    looked: (Instant, SystemTime),
 }
 
 /// Looks at what stands in the archive of a bucket.
@@ -77,7 +78,7 @@ impl<'a> Carriage<'a> {
         };
         let known = KnownHashes::read_by(store.parallel());
         let new = NewObjects::default();
-        let looked = Instant::now();
+        let looked = (Instant::now(), SystemTime::now());
         Ok(Self { bucket, store, options, reusable, known, scratch, done_bytes: 0, new, looked })
     }
 
@@ -91,14 +92,15 @@ impl<'a> Carriage<'a> {
         self.options.attempt = attempt;
     }
 
-    /// When [`Carriage::look`] began the last time.
-    pub(super) fn looked(&self) -> Instant {
-        self.looked
+    /// The time since [`Carriage::look`] began the last time.
+    pub(super) fn since_look(&self) -> Duration {
+        let (monotonic, wall) = self.looked;
+        monotonic.elapsed().max(wall.elapsed().unwrap_or_default())
     }
 
     /// Looks at what stands in the archive. Nothing else is named without being uploaded from now on.
     pub(super) fn look(&mut self, until: &Until) -> Result<Standing, PauseError> {
-        self.looked = Instant::now();
+        self.looked = (Instant::now(), SystemTime::now());
         let standing = look(self.store, (&self.options.bucket, &self.bucket), until)?;
         self.reusable.keep_standing(&standing);
         Ok(standing)

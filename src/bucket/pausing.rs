@@ -97,12 +97,13 @@ impl Drop for Underway<'_> {
             BucketState::Publishing { .. } => Some(Event::Lost),
             _ => None,
         };
+        // Before anything else that may fail, or panic in the host's logger.
+        if matches!(state, BucketState::Publishing { .. } | BucketState::Paused { .. }) {
+            self.guards.iter_mut().for_each(|guard| guard.seal_on_drop(&self.owner));
+        }
         if let Some(Err(error)) = event.map(|event| self.bucket.step(event)) {
             // What is on disk is led on when the bucket is paused or opened again.
             warn!(self.bucket.logger, "the end of a pause could not be recorded"; "error" => %error);
-        }
-        if matches!(state, BucketState::Publishing { .. } | BucketState::Paused { .. }) {
-            self.guards.iter_mut().for_each(|guard| guard.seal_on_drop(&self.owner));
         }
     }
 }
@@ -191,7 +192,7 @@ impl Bucket {
         let manifest =
             self.describe_pause(pause, carriage.attempt(), parent.as_ref(), carried.uploaded.files);
         self.record(Event::Publishing)?;
-        let in_time = until.at_most(PUBLISH_MAX.saturating_sub(carriage.looked().elapsed()));
+        let in_time = until.at_most(PUBLISH_MAX.saturating_sub(carriage.since_look()));
         self.publish(&manifest, store, &in_time)?;
         debug!(self.logger, "the manifest is published"; "pause" => %pause);
         self.step(Event::Published).map_err(|error| PauseError::Record {

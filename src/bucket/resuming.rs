@@ -20,7 +20,7 @@ use crate::pause::{
     BucketPart, BucketState, Event, Manifest, Membership, PauseId, Progress, Refusal, Staged, check_local,
     download, list_parts, list_pauses, take_up, withdraw,
 };
-use crate::shard::{ShardSet, lock_sealed};
+use crate::shard::{ShardLock, ShardSet, lock_sealed};
 use crate::thread::{Stopped, Until};
 
 use super::bucket::BucketConfig;
@@ -315,7 +315,7 @@ impl DataDir {
         let owner = format!("resume {pause}");
         let set = ShardSet::open(staging, meta.shard_specs(), &config.shards, Some(&owner), &config.logger);
         let set = set.map_err(|error| cannot_open(name, BucketError::Shard(error)))?;
-        let guards = lock_sealed(set.shards(), &owner)
+        let mut guards = lock_sealed(set.shards(), &owner)
             .map_err(|error| ResumeError::Lock { bucket: name.clone(), error })?;
         set.close(until).map_err(|_| stopped(until.check().err().unwrap_or(Stopped::DeadlinePassed)))?;
         meta.write(staging)?;
@@ -329,7 +329,7 @@ impl DataDir {
             }
         }
         debug!(config.logger, "a bucket is in its place"; "bucket" => %name);
-        drop(guards);
+        guards.iter_mut().for_each(ShardLock::open_on_drop);
         Ok(())
     }
 }

@@ -140,12 +140,9 @@ impl Bucket {
             }
             Fate::Absent => {
                 let owner = format!("pause {pause}");
+                // Until it is on record that the pause is not there, no write is taken.
                 let mut guards = lock_sealed(self.set.shards(), &owner)
                     .map_err(|error| PauseError::Lock { bucket, error })?;
-                // Until it is on record that the pause is not there, no write is taken.
-                for guard in &mut guards {
-                    guard.seal_on_drop(&owner);
-                }
                 self.record(Event::Absent)?;
                 guards.iter_mut().for_each(ShardLock::open_on_drop);
                 drop(guards);

@@ -120,10 +120,11 @@ impl Shard {
         Ok(guard)
     }
 
-    /// Takes the lock of a shard that is sealed. Dropping the guard opens it for writes, unless it is told to seal.
+    /// Takes the lock of a shard that is sealed. Dropping the guard seals it again, unless it is told to open.
     fn lock_sealed(&self, owner: &str) -> Result<ShardLock, LockError> {
         let (shard, wanted_by) = (self.id(), owner.to_owned());
         let mut guard = self.grant(owner, true)?;
+        guard.seal_on_drop(owner);
         guard.files = self.files().map_err(|fault| LockError::Store { shard, wanted_by, fault })?;
         Ok(guard)
     }
@@ -205,8 +206,8 @@ pub fn lock_all(shards: &[Shard], owner: &str, until: &Until) -> Result<Vec<Shar
     ascending.into_iter().map(|shard| shard.lock(owner, until)).collect()
 }
 
-/// Locks shards that are sealed, all or none, so that dropping the guards opens them for writes. Nobody but who
-/// sealed them, or opened them so, may ask for it.
+/// Locks shards that are sealed, all or none, so that they can be opened for writes. Nobody but who sealed them, or
+/// opened them so, may ask for it. Dropping the guards seals them again, for `owner`, unless they are told to open.
 pub(crate) fn lock_sealed(shards: &[Shard], owner: &str) -> Result<Vec<ShardLock>, LockError> {
     shards.iter().map(|shard| shard.lock_sealed(owner)).collect()
 }
