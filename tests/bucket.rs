@@ -13,8 +13,8 @@ use dormouse::source::Input;
 use dormouse::thread::{Cancel, Until};
 
 use crate::support::buckets::{
-    SPEC, World, applied, by_n, close, fed, ids, ingest, input, is_locked, lines, named, options, pause,
-    scan, while_ingesting,
+    SPEC, World, applied, by_n, close, fed, ids, ingest, input, is_locked, lines, named, once_free, options,
+    pause, scan, while_ingesting,
 };
 use crate::support::{FailingStore, Fails, eventually, forever, push, tree, watchdog};
 
@@ -446,4 +446,42 @@ fn a_scan_that_begins_while_the_local_data_goes_reads_all_of_it_or_is_refused() 
             assert!(matches!(refused, IndexError::Paused { .. }), "{refused}");
         });
     }
+}
+
+#[test]
+fn a_bucket_whose_shards_cannot_be_looked_at_is_not_dropped() {
+    let world = World::new();
+    let bucket = world.filled("b", 0..10);
+    let shards =
+        ["shard-0000", "shard-0001"].map(|shard| world.dir.path().join("data/buckets/b").join(shard));
+    for shard in &shards {
+        std::fs::rename(shard.join("shard.meta"), shard.join("aside")).unwrap();
+        std::os::unix::fs::symlink("shard.meta", shard.join("shard.meta")).unwrap();
+    }
+    let error = world.data.drop_bucket(&named("b")).unwrap_err();
+    assert!(error.to_string().contains("shard.meta"), "{error}");
+    for shard in &shards {
+        std::fs::rename(shard.join("aside"), shard.join("shard.meta")).unwrap();
+    }
+    assert_eq!(scan(&bucket), ids(0..10));
+    close(bucket);
+    once_free(|| world.data.drop_bucket(&named("b"))).unwrap();
+}
+
+#[test]
+fn the_way_out_of_damaged_metadata_leads_out_of_it() {
+    let world = World::new();
+    let bucket = world.filled("b", 0..10);
+    pause(&bucket, &world.store, false).unwrap();
+    close(bucket);
+    let meta = world.dir.path().join("data/buckets/b/bucket.meta");
+    let mut bytes = std::fs::read(&meta).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&meta, bytes).unwrap();
+    let error = world.resume("b", &watchdog()).unwrap_err();
+    assert!(error.to_string().contains("with `resume`, after a `drop`"), "{error}");
+    once_free(|| world.data.drop_bucket(&named("b"))).unwrap();
+    world.resume("b", &watchdog()).unwrap();
+    assert_eq!(scan(&world.open("b")), ids(0..10));
 }

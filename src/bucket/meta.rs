@@ -234,7 +234,11 @@ pub enum MetaError {
     #[error(transparent)]
     Path(#[from] PathError),
     /// It is damaged.
-    #[error("cannot read {}: {why}; bring the bucket back from an archive with `resume`", path.display())]
+    #[error(
+        "cannot read {}: {why}; bring the bucket back from an archive with `resume`, after a `drop` or into another data \
+         folder",
+        path.display()
+    )]
     Damaged {
         /// The file.
         path: PathBuf,

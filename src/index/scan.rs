@@ -70,7 +70,10 @@ pub enum ScanError {
     #[error(transparent)]
     Snapshot(#[from] ReadError),
     /// A shard cannot be read.
-    #[error("cannot scan shard {shard}: {fault}; if a file is damaged, bring the bucket back with `resume`")]
+    #[error(
+        "cannot scan shard {shard}: {fault}; if a file is damaged, bring the bucket back with `resume`, after a `drop` or \
+         into another data folder"
+    )]
     Store {
         /// The shard.
         shard: ShardId,
@@ -78,7 +81,10 @@ pub enum ScanError {
         fault: StoreFault,
     },
     /// An entry is not what an index writes.
-    #[error("cannot read an entry of shard {shard}: {error}; bring the bucket back with `resume`")]
+    #[error(
+        "cannot read an entry of shard {shard}: {error}; bring the bucket back with `resume`, after a `drop` or into \
+         another data folder"
+    )]
     Entry {
         /// The shard.
         shard: ShardId,

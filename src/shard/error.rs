@@ -33,7 +33,11 @@ pub enum OpenError {
     #[error(transparent)]
     Path(#[from] PathError),
     /// The metadata is damaged or of a newer version.
-    #[error("cannot open shard {shard}: {}: {why}; bring the bucket back from an archive with `resume`", path.display())]
+    #[error(
+        "cannot open shard {shard}: {}: {why}; bring the bucket back from an archive with `resume`, after a `drop` or into \
+         another data folder",
+        path.display()
+    )]
     Spec {
         /// The shard.
         shard: ShardId,
@@ -59,7 +63,10 @@ pub enum OpenError {
         folder: PathBuf,
     },
     /// The engine refused.
-    #[error("cannot open shard {shard}: {fault}; if a file is damaged, bring the bucket back with `resume`")]
+    #[error(
+        "cannot open shard {shard}: {fault}; if a file is damaged, bring the bucket back with `resume`, after a `drop` or \
+         into another data folder"
+    )]
     Store {
         /// The shard.
         shard: ShardId,
@@ -281,7 +288,10 @@ pub enum ReadError {
         why: Stopped,
     },
     /// The engine failed, or a file is damaged.
-    #[error("cannot read shard {shard}: {fault}; if a file is damaged, bring the bucket back with `resume`")]
+    #[error(
+        "cannot read shard {shard}: {fault}; if a file is damaged, bring the bucket back with `resume`, after a `drop` or \
+         into another data folder"
+    )]
     Store {
         /// The shard.
         shard: ShardId,

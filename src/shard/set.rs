@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use crossbeam::channel::{Receiver, Sender, after, bounded, never, select_biased}
 use parking_lot::Mutex;
 use slog::{Logger, error, info};
 
-use crate::durable::{AtPath, Claim};
+use crate::durable::{AtPath, Claim, PathError};
 use crate::thread::{self, Fin, FinHolder, Panicked, Process, RecvError, Stopped, Thread, Until, fin};
 
 use super::ShardId;
@@ -93,6 +94,11 @@ impl Drop for ShardSet {
     }
 }
 
+/// Whether the error says that there is no such file.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 impl ShardSet {
     /// Makes the empty shards of a bucket in `folder`, which must exist.
     pub fn create(folder: &Path, specs: impl Iterator<Item = ShardSpec>) -> Result<(), OpenError> {
@@ -112,7 +118,7 @@ impl ShardSet {
             match claim(&shard) {
                 Ok(file) => claims.push(file),
                 // No shard, or one that was never finished.
-                Err(OpenError::Path(_)) => {}
+                Err(OpenError::Path(PathError { source, .. })) if is_absent(&source) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -189,7 +195,7 @@ impl ShardSet {
                 let _ = set.close(&Until::within(START_FAILED_GRACE));
                 let path = PathBuf::from(folder);
                 let doing = "start the threads for";
-                return Err(OpenError::Path(crate::durable::PathError { doing, path, source }));
+                return Err(OpenError::Path(PathError { doing, path, source }));
             }
         }
         Ok(set)
