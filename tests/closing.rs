@@ -8,7 +8,7 @@ use dormouse::bucket::{Bucket, BucketState, CloseError, IndexError, IntakeError,
 use dormouse::event::{Seqno, VbId};
 use dormouse::index::{KeyRange, ScanQuery};
 use dormouse::shard::StoreKind;
-use dormouse::thread::Until;
+use dormouse::thread::{Until, fin};
 use tempfile::TempDir;
 
 use crate::support::buckets::{
@@ -109,6 +109,27 @@ fn a_close_leads_a_pause_on_another_thread_back_to_online() {
     assert_eq!(bucket.describe().state, BucketState::Online);
     drop(bucket);
     assert_eq!(scan(&world.open("b")), ids(0..50));
+}
+
+#[test]
+fn closes_at_the_same_time_both_wait_for_the_calls_that_are_under_way() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    let (go_on, told) = fin();
+    std::thread::scope(|scope| {
+        let ingest = scope.spawn(|| {
+            let mut wait = |_| told.wait(&watchdog()).unwrap();
+            bucket.ingest(vec![input(lines(0..10))], &options(), &watchdog(), &mut wait)
+        });
+        eventually("it is applied", || applied(&bucket) == 10);
+        let first = scope.spawn(|| bucket.close(&watchdog()));
+        eventually("it is being closed", || is_closed(&bucket));
+        let second = bucket.close(&Until::within(Duration::from_millis(50)));
+        assert!(matches!(&second, Err(CloseError::Busy { calls }) if calls == &["an ingest"]), "{second:?}");
+        drop(go_on);
+        let _ = ingest.join().unwrap();
+        first.join().unwrap().unwrap();
+    });
 }
 
 fn is_closed(bucket: &Bucket) -> bool {

@@ -19,6 +19,7 @@ struct Listed {
     running: Vec<Running>,
 }
 
+#[derive(Clone)]
 struct Running {
     doing: &'static str,
     cancel: Cancel,
@@ -52,19 +53,16 @@ impl Calls {
     }
 
     /// Lets no call begin from now on, cancels those that are under way and waits for their ends. Gives back what is
-    /// still being done when the limit ends.
+    /// still being done when the limit ends. Calls stay listed until they end, for whoever closes at the same time.
     pub(super) fn close(&self, until: &Until) -> Vec<&'static str> {
         let running = {
             let mut listed = self.listed.lock();
             listed.is_closed = true;
-            std::mem::take(&mut listed.running)
+            listed.running.clone()
         };
         for call in &running {
             call.cancel.cancel();
         }
-        let left: Vec<Running> = running.into_iter().filter(|call| call.ended.wait(until).is_err()).collect();
-        let doing = left.iter().map(|call| call.doing).collect();
-        self.listed.lock().running.extend(left);
-        doing
+        running.iter().filter(|call| call.ended.wait(until).is_err()).map(|call| call.doing).collect()
     }
 }
