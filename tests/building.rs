@@ -2,13 +2,16 @@
 //! and hold what the producer has, whatever happens meanwhile.
 
 use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
 
-use dormouse::bucket::{IndexError, IndexState, IntakeError};
-use dormouse::index::{IndexDefinition, KeyRange};
+use dormouse::bucket::{BucketConfig, IndexError, IndexState, IntakeError};
+use dormouse::index::{IndexDefinition, KEY_BYTES_MAX, KeyRange};
 use dormouse::shard::StoreKind;
+use dormouse::thread::{Cancel, Stopped, Until};
+use slog::{Drain, Logger, Never, OwnedKVList, Record, o};
 use tempfile::TempDir;
 
-use crate::support::consumer::{Consumer, by_n, expected, follow, write};
+use crate::support::consumer::{Consumer, by_n, config, expected, follow, write};
 use crate::support::path::Dice;
 use crate::support::producer::{Producer, What};
 use crate::support::shards::for_each_store;
@@ -234,4 +237,53 @@ fn indexes_that_stand_at_different_places_are_built_one_after_the_other() {
         wait_until_ready(&consumer, &producer, &mut dice, index);
     }
     finish(consumer, producer, &[by_n(), second(), third]);
+}
+
+#[test]
+fn what_a_build_leaves_out_of_an_index_is_reported() {
+    let folder = TempDir::new().unwrap();
+    let (producer, consumer, _) = full(&folder, StoreKind::Lsm, 8);
+    let long = "x".repeat(KEY_BYTES_MAX);
+    for number in 0..10 {
+        producer.put(number % VBUCKETS, &format!("long-{number}"), &format!("{{\"n\":1,\"s\":\"{long}\"}}"));
+    }
+    assert_eq!(consumer.once(&producer).oversize_keys, 0);
+    consumer.bucket.ensure_index(&IndexDefinition::parse("by_s=s").unwrap(), false).unwrap();
+    assert_eq!(consumer.once(&producer).oversize_keys, 10);
+    consumer.close();
+    producer.check();
+}
+
+/// Gives a cancel when the connections of a build go.
+struct CancelsAtTheEndOfABuild(AssertUnwindSafe<Cancel>);
+
+impl Drain for CancelsAtTheEndOfABuild {
+    type Ok = ();
+    type Err = Never;
+
+    fn log(&self, record: &Record<'_>, _: &OwnedKVList) -> Result<(), Never> {
+        if record.msg().to_string() == "a connection is not needed any more" {
+            self.0.cancel();
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_cancel_while_a_build_ends_is_told_as_one() {
+    let folder = TempDir::new().unwrap();
+    let (producer, consumer, _) = full(&folder, StoreKind::Lsm, 9);
+    consumer.close();
+    let cancel = Cancel::new();
+    let drain = CancelsAtTheEndOfABuild(AssertUnwindSafe(cancel.clone()));
+    let config = BucketConfig { logger: Logger::root(drain, o!()), ..config() };
+    let consumer = Consumer::open_with(folder.path(), Consumer::spec(), &config);
+    consumer.bucket.ensure_index(&second(), false).unwrap();
+    let until = Until::new(None, cancel);
+    let ended = consumer.bucket.follow(&follow(&producer, false), &until, &mut |_| {}).unwrap_err();
+    assert!(matches!(ended, IntakeError::Stopped { why: Stopped::Cancelled, .. }), "{ended}");
+    consumer.once(&producer);
+    assert_eq!(consumer.indexed_by(&second()), expected(&producer));
+    consumer.close();
+    producer.check();
 }

@@ -2,6 +2,7 @@
 //! `tests/legacy`.
 
 use std::collections::BTreeSet;
+use std::io::{self, Read};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::panic::AssertUnwindSafe;
@@ -9,6 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
+use crossbeam::channel::{Receiver, bounded};
 use dormouse::bucket::{
     BucketConfig, BucketState, CloseError, FollowCause, FollowOptions, IntakeError, PauseError, PauseOptions,
 };
@@ -16,19 +18,21 @@ use dormouse::index::KeyRange;
 use dormouse::objstore::{
     CallInfo, CredentialSource, Credentials, FileStore, Layer, Policy, S3Config, S3Store, StoreError,
 };
-use dormouse::shard::{ReadError, Shard, ShardSetConfig, StoreKind, lock_all};
+use dormouse::shard::{ShardSetConfig, StoreKind, lock_all};
 use dormouse::source::Input;
-use dormouse::thread::{Cancel, Thread, Until, spawn};
+use dormouse::thread::{Cancel, Thread, Until, recv, spawn};
 use slog::{Drain, Logger, Never, OwnedKVList, Record, o};
 use tempfile::TempDir;
 
-use crate::support::buckets::{World, close, ids, ingest, input, is_locked, lines, options, pause, scan};
+use crate::support::buckets::{
+    World, applied, close, ids, ingest, input, is_locked, lines, options, pause, scan,
+};
 use crate::support::consumer::{Consumer, expected, follow, write};
 use crate::support::failures::Failures;
 use crate::support::path::Dice;
 use crate::support::producer::{Producer, cluster_at};
 use crate::support::shards::for_each_store;
-use crate::support::{eventually, watchdog};
+use crate::support::{eventually, push, watchdog};
 
 for_each_store! {
     instances_are_opened_paused_and_closed_at_the_same_time,
@@ -224,10 +228,18 @@ fn a_store_that_panics_while_it_carries_files_ends_its_pause_and_nothing_else() 
     assert_eq!(scan(&world.open("b")), ids(0..60));
 }
 
-/// Hangs at records that say this, until the gate is given: what calls it hangs as it does in a disk.
+/// Where something hangs, until it is let on.
+#[derive(Clone, Default)]
+struct Gate {
+    /// Given once it hangs.
+    hangs: Cancel,
+    let_on: Cancel,
+}
+
+/// Hangs at records that say this: what calls it hangs as it does in a disk.
 struct HangsAt {
     text: &'static str,
-    gate: AssertUnwindSafe<Cancel>,
+    gate: AssertUnwindSafe<Gate>,
 }
 
 impl Drain for HangsAt {
@@ -236,7 +248,8 @@ impl Drain for HangsAt {
 
     fn log(&self, record: &Record<'_>, _: &OwnedKVList) -> Result<(), Never> {
         if record.msg().to_string() == self.text {
-            let _ = self.gate.fin().wait(&watchdog());
+            self.gate.hangs.cancel();
+            let _ = self.gate.let_on.fin().wait(&watchdog());
         }
         Ok(())
     }
@@ -251,23 +264,24 @@ fn in_time<T>(what: &str, call: impl FnOnce(&Until) -> T) -> T {
 }
 
 fn close_ends_at_its_deadline_while_a_recovery_point_hangs_and_may_be_called_again(kind: StoreKind) {
-    let (world, gate) = (World::of(kind), Cancel::new());
+    let (world, gate) = (World::of(kind), Gate::default());
     let config = BucketConfig { logger: hangs_at("recovery point made", &gate), ..world.config.clone() };
     let bucket = world.data.create_bucket(&"b".parse().unwrap(), world.spec, &config).unwrap();
     bucket.ensure_index(&crate::support::buckets::by_n(), false).unwrap();
     // The other thread is told to end only when there is no time left to see it.
     let closed = in_time("a close", |until| bucket.close(until)).unwrap_err();
     assert!(matches!(&closed, CloseError::StillRunning { threads } if threads[0] == "dm-flush"), "{closed}");
-    let closed = in_time("a close", |until| bucket.close(until)).unwrap_err();
-    let is_alone = matches!(&closed, CloseError::StillRunning { threads } if threads == &["dm-flush"]);
-    assert!(is_alone, "{closed}");
-    gate.cancel();
+    eventually("a close names the thread that hangs alone", || {
+        let closed = in_time("a close", |until| bucket.close(until)).unwrap_err();
+        matches!(&closed, CloseError::StillRunning { threads } if threads == &["dm-flush"])
+    });
+    gate.let_on.cancel();
     bucket.close(&watchdog()).unwrap();
     bucket.close(&watchdog()).unwrap();
 }
 
-/// A logger that hangs at records that say `text`, until the gate is given.
-fn hangs_at(text: &'static str, gate: &Cancel) -> Logger {
+/// A logger that hangs at records that say `text`.
+fn hangs_at(text: &'static str, gate: &Gate) -> Logger {
     Logger::root(HangsAt { text, gate: AssertUnwindSafe(gate.clone()) }, o!())
 }
 
@@ -294,15 +308,15 @@ fn spoil_tables(bucket: &Path) {
 
 #[test]
 fn an_ingest_and_every_look_end_in_time_while_a_shard_hangs_in_a_write() {
-    let (world, gate) = (World::new(), Cancel::new());
+    let (world, gate) = (World::new(), Gate::default());
     let bucket = world.filled("b", 0..50);
     close(bucket);
     let config = without_cache(&world.config, hangs_at(FAILED_WRITE, &gate));
     let bucket = world.data.open_bucket(&"b".parse().unwrap(), &config).unwrap();
     spoil_tables(&world.dir.path().join("data/buckets/b"));
     let began = Instant::now();
-    let soon = Until::within(Duration::from_millis(200));
-    let ended = bucket.ingest(vec![input(lines(0..50))], &options(), &soon, &mut |_| {});
+    let once_it_hangs = Until::new(None, gate.hangs.clone());
+    let ended = bucket.ingest(vec![input(lines(0..50))], &options(), &once_it_hangs, &mut |_| {});
     assert!(ended.is_err(), "{ended:?}");
     // What it started has half a minute to end.
     assert!(began.elapsed() < Duration::from_secs(30) + SLACK, "it took {:?}", began.elapsed());
@@ -314,14 +328,14 @@ fn an_ingest_and_every_look_end_in_time_while_a_shard_hangs_in_a_write() {
     let closed = in_time("a close", |until| bucket.close(until)).unwrap_err();
     let CloseError::StillRunning { threads } = &closed else { panic!("{closed}") };
     assert!(threads.iter().any(|name| name.starts_with("kv-")), "{closed}");
-    gate.cancel();
+    gate.let_on.cancel();
     let closed = bucket.close(&watchdog());
     assert!(!matches!(closed, Err(CloseError::StillRunning { .. })), "{closed:?}");
 }
 
 #[test]
 fn following_ends_in_time_while_a_shard_hangs_in_a_write() {
-    let (folder, gate) = (TempDir::new().unwrap(), Cancel::new());
+    let (folder, gate) = (TempDir::new().unwrap(), Gate::default());
     let (producer, mut dice) = (Producer::start(8), Dice::new(1));
     write(&producer, &mut dice, 300);
     let consumer = Consumer::open(folder.path(), StoreKind::Lsm, 8);
@@ -332,18 +346,13 @@ fn following_ends_in_time_while_a_shard_hangs_in_a_write() {
     spoil_tables(&folder.path().join("buckets/travel"));
     consumer.begin(follow(&producer, false));
     write(&producer, &mut dice, 300);
-    eventually("a write hangs", || {
-        // Whoever writes has the turn that a snapshot waits for.
-        let soon = Until::within(Duration::from_millis(50));
-        let hangs = |shard: &Shard| matches!(shard.snapshot(&soon), Err(ReadError::Stopped { .. }));
-        consumer.bucket.shards().iter().any(hangs)
-    });
+    eventually("a write hangs", || gate.hangs.is_cancelled());
     let began = Instant::now();
     consumer.end().unwrap_err();
     assert!(began.elapsed() < Duration::from_secs(30) + SLACK, "it took {:?}", began.elapsed());
     let closed = in_time("a close", |until| consumer.bucket.close(until)).unwrap_err();
     assert!(matches!(closed, CloseError::StillRunning { .. }), "{closed}");
-    gate.cancel();
+    gate.let_on.cancel();
     let closed = consumer.bucket.close(&watchdog());
     assert!(!matches!(closed, Err(CloseError::StillRunning { .. })), "{closed:?}");
     producer.check();
@@ -351,22 +360,19 @@ fn following_ends_in_time_while_a_shard_hangs_in_a_write() {
 
 #[test]
 fn a_disk_that_hangs_under_the_metadata_holds_up_no_look_and_no_scan() {
-    let (world, gate) = (World::new(), Cancel::new());
+    let (world, gate) = (World::new(), Gate::default());
     let bucket = world.filled("b", 0..10);
     close(bucket);
     let config = BucketConfig { logger: hangs_at("the metadata is on disk", &gate), ..world.config.clone() };
     let bucket = world.data.open_bucket(&"b".parse().unwrap(), &config).unwrap();
     std::thread::scope(|scope| {
         let pausing = scope.spawn(|| pause(&bucket, &world.store, false));
-        eventually("the pause is recorded", || {
-            let meta = std::fs::read(world.dir.path().join("data/buckets/b/bucket.meta")).unwrap();
-            String::from_utf8_lossy(&meta).contains("preparing")
-        });
+        eventually("its disk hangs", || gate.hangs.is_cancelled());
         in_time("looks", |_| {
             assert_eq!(bucket.status().bucket, bucket.name());
             assert_eq!(scan(&bucket), ids(0..10));
         });
-        gate.cancel();
+        gate.let_on.cancel();
         pausing.join().unwrap().unwrap();
     });
     close(bucket);
@@ -489,4 +495,35 @@ fn a_shard_that_is_broken_is_told_of_once() {
     let _ = never.fin().wait(&Until::within(Duration::from_millis(2500)));
     assert!(told() <= 4, "{:?}", failures.told());
     let _ = bucket.close(&watchdog());
+}
+
+/// Reads what the test sends, and hangs where there is nothing.
+struct Hanging(Receiver<String>);
+
+impl Read for Hanging {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // Shorter than the room that is read into.
+        let piece = recv(&self.0, &watchdog()).unwrap_or_default();
+        buffer[..piece.len()].copy_from_slice(piece.as_bytes());
+        Ok(piece.len())
+    }
+}
+
+#[test]
+fn why_an_ingest_ended_is_told_also_where_its_reader_hangs() {
+    let world = World::new();
+    let bucket = world.bucket("b");
+    let (sender, pieces) = bounded(16);
+    let source = Input::Reader { name: "hanging".to_owned(), reader: Box::new(Hanging(pieces)) };
+    let ended = std::thread::scope(|scope| {
+        let ingest = scope.spawn(|| bucket.ingest(vec![source], &options(), &watchdog(), &mut |_| {}));
+        push(&sender, lines(0..10));
+        eventually("it is applied", || applied(&bucket) == 10);
+        pause(&bucket, &world.store, false).unwrap();
+        push(&sender, lines(10..11));
+        ingest.join().unwrap()
+    });
+    assert!(matches!(&ended, Err(IntakeError::PutToSleep { .. })), "{ended:?}");
+    drop(sender);
+    close(bucket);
 }

@@ -70,6 +70,13 @@ pub(super) enum Broken {
     Failed(IntakeError),
 }
 
+impl Broken {
+    /// The same, unless the limit has ended: then that is what ended the intake.
+    pub(super) fn unless_ended(self, until: &Until) -> Self {
+        until.check().map_or_else(Self::Stopped, |()| self)
+    }
+}
+
 impl From<IntakeError> for Broken {
     fn from(error: IntakeError) -> Self {
         Self::Failed(error)
@@ -107,8 +114,8 @@ impl Started {
     }
 
     /// Ends the data paths first, then what feeds them, and joins all their threads. Gives back why a data path ended,
-    /// or the names of the threads that do not end; the call may then be repeated.
-    fn end(&mut self, until: &Until) -> Result<Option<EndReason>, Vec<String>> {
+    /// and the names of the threads that do not end; the call may then be repeated.
+    fn end(&mut self, until: &Until) -> (Option<EndReason>, Vec<String>) {
         let (mut reason, mut running) = (None, Vec::new());
         for keyspace in self.feed.keyspaces() {
             match self.feed.stop(&keyspace, until) {
@@ -118,7 +125,7 @@ impl Started {
             }
         }
         running.extend((self.feeders)(until));
-        if running.is_empty() { Ok(reason) } else { Err(running) }
+        (reason, running)
     }
 }
 
@@ -254,8 +261,8 @@ impl Bucket {
     /// Ends what was started of an intake that does not begin, and tells why.
     pub(super) fn give_up(&self, started: Started, broken: Broken, until: &Until) -> IntakeError {
         // The first error says more than threads that are still running.
-        let fin = self.end_or_leave(started).ok().flatten();
-        self.explain(until.check().map_or_else(Broken::Stopped, |()| broken), fin, 0)
+        let (fin, _) = self.end_or_leave(started);
+        self.explain(broken.unless_ended(until), fin, 0)
     }
 
     /// Runs what was started to its end and takes it down. Gives back what came of it, and the changes that came.
@@ -272,20 +279,20 @@ impl Bucket {
         };
         // A panic of the callback goes on to the host once the threads that would go on without it are taken down.
         let ran = catch_unwind(AssertUnwindSafe(|| intake.run(until, &mut on_progress)));
-        let ended = self.end_or_leave(intake.take_started());
+        let (fin, threads) = self.end_or_leave(intake.take_started());
         // Also after a failure: what was applied is kept.
         let committed = self.set.commit(&Until::within(GRACE));
         let kept = intake.kept();
-        match (ran.unwrap_or_else(|panic| resume_unwind(panic)), ended) {
-            (Ok(outcome), ended) => {
+        match ran.unwrap_or_else(|panic| resume_unwind(panic)) {
+            Ok(outcome) => {
                 committed?;
-                let still_running = |threads| {
-                    let (doing, bucket) = self.intake();
-                    IntakeError::StillRunning { doing, bucket, threads }
-                };
-                ended.map(|_| (outcome, kept)).map_err(still_running)
+                if threads.is_empty() {
+                    return Ok((outcome, kept));
+                }
+                let (doing, bucket) = self.intake();
+                Err(IntakeError::StillRunning { doing, bucket, threads })
             }
-            (Err(broken), ended) => {
+            Err(broken) => {
                 match (&broken, committed) {
                     (_, Ok(())) => {}
                     // That error would say what is kept, which is not true.
@@ -297,19 +304,20 @@ impl Bucket {
                         );
                     }
                 }
-                Err(self.explain(broken, ended.ok().flatten(), kept))
+                Err(self.explain(broken, fin, kept))
             }
         }
     }
 
-    /// Ends what an intake has started. What does not end in time is the bucket's, until it is closed.
-    fn end_or_leave(&self, mut started: Started) -> Result<Option<EndReason>, Vec<String>> {
-        let ended = started.end(&Until::within(GRACE));
-        if let Err(threads) = &ended {
+    /// Ends what an intake has started, as [`Started::end`] does. What does not end in time is the bucket's, until it is
+    /// closed.
+    fn end_or_leave(&self, mut started: Started) -> (Option<EndReason>, Vec<String>) {
+        let (fin, threads) = started.end(&Until::within(GRACE));
+        if !threads.is_empty() {
             warn!(self.logger, "threads of an intake are still running"; "threads" => threads.join(", "));
-            self.leftovers.keep(Box::new(move |until| started.end(until).err().unwrap_or_default()));
+            self.leftovers.keep(Box::new(move |until| started.end(until).1));
         }
-        ended
+        (fin, threads)
     }
 
     /// The error of an intake that came to no end.

@@ -121,7 +121,8 @@ impl Follower<'_> {
         }
         let points = self.feed.kvdata(&keyspace)?.join_engines(engines.clone(), until)?;
         let generation = self.bucket.next_generation();
-        self.start_path(Keyspace(format!("{}:build", self.bucket.name())), generation, engines, until)?;
+        self.start_path(Keyspace(format!("{}:build", self.bucket.name())), generation, engines, until)
+            .map_err(|error| Broken::from(error).unless_ended(until))?;
         let shards: Vec<ShardId> = self.fences.keys().copied().collect();
         for shard in shards {
             self.fence(shard, until)?;
@@ -268,8 +269,9 @@ impl Follower<'_> {
             self.leave(id);
         }
         if let Err(still) = self.feed.stop(&second.keyspace, until) {
-            return Err(self.still_running(still.threads));
+            return Err(self.still_running(still.threads).unless_ended(until));
         }
+        self.left_out_before = self.left_out_before.with(&second.stats);
         if let Some(first) = self.paths.get_mut(MAIN) {
             self.feed.kvdata(&first.keyspace)?.add_engines(engines, until)?;
             first.instances.extend(instances);

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded, never, select_biased, tick};
 use slog::Logger;
@@ -36,9 +36,20 @@ use super::{FollowEnd, FollowOptions, FollowProgress};
 const TICKS_A_LOOK: u64 = 3;
 
 /// What could not be indexed.
+#[derive(Clone, Copy, Default)]
 pub(super) struct LeftOut {
     pub(super) quarantined: u64,
     pub(super) oversize_keys: u64,
+}
+
+impl LeftOut {
+    /// Together with that of one data path.
+    pub(super) fn with(self, stats: &WorkerStats) -> Self {
+        Self {
+            quarantined: self.quarantined + stats.quarantined(),
+            oversize_keys: self.oversize_keys + stats.oversize_keys(),
+        }
+    }
 }
 
 /// The last seqno of a vbucket.
@@ -70,6 +81,8 @@ pub(super) struct Follower<'b> {
     /// The generation that each shard takes writes of.
     pub(super) fences: BTreeMap<ShardId, Generation>,
     pub(super) rolled_back: u64,
+    /// Of data paths that have ended.
+    pub(super) left_out_before: LeftOut,
     /// Connections that were opened so far, for the names of their threads.
     pub(super) opened: u16,
     pub(super) seqnos_due: Instant,
@@ -113,6 +126,7 @@ impl<'b> Follower<'b> {
             build_due: Instant::now(),
             fences: BTreeMap::new(),
             rolled_back: 0,
+            left_out_before: LeftOut::default(),
             opened: 0,
             seqnos_due: Instant::now(),
             jobs: Jobs::new(),
@@ -229,14 +243,14 @@ impl<'b> Follower<'b> {
         self.highs.retain(|vb, _| !vbs.contains(vb));
     }
 
-    /// Looks at what moved, and now and then at how far it is.
+    /// Looks now and then at how far it is, and then at what moved: what moves in between is seen.
     fn look(&mut self, closely: bool) {
+        if closely {
+            self.lags = Arc::new(self.measure_lags());
+        }
         let moves = self.paths.iter().map(|path| path.notes.moves()).sum();
         if moves != self.moves {
             (self.moves, self.moved_at) = (moves, Instant::now());
-        }
-        if closely {
-            self.lags = Arc::new(self.measure_lags());
         }
     }
 
@@ -288,11 +302,10 @@ impl<'b> Follower<'b> {
 
     /// What could not be indexed.
     pub(super) fn left_out(&self) -> LeftOut {
-        let sum = |count: fn(&WorkerStats) -> u64| self.paths.iter().map(|path| count(&path.stats)).sum();
-        LeftOut { quarantined: sum(WorkerStats::quarantined), oversize_keys: sum(WorkerStats::oversize_keys) }
+        self.paths.iter().fold(self.left_out_before, |sum, path| sum.with(&path.stats))
     }
 
-    fn reached_end(&self) -> Option<FollowEnd> {
+    fn reached_end(&mut self) -> Option<FollowEnd> {
         let is_built = self.paths.len() == 1 && self.filling.is_empty();
         let is_steady = is_built && self.rolls.is_empty() && self.live_streams() == self.wanted_streams();
         if !is_steady {
@@ -302,8 +315,17 @@ impl<'b> Follower<'b> {
             return Some(FollowEnd::CaughtUp);
         }
         let idle_after = self.options.idle_after?;
+        if !self.is_idle(idle_after) {
+            return None;
+        }
+        // What the nodes have just told may be more than the lag was measured against.
+        self.look(true);
+        self.is_idle(idle_after).then_some(FollowEnd::Idle)
+    }
+
+    fn is_idle(&self, idle_after: Duration) -> bool {
         let is_quiet = self.moved_at.elapsed() >= idle_after && self.lag() == Some(0);
-        (is_quiet && self.highs_since(self.moved_at + idle_after)).then_some(FollowEnd::Idle)
+        is_quiet && self.highs_since(self.moved_at + idle_after)
     }
 
     /// Whether each vbucket's node was asked how far it is at or after a time, and has answered. One that hangs tells

@@ -388,7 +388,11 @@ impl KvData {
         }
         // The join waits for `done` in any case; asking for it first makes one deadline serve both threads.
         if self.done.wait(until).is_err() {
-            return Err(StillRunning { threads: self.roster.running() });
+            let threads = self.roster.running();
+            // All have ended meanwhile, and are joined whatever the limit.
+            if !threads.is_empty() {
+                return Err(StillRunning { threads });
+            }
         }
         let threads = std::mem::take(&mut *self.threads.lock());
         let running = thread::join_all(threads, until);
