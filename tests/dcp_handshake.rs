@@ -1,10 +1,11 @@
 //! How a connection to a node is opened, and when it is not.
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::Duration;
 
-use dormouse::source::dcp::{CollectionId, DcpConfig, Feature, NAME_BYTES_MAX, OpenCause, Status};
-use dormouse::thread::{Failure, Stopped, Until};
+use dormouse::source::dcp::{Cluster, CollectionId, DcpConfig, Feature, NAME_BYTES_MAX, OpenCause, Status};
+use dormouse::thread::{Failure, Stopped, Until, spawn};
 use slog::{Discard, Logger, o};
 
 use crate::support::followed::{open, try_open};
@@ -118,17 +119,16 @@ fn a_refused_step_of_the_handshake_is_named_with_what_the_server_said() {
 #[test]
 fn a_node_that_does_not_tell_the_map_is_named_with_what_it_said() {
     let producer = Producer::start(1);
-    let ask = || {
-        let mut cluster = producer.cluster();
-        cluster.connection.step_timeout = Duration::from_millis(300);
-        cluster.fetch_map(&cluster.seeds, &Logger::root(Discard, o!()), &watchdog())
-    };
-    assert_eq!(ask().unwrap().vbuckets(), 1);
+    let mut cluster = producer.cluster();
+    let ask =
+        |cluster: &Cluster| cluster.fetch_map(&cluster.seeds, &Logger::root(Discard, o!()), &watchdog());
+    assert_eq!(ask(&cluster).unwrap().vbuckets(), 1);
     producer.answer(0xb5, 0x24, b"no rights");
-    let text = ask().err().unwrap().to_string();
+    let text = ask(&cluster).err().unwrap().to_string();
     assert!(text.contains("configuration") && text.contains("no rights") && text.contains("0x24"), "{text}");
     producer.behave(|behaviour| drop(behaviour.answers.insert(0xb5, None)));
-    let text = ask().err().unwrap().to_string();
+    cluster.connection.step_timeout = Duration::from_millis(300);
+    let text = ask(&cluster).err().unwrap().to_string();
     assert!(text.contains("configuration"), "{text}");
 }
 
@@ -168,5 +168,34 @@ fn names_of_connections_are_short_and_unique() {
     assert_ne!(one.connection.name(), two.connection.name());
     one.close();
     two.close();
+    producer.check();
+}
+
+#[test]
+fn a_step_may_be_given_all_the_time_that_there_is() {
+    let producer = Producer::start(1);
+    let config = DcpConfig { step_timeout: Duration::MAX, ..producer.config() };
+    open(&config, 14).close();
+    producer.check();
+}
+
+#[test]
+fn a_node_that_says_something_else_without_end_is_given_up_when_the_step_is_over() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = spawn("t-chatter", move || {
+        let (mut tcp, _) = listener.accept().unwrap();
+        let mut noop = [0; 24];
+        (noop[0], noop[1]) = (0x80, 0x5c);
+        let mut read = [0; 4096];
+        while tcp.write_all(&noop).is_ok() && matches!(tcp.read(&mut read), Ok(1..)) {}
+    })
+    .unwrap();
+    let producer = Producer::start(1);
+    let config = DcpConfig { address, step_timeout: Duration::from_millis(200), ..producer.config() };
+    let asked = spawn("t-open", move || refusal(&config)).unwrap();
+    let cause = asked.join(&watchdog()).unwrap();
+    assert!(matches!(cause, OpenCause::Silent), "{cause:?}");
+    server.join(&watchdog()).unwrap();
     producer.check();
 }

@@ -25,6 +25,7 @@ for_each_store! {
     new_writes_win_over_old_ones_after_a_reopening_and_a_compaction,
     a_recovery_point_is_made_when_many_bytes_are_uncommitted,
     a_recovery_point_is_made_some_time_after_a_write,
+    an_interval_that_is_longer_than_the_clock_goes_is_never_over,
     a_writer_that_is_ahead_of_the_disk_waits_for_a_recovery_point,
     a_shard_belongs_to_one_set_at_a_time_and_a_scan_holds_it,
     the_shard_of_another_bucket_is_not_opened,
@@ -181,6 +182,18 @@ fn a_recovery_point_is_made_some_time_after_a_write(kind: StoreKind) {
     apply(shard, batch(0, 0, &[("d", &["k"])]));
     eventually("a recovery point", || shard.status().commits > commits);
     assert_eq!(shard.status().uncommitted_bytes, 0);
+}
+
+fn an_interval_that_is_longer_than_the_clock_goes_is_never_over(kind: StoreKind) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = ShardSetConfig { commit_interval: Duration::MAX, commit_bytes: 1000, ..manual() };
+    let set = create(kind, dir.path(), 1, &config);
+    let shard = &set.shards()[0];
+    let commits = shard.status().commits;
+    apply(shard, batch(0, 0, &[("d", &["k"])]));
+    let key = "k".repeat(1000);
+    apply(shard, batch(0, 1, &[("e", &[&key])]));
+    eventually("a recovery point", || shard.status().commits > commits);
 }
 
 fn a_writer_that_is_ahead_of_the_disk_waits_for_a_recovery_point(kind: StoreKind) {

@@ -129,7 +129,8 @@ impl Shard {
         if gate.uncommitted_bytes >= self.0.config.commit_bytes {
             return Some(first);
         }
-        Some(first + self.0.config.commit_interval)
+        // One that is longer than the clock goes is never over.
+        first.checked_add(self.0.config.commit_interval)
     }
 
     /// The recovery points that can be rolled back to, ascending.

@@ -4,7 +4,6 @@
 //! end the attempt: what comes afterwards is read as these answers promise.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::answer::{self, AnswerError, features};
 use super::config::DcpConfig;
@@ -15,7 +14,7 @@ use super::manifest::Manifest;
 use super::opcode::{Feature, Opcode, Status};
 use super::request::Request;
 use super::sasl::{Mechanism, plain};
-use super::socket::{ReadHalf, Socket};
+use super::socket::{ReadHalf, Socket, check_step};
 use crate::event::{VbId, VbUuid};
 use crate::thread::Until;
 
@@ -91,8 +90,8 @@ fn at_step(config: &DcpConfig, step: &str) -> impl FnOnce(OpenCause) -> OpenErro
 /// Connects, logs in and selects the bucket.
 fn greet<'a>(config: &'a DcpConfig, until: &'a Until) -> Result<Talk<'a>, OpenError> {
     let at = |step: &str| at_step(config, step);
-    let step = Instant::now() + config.step_timeout;
-    let tcp = Socket::connect(config.address, step, until).map_err(at("connecting"))?;
+    let step = Until::within(config.step_timeout);
+    let tcp = Socket::connect(config.address, &step, until).map_err(at("connecting"))?;
     let (socket, half) =
         Socket::new(tcp, config.tls.as_ref(), config.step_timeout).map_err(at("connecting"))?;
     socket.set_read_timeout(config.step_timeout).map_err(|e| at("connecting")(e.into()))?;
@@ -183,7 +182,8 @@ impl Talk<'_> {
 
     /// Asks and takes the answer.
     fn call(&mut self, request: &Request<'_>) -> Result<(Status, Vec<u8>), OpenCause> {
-        let step = Instant::now() + self.config.step_timeout;
+        let step = Until::within(self.config.step_timeout);
+        let mut has_read = false;
         self.opaque += 1;
         let mut bytes = Vec::new();
         let asked = request.encode(self.opaque, &mut bytes)?;
@@ -191,7 +191,12 @@ impl Talk<'_> {
         loop {
             let (taken, answer) = match Frame::decode(&self.read, FRAME_BYTES_MAX)? {
                 Decoded::Partial(_) => {
-                    self.read_more(step)?;
+                    // What came in time is read whenever that is, and then no more for ever.
+                    if has_read {
+                        check_step(&step, self.until)?;
+                    }
+                    self.read_more(&step)?;
+                    has_read = true;
                     continue;
                 }
                 Decoded::Whole(frame, taken) => {
@@ -217,7 +222,7 @@ impl Talk<'_> {
         }
     }
 
-    fn read_more(&mut self, step: Instant) -> Result<(), OpenCause> {
+    fn read_more(&mut self, step: &Until) -> Result<(), OpenCause> {
         const READ_BYTES: usize = 16 * 1024;
         let have = self.read.len();
         self.read.resize(have + READ_BYTES, 0);

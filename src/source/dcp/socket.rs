@@ -7,7 +7,7 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -78,21 +78,22 @@ fn is_ready(tcp: &TcpStream, what: PollFlags, timeout: Duration) -> io::Result<b
 }
 
 /// The same in slices, up to the end of `until`, whose own end is told from `step`'s.
-fn wait_ready(tcp: &TcpStream, what: PollFlags, step: Instant, until: &Until) -> Result<(), OpenCause> {
-    loop {
-        if is_ready(tcp, what, SLICE)? {
-            return Ok(());
-        }
-        until.check()?;
-        if step <= Instant::now() {
-            return Err(OpenCause::Silent);
-        }
+fn wait_ready(tcp: &TcpStream, what: PollFlags, step: &Until, until: &Until) -> Result<(), OpenCause> {
+    while !is_ready(tcp, what, SLICE)? {
+        check_step(step, until)?;
     }
+    Ok(())
+}
+
+/// Whether neither the caller's limit nor that of the step has ended.
+pub(super) fn check_step(step: &Until, until: &Until) -> Result<(), OpenCause> {
+    until.check()?;
+    step.check().map_err(|_| OpenCause::Silent)
 }
 
 impl Socket {
     /// Connects, by `step`.
-    pub(super) fn connect(address: SocketAddr, step: Instant, until: &Until) -> Result<TcpStream, OpenCause> {
+    pub(super) fn connect(address: SocketAddr, step: &Until, until: &Until) -> Result<TcpStream, OpenCause> {
         until.check()?;
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let fd =
@@ -171,7 +172,7 @@ impl ReadHalf {
     pub(super) fn read_by(
         &mut self,
         room: &mut [u8],
-        step: Instant,
+        step: &Until,
         until: &Until,
     ) -> Result<usize, OpenCause> {
         loop {
@@ -181,6 +182,7 @@ impl ReadHalf {
             if let Some(read) = self.step(room)? {
                 return Ok(read);
             }
+            check_step(step, until)?;
         }
     }
 
