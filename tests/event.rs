@@ -107,3 +107,27 @@ fn everyone_who_waits_for_the_budget_gets_a_turn() {
     }
     eventually("all bytes are back", || budget.used_bytes() == 0);
 }
+
+/// Whether the thread of this process with that name sleeps.
+fn is_asleep(name: &str) -> bool {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).ok());
+    stats.into_iter().any(|stat| stat.contains(&format!("({name}) S ")))
+}
+
+#[test]
+fn one_who_fits_goes_on_though_another_one_who_waits_longer_does_not() {
+    let (budget, (_holder, never)) = (ByteBudget::new(10), fin());
+    let waiting = |name: &'static str, bytes| {
+        let (budget, never) = (budget.clone(), never.clone());
+        let waiting = spawn(name, move || budget.charge(bytes, &never).is_some()).unwrap();
+        eventually("it waits", || is_asleep(name));
+        waiting
+    };
+    let (first, second) = (budget.charge(5, &never).unwrap(), budget.charge(5, &never).unwrap());
+    let (whole, half) = (waiting("t-whole", 10), waiting("t-half", 5));
+    drop(first);
+    assert!(half.join(&watchdog()).unwrap());
+    drop(second);
+    assert!(whole.join(&watchdog()).unwrap());
+}

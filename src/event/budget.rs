@@ -4,10 +4,10 @@
 
 use std::sync::Arc;
 
-use crossbeam::channel::{Receiver, Sender, bounded, select_biased};
+use crossbeam::channel::select_biased;
 use parking_lot::Mutex;
 
-use crate::thread::Fin;
+use crate::thread::{Fin, FinHolder, fin};
 
 /// A bound on the bytes that are under way between a source and the shards.
 #[derive(Debug, Clone)]
@@ -16,8 +16,14 @@ pub struct ByteBudget(Arc<BudgetInner>);
 #[derive(Debug)]
 struct BudgetInner {
     limit_bytes: usize,
-    used_bytes: Mutex<usize>,
-    room: (Sender<()>, Receiver<()>),
+    used: Mutex<Used>,
+}
+
+#[derive(Debug, Default)]
+struct Used {
+    bytes: usize,
+    /// Given to all who wait when some are given back: who was first may not fit while another one does.
+    freed: Option<(FinHolder, Fin)>,
 }
 
 /// Bytes taken from a [`ByteBudget`], given back on drop.
@@ -30,39 +36,41 @@ pub struct Charge {
 impl ByteBudget {
     /// A budget of `limit_bytes`.
     pub fn new(limit_bytes: usize) -> Self {
-        Self(Arc::new(BudgetInner { limit_bytes, used_bytes: Mutex::new(0), room: bounded(1) }))
+        Self(Arc::new(BudgetInner { limit_bytes, used: Mutex::default() }))
     }
 
     /// Bytes that are under way now.
     pub fn used_bytes(&self) -> usize {
-        *self.0.used_bytes.lock()
+        self.0.used.lock().bytes
     }
 
-    /// Takes `bytes`, waiting until there is room; `None` when `fin` is given first. More bytes than the whole
+    /// Takes `bytes`, waiting until there is room; `None` when `stop` is given first. More bytes than the whole
     /// budget are granted when nothing else is under way.
-    pub fn charge(&self, bytes: usize, fin: &Fin) -> Option<Charge> {
+    pub fn charge(&self, bytes: usize, stop: &Fin) -> Option<Charge> {
         loop {
-            {
-                let mut used = self.0.used_bytes.lock();
-                if *used == 0 || *used + bytes <= self.0.limit_bytes {
-                    *used += bytes;
-                    break;
+            let freed = {
+                let mut used = self.0.used.lock();
+                if used.bytes == 0 || used.bytes + bytes <= self.0.limit_bytes {
+                    used.bytes += bytes;
+                    return Some(Charge { budget: Arc::clone(&self.0), bytes });
                 }
-            }
+                used.freed.get_or_insert_with(fin).1.clone()
+            };
             select_biased! {
-                recv(fin.receiver()) -> _ => return None,
-                recv(self.0.room.1) -> _ => {}
+                recv(stop.receiver()) -> _ => return None,
+                recv(freed.receiver()) -> _ => {}
             }
         }
-        // Another waiter may fit as well, and the wake-up that came was the only one.
-        let _ = self.0.room.0.try_send(());
-        Some(Charge { budget: Arc::clone(&self.0), bytes })
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        *self.budget.used_bytes.lock() -= self.bytes;
-        let _ = self.budget.room.0.try_send(());
+        let freed = {
+            let mut used = self.budget.used.lock();
+            used.bytes -= self.bytes;
+            used.freed.take()
+        };
+        drop(freed);
     }
 }
