@@ -120,15 +120,15 @@ fn list(args: &ListArgs, session: &mut Session) -> anyhow::Result<()> {
 }
 
 fn prune_all(args: &PruneArgs, session: &mut Session) -> anyhow::Result<()> {
-    let options = PruneOptions {
-        keep: args.keep.map(|keep| keep as usize),
-        grace: args.grace,
-        now: SystemTime::now(),
-        dry_run: args.only.dry_run,
-    };
     let store = args.part.archive.open_existing()?;
     let (mut buckets, mut failures) = (Vec::new(), Failures::default());
     for part in args.part.parts(store.as_ref(), &session.until)? {
+        let options = PruneOptions {
+            keep: args.keep.map(|keep| keep as usize),
+            grace: args.grace,
+            now: SystemTime::now(),
+            dry_run: args.only.dry_run,
+        };
         match prune(store.as_ref(), &part, &options, &session.until) {
             Ok(report) => {
                 let (bucket, membership) = (part.bucket().to_owned(), part.membership());
