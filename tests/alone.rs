@@ -233,14 +233,15 @@ fn a_look_up_that_hangs_ends_with_its_limit_and_a_close_names_its_thread() {
         let ended = consumer.bucket.follow(&options, &soon, &mut |_| {}).unwrap_err();
         assert!(matches!(ended, IntakeError::Stopped { why: Stopped::DeadlinePassed, .. }), "{ended}");
         assert!(began.elapsed() < SLACK, "it took {:?}", began.elapsed());
-        for _ in 0..2 {
+        let names_it_alone = || {
             let began = Instant::now();
             let closed = consumer.bucket.close(&Until::within(Duration::from_millis(200))).unwrap_err();
-            let is_named =
-                matches!(&closed, CloseError::StillRunning { threads } if threads == &["dm-follow-0"]);
-            assert!(is_named, "{closed}");
             assert!(began.elapsed() < SLACK, "it took {:?}", began.elapsed());
-        }
+            matches!(&closed, CloseError::StillRunning { threads } if threads == &["dm-follow-0"])
+        };
+        // The first ones may have no time left to see the others end.
+        eventually("a close names the thread that hangs", names_it_alone);
+        assert!(names_it_alone(), "it was named once");
         eventually("it can be closed", || {
             release();
             consumer.bucket.close(&Until::within(Duration::from_millis(10))).is_ok()

@@ -419,7 +419,7 @@ fn a_short_message_ends_its_connection_and_its_streams_in_order() {
 fn a_server_that_falls_silent_is_given_up() {
     let producer = Producer::start(1);
     let mut config = producer.config();
-    config.noop_interval = Duration::from_millis(100);
+    config.noop_interval = Duration::from_millis(500);
     let followed = open(&config, 40);
     followed.follow(0, Position::ZERO);
     assert_eq!(followed.until_ends(1).last().unwrap().2, end(StreamEndReason::Disconnected));

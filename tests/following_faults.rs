@@ -77,7 +77,8 @@ fn many_changes_with_cuts_roll_backs_and_moves_end_in_the_state_of_the_producer(
         let state = producer.state.lock();
         (state.connections.len(), state.requests.len())
     };
-    assert!(connections > 3 * NODES && requests > 4 * usize::from(VBUCKETS), "{connections}, {requests}");
+    println!("{connections} connections, {requests} requests for streams");
+    assert!(connections > 2 * NODES && requests > 2 * usize::from(VBUCKETS));
     producer.check();
 }
 

@@ -346,7 +346,7 @@ fn a_failure_is_not_kept_and_what_expired_is_renewed() {
 
 #[test]
 fn credentials_are_renewed_before_they_expire_and_serve_until_then() {
-    let expires = SystemTime::now() + Duration::from_secs(3);
+    let expires = SystemTime::now() + SOON_OVER;
     let text = humantime::format_rfc3339_millis(expires).to_string();
     let first = format!(r#"{{"AccessKeyId":"FIRST","SecretAccessKey":"s","Expiration":"{text}"}}"#);
     let answers = Mutex::new(vec![
@@ -371,9 +371,12 @@ fn credentials_are_renewed_before_they_expire_and_serve_until_then() {
     assert!(before.len() >= 2 && before.iter().all(|who| who == "FIRST "), "{before:?}");
 }
 
+/// The life of credentials that are to be renewed soon: the last quarter of it is left for that.
+const SOON_OVER: Duration = Duration::from_secs(8);
+
 /// Credentials that are to be renewed soon.
 fn soon_over(id: &str) -> String {
-    let expires = humantime::format_rfc3339_millis(SystemTime::now() + Duration::from_secs(6));
+    let expires = humantime::format_rfc3339_millis(SystemTime::now() + SOON_OVER);
     format!(r#"{{"AccessKeyId":"{id}","SecretAccessKey":"s","Token":"t","Expiration":"{expires}"}}"#)
 }
 

@@ -213,7 +213,7 @@ fn a_call_has_the_time_that_its_bytes_need_and_one_without_content_ten_times_the
     let memory = MemoryStore::default();
     put(&memory, "x", b"content");
     // Seven bytes have a second, as any number of them up to a thousand.
-    let store = Layer::new(Box::new(Layer::new(Box::new(memory.clone()), Slow)), floor(1000, 60));
+    let store = Layer::new(Box::new(Layer::new(Box::new(memory.clone()), Slow)), floor(1000, 250));
     assert_eq!(get(&store, "x").unwrap(), b"content");
     assert_eq!(store.head(&key("x"), &forever()).unwrap(), Some(7));
     let impatient = Layer::new(Box::new(Layer::new(Box::new(memory), Slow)), floor(1000, 1));

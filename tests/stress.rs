@@ -233,10 +233,12 @@ impl Fixture {
         let closed = Cancel::new();
         std::thread::scope(|scope| {
             scope.spawn(|| {
+                let mut before = 0;
                 while !closed.is_cancelled() {
                     let seen = kvdata.stats().events() + kvdata.worker_stats().documents();
                     let books = feed.books(&self.keyspace).unwrap();
-                    assert!(books.counts.len() <= usize::from(VBUCKETS) && seen < u64::MAX);
+                    assert!(books.counts.len() <= usize::from(VBUCKETS) && seen >= before);
+                    before = seen;
                 }
             });
             let _ends_the_reader = CancelOnDrop(&closed);

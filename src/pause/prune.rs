@@ -144,11 +144,8 @@ pub fn prune(
     if !options.dry_run {
         // First: whoever does not see the manifests any more sees that what they named has its time of grace from now.
         condemn((store, bucket), (freed.iter(), &[]), (options, began), until)?;
-        let keys: Vec<ObjectKey> = removed_pauses
-            .iter()
-            .map(|pause| bucket.manifest_key(*pause))
-            .collect::<Result<_, ManifestError>>()?;
-        store.delete(&keys, until)?;
+        let keys = removed_pauses.iter().map(|pause| bucket.manifest_key(*pause));
+        store.delete(&keys.collect::<Result<Vec<_>, _>>()?, until)?;
     }
     let mut report = PruneReport { removed_pauses, ..PruneReport::default() };
     let folder = bucket.objects()?;

@@ -290,7 +290,7 @@ fn once_free_within<T, E: std::fmt::Display>(
 /// Removes from the archive what no pause needs, and checks that nothing else is left in it.
 pub(crate) fn prune_to_what_is_named(store: &dyn ObjectStore, name: &str) {
     let (now, day) = (SystemTime::now(), Duration::from_secs(24 * 3600));
-    for days in 0..3 {
+    for days in 0..4 {
         let now = now + day * days;
         let options = PruneOptions { keep: None, grace: day, now, dry_run: false };
         prune(store, &part(name), &options, &watchdog()).unwrap();

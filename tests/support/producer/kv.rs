@@ -38,7 +38,9 @@ pub(super) fn accept(listener: &TcpListener, state: &Arc<Mutex<State>>, stop: &C
         let serve = move || while !stop.is_cancelled() && client.turn().is_ok() {};
         threads.push(thread::spawn("test-kv", serve).unwrap());
     }
-    drop(thread::join_all(threads, &crate::support::watchdog()));
+    for thread in threads {
+        thread.join(&crate::support::watchdog()).unwrap();
+    }
 }
 
 struct Client {

@@ -78,7 +78,9 @@ pub(super) fn accept(
         let stop = stop.clone();
         threads.push(thread::spawn("test-node", move || serve.run(&stop)).unwrap());
     }
-    drop(thread::join_all(threads, &crate::support::watchdog()));
+    for thread in threads {
+        thread.join(&crate::support::watchdog()).unwrap();
+    }
 }
 
 /// How far the handshake is.
