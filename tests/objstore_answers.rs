@@ -115,7 +115,7 @@ fn a_listing_that_goes_round_in_circles_is_an_error() {
     let (same_objects, asked) = listing(|number| more(&number.to_string()) + &object("a") + &object("b"));
     let error = store_on(&same_objects).list(None, &watchdog()).unwrap_err();
     assert!(matches!(error.cause, StoreCause::Answer(_)), "{error}");
-    assert!(error.to_string().contains("does not begin after the one before"), "{error}");
+    assert!(error.to_string().contains("the listing has a twice"), "{error}");
     assert_eq!(asked.load(Ordering::Relaxed), 2);
     let (right, _) = listing(|number| match number {
         0 => more("1") + &object("a"),
@@ -123,6 +123,23 @@ fn a_listing_that_goes_round_in_circles_is_an_error() {
         _ => object("b"),
     });
     assert_eq!(store_on(&right).list(None, &watchdog()).unwrap().len(), 2);
+}
+
+#[test]
+fn a_listing_that_goes_folder_by_folder_is_put_in_order() {
+    let pages: [fn(usize) -> String; 2] = [
+        |_| object("travel/manifests/m") + &object("travel-sample/manifests/m"),
+        |number| match number {
+            0 => more("1") + &object("travel/manifests/m"),
+            _ => object("travel-sample/manifests/m"),
+        },
+    ];
+    for page in pages {
+        let (server, _) = listing(page);
+        let listed = store_on(&server).list(None, &watchdog()).unwrap();
+        let keys: Vec<&str> = listed.iter().map(|object| object.key.as_str()).collect();
+        assert_eq!(keys, ["travel-sample/manifests/m", "travel/manifests/m"]);
+    }
 }
 
 /// A server that takes an object in parts. What it has of it is seen by a look from the moment on that it is put

@@ -142,6 +142,36 @@ fn a_profile_is_read_from_either_file_and_a_token_is_not_cut() {
     assert_eq!(ask(files.profile("third")).unwrap(), "THIRD ");
 }
 
+/// What the AWS tools read, and readers of other files like these do not.
+#[test]
+fn a_profile_is_read_as_the_aws_tools_read_it() {
+    let keys = "aws_access_key_id = KEY\naws_secret_access_key = s";
+    let spaced = "aws_access_key_id = KEY\n  # a comment between the two\n\naws_secret_access_key = s";
+    let shouted = "AWS_ACCESS_KEY_ID = KEY\nAws_Secret_Access_Key = s";
+    for (name, credentials, config) in [
+        ("default", format!("[default] # main account\n{keys}\n"), String::new()),
+        ("default", format!("\u{feff}[default]\r\n{}\r\n", keys.replace('\n', "\r\n")), String::new()),
+        ("default", format!("[default]\n{spaced}\n"), String::new()),
+        ("default", format!("[default]\n{shouted}\n"), String::new()),
+        ("default", String::new(), format!("[profile default]\n{keys}\n")),
+        ("default", String::new(), format!("[default]\nregion = x\n[profile default]\n{keys}\n")),
+        ("x", String::new(), format!("[sso-session x]\nregion = y\n[profile   x]\n{keys}\n")),
+        ("my x", String::new(), format!("[profile \"my x\"] ; quoted\n{keys}\n")),
+        ("x", format!("[x]\ns3 =\n  aws_access_key_id = NESTED\n{keys}\n"), "[profile x]\n".to_owned()),
+    ] {
+        let files = Files::new(&credentials, &config);
+        assert_eq!(ask(files.profile(name)).unwrap(), "KEY ", "{credentials}{config}");
+    }
+    // A role that is assumed with the keys beside it is another one than they are.
+    let files = Files::new(&format!("[x]\n{keys}\n"), "[profile x]\nrole_arn = r\nsource_profile = x\n");
+    let error = ask(files.profile("x")).unwrap_err();
+    assert!(error.to_string().contains("for a role or a sign-on name a process"), "{error}");
+    for off in ["[x\n", "keys = none\n", "[x]\nnothing\n", "[\"x]\nk = v\n"] {
+        let error = ask(Files::new(off, "").profile("x")).unwrap_err();
+        assert!(error.to_string().contains("is no file of profiles: line "), "{error}");
+    }
+}
+
 #[test]
 fn a_profile_that_is_not_there_or_holds_nothing_is_named() {
     let files = Files::new("[empty]\n", "[profile sso]\nsso_start_url = https://x\n");
@@ -179,6 +209,38 @@ fn a_process_gives_credentials_once_for_many_calls() {
     }
     assert_eq!(bank.seen(), vec!["PROCESS t=="; 3]);
     assert_eq!(fs::read_to_string(folder.path().join("runs")).unwrap(), "run two words\n");
+}
+
+#[test]
+fn credentials_may_expire_by_the_clock_of_any_place() {
+    for (offset, ahead_seconds) in [("+02:00", 7200), ("-05:30", -19800), ("+00:00", 0)] {
+        let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let local = seconds(in_an_hour()).checked_add_signed(ahead_seconds).unwrap();
+        let local = SystemTime::UNIX_EPOCH + Duration::from_secs(local);
+        let expires = humantime::format_rfc3339_seconds(local).to_string().replace('Z', offset);
+        let folder = tempfile::tempdir().unwrap();
+        let output =
+            format!(r#"{{"Version":1,"AccessKeyId":"P","SecretAccessKey":"s","Expiration":"{expires}"}}"#);
+        let line = script(folder.path(), &output, "");
+        let files = Files::new("", &format!("[profile p]\ncredential_process = {line}\n"));
+        let bank = Bank::open();
+        let store = bank.store(vec![files.profile("p")]);
+        for _ in 0..3 {
+            store.head(&key("x"), &forever()).unwrap();
+        }
+        assert_eq!(fs::read_to_string(folder.path().join("runs")).unwrap().lines().count(), 1, "{expires}");
+    }
+    for wrong in
+        ["2099-01-01T00:00:00+0200", "2099-01-01T00:00:00*02:00", "2099-01-01T00:00:00+ü:00", "+02:00"]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let output =
+            format!(r#"{{"Version":1,"AccessKeyId":"P","SecretAccessKey":"s","Expiration":"{wrong}"}}"#);
+        let line = script(folder.path(), &output, "");
+        let files = Files::new("", &format!("[profile p]\ncredential_process = {line}\n"));
+        let error = ask(files.profile("p")).unwrap_err();
+        assert!(error.to_string().contains("gave an Expiration that is no time"), "{error}");
+    }
 }
 
 #[test]
@@ -252,8 +314,29 @@ fn a_web_identity_is_taken_to_sts_with_its_token() {
     fs::write(&token_file, "wrong").unwrap();
     let error = ask(source(&token_file)).unwrap_err();
     assert!(error.to_string().contains("STS answers with status 400: InvalidIdentityToken: No."), "{error}");
+    assert!(!error.is_temporary());
     let error = ask(source(&folder.path().join("none"))).unwrap_err();
     assert!(error.to_string().contains("none cannot be read"), "{error}");
+}
+
+#[test]
+fn a_token_service_that_is_busy_is_asked_again() {
+    let token = tempfile::NamedTempFile::new().unwrap();
+    fs::write(token.path(), "token").unwrap();
+    let (sts, _) = service(|_| {
+        let body = b"<ErrorResponse><Error><Type>Sender</Type><Code>Throttling</Code>\
+                     <Message>Rate exceeded</Message></Error></ErrorResponse>";
+        answer(400, "", body)
+    });
+    let error = ask(CredentialSource::WebIdentity {
+        token_file: token.path().to_owned(),
+        role_arn: "arn:aws:iam::1:role/r".to_owned(),
+        session_name: "me".to_owned(),
+        endpoint: sts.url(),
+    })
+    .unwrap_err();
+    assert!(error.is_temporary(), "{error}");
+    assert!(error.to_string().contains("STS answers with status 400: Throttling: Rate exceeded"), "{error}");
 }
 
 fn container(url: String, authorization: Option<Secret>) -> CredentialSource {

@@ -13,7 +13,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use sha2::{Digest, Sha256};
 
 use crate::support::stores::gateway::given;
-use crate::support::stores::http::{Request, Server, answer, read_head};
+use crate::support::stores::http::{Request, Server, answer, error_document, read_head};
 use crate::support::stores::{content, get, names};
 use crate::support::{forever, key};
 
@@ -162,4 +162,30 @@ fn a_server_on_tls_is_trusted_by_its_authority_and_its_name_alone() {
     }
     let plain = look(&server.url(), None).unwrap_err();
     assert!(plain.is_temporary(), "{plain}");
+}
+
+#[test]
+fn a_server_that_knows_no_conditions_is_asked_without_one() {
+    for is_there in [false, true] {
+        let methods = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&methods);
+        let server = Server::start(move |request| {
+            kept.lock().push(request.method.clone());
+            match request.method.as_str() {
+                "HEAD" if is_there => answer(200, "ETag: \"tag\"\r\n", b""),
+                "HEAD" => answer(404, "", b""),
+                _ if request.header("if-none-match").is_empty() => answer(200, "ETag: \"tag\"\r\n", b""),
+                _ => answer(501, "", &error_document("NotImplemented", "A header is not implemented.")),
+            }
+        });
+        let store = S3Store::open(config(&server)).unwrap();
+        let put = store.put_if_absent(&key("x"), Body::Bytes(b"content"), &forever());
+        if is_there {
+            assert!(matches!(put.unwrap_err().cause, StoreCause::Exists));
+            assert_eq!(*methods.lock(), ["HEAD"]);
+        } else {
+            put.unwrap();
+            assert_eq!(*methods.lock(), ["HEAD", "PUT", "PUT"]);
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! that wait for it. The words at [`ObjectStore`] and [`PartStore`] bind every implementation, and so do those of
 //! a layer over another store.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
@@ -61,7 +62,7 @@ pub trait ObjectStore: Send + Sync {
     fn head(&self, key: &ObjectKey, until: &Until) -> Result<Option<u64>, StoreError>;
 
     /// Some of the objects below `folder` (those whose key begins with `folder` and a slash), or of all of the
-    /// store, in ascending order of the key: the first ones, or those that follow `after`, the mark of an earlier
+    /// store, in ascending order of the key within the page: some, or those that follow `after`, the mark of an earlier
     /// page of the same listing. Unfinished objects, and names that are no [`ObjectKey`], are left out, so a page
     /// may be empty without being the last.
     fn list_page(
@@ -71,28 +72,30 @@ pub trait ObjectStore: Send + Sync {
         until: &Until,
     ) -> Result<Page, StoreError>;
 
-    /// All pages of a listing in one. A store whose pages do not follow on each other is not followed for ever: that is
-    /// an [`Answer`](super::StoreCause::Answer) that cannot be right.
+    /// All pages of a listing in one, in ascending order of the key. A store that gives the same again is not followed
+    /// for ever: that is an [`Answer`](super::StoreCause::Answer) that cannot be right.
     fn list(&self, folder: Option<&ObjectKey>, until: &Until) -> Result<Vec<ObjectMeta>, StoreError> {
         let wrong = |what: &str| {
             let cause = StoreCause::Answer(what.to_owned());
             Err(StoreError::new(Operation::List, folder, self.describe(), cause))
         };
-        let mut page = self.list_page(folder, None, until)?;
-        let mut objects = page.objects;
-        while let Some(mark) = page.next {
-            page = self.list_page(folder, Some(&mark), until)?;
-            if page.next.as_ref() == Some(&mark) {
-                return wrong("a page of the listing is to be followed by itself");
+        let mut objects = BTreeMap::new();
+        let mut mark = None;
+        loop {
+            let page = self.list_page(folder, mark.as_ref(), until)?;
+            for ObjectMeta { key, length_bytes } in page.objects {
+                if let Some(twice) = objects.insert(key.clone(), length_bytes).map(|_| key) {
+                    return wrong(&format!("the listing has {twice} twice"));
+                }
             }
-            if let (Some(last), Some(first)) = (objects.last(), page.objects.first())
-                && first.key <= last.key
-            {
-                return wrong("a page of the listing does not begin after the one before");
+            match page.next {
+                None => break,
+                next if next == mark => return wrong("a page of the listing is to be followed by itself"),
+                next => mark = next,
             }
-            objects.append(&mut page.objects);
         }
-        Ok(objects)
+        let listed = objects.into_iter().map(|(key, length_bytes)| ObjectMeta { key, length_bytes });
+        Ok(listed.collect())
     }
 
     /// Bytes that there is room for, as far as the store can tell; `None` where it cannot.

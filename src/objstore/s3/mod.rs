@@ -125,7 +125,8 @@ impl S3Config {
     /// whatever their names are.
     fn url(&self) -> String {
         let prefix = self.prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default();
-        let server = self.endpoint.as_ref().map(|endpoint| format!(" at {}", endpoint.trim_end_matches('/')));
+        let server = self.endpoint.as_ref();
+        let server = server.map(|endpoint| format!(" at {}", shown(endpoint).trim_end_matches('/')));
         format!("s3://{}{prefix}{}", self.bucket, server.unwrap_or_default())
     }
 }
@@ -222,7 +223,8 @@ fn host_of_aws(region: &str) -> String {
 fn read_endpoint(endpoint: &str) -> Result<(String, String), StoreCause> {
     let refused = || {
         StoreCause::Endpoint(format!(
-            "{endpoint:?} is no endpoint: give http or https, a host and perhaps a port, as in https://s3.example.org:9000"
+            "{:?} is no endpoint: give http or https, a host and perhaps a port, as in https://s3.example.org:9000",
+            shown(endpoint)
         ))
     };
     let uri: Uri = endpoint.parse().map_err(|_| refused())?;
@@ -232,7 +234,21 @@ fn read_endpoint(endpoint: &str) -> Result<(String, String), StoreCause> {
     if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
         return Err(refused());
     }
-    Ok((scheme.to_owned(), authority.as_str().to_owned()))
+    // The client does not send the port that goes without saying, so it is not signed either.
+    let implied = if scheme == "https" { 443 } else { 80 };
+    let host = if authority.port_u16() == Some(implied) { authority.host() } else { authority.as_str() };
+    Ok((scheme.to_owned(), host.to_owned()))
+}
+
+/// An endpoint without the user and the password that somebody may have put into it.
+fn shown(endpoint: &str) -> String {
+    match endpoint.rsplit_once('@') {
+        None => endpoint.to_owned(),
+        Some((login, rest)) => {
+            let scheme = login.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
+            format!("{scheme}…@{rest}")
+        }
+    }
 }
 
 /// Whether a host, with its port if it has one, is no name, before which nothing can stand.
@@ -294,4 +310,35 @@ fn blame(body: Body<'_>, cause: StoreCause, until: &Until) -> StoreCause {
 fn tag(tag: Option<String>) -> Result<String, StoreCause> {
     tag.filter(|tag| !tag.trim_matches('"').is_empty())
         .ok_or_else(|| StoreCause::Answer("it has no entity tag".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_that_a_scheme_has_by_itself_is_no_part_of_the_host() {
+        for (endpoint, host) in [
+            ("https://s3.example.org:443", "s3.example.org"),
+            ("http://s3.example.org:80", "s3.example.org"),
+            ("http://s3.example.org:443", "s3.example.org:443"),
+            ("https://s3.example.org:9000/", "s3.example.org:9000"),
+            ("https://[::1]:443", "[::1]"),
+            ("https://[::1]", "[::1]"),
+        ] {
+            let (_, read) = read_endpoint(endpoint).ok().unwrap_or_default();
+            assert_eq!(read, host, "{endpoint}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_an_endpoint_is_not_shown() {
+        let config = S3Config {
+            endpoint: Some("https://backup:hunter2@minio.example:9000".to_owned()),
+            ..S3Config::new("bucket", "us-east-1")
+        };
+        let Err(error) = S3Store::open(config) else { panic!("it was opened") };
+        let text = error.to_string();
+        assert!(text.contains("https://…@minio.example:9000") && !text.contains("hunter2"), "{text}");
+    }
 }

@@ -126,9 +126,8 @@ impl S3Store {
                 objects.push(ObjectMeta { key, length_bytes: length(object.size)? });
             }
         }
-        if !objects.is_sorted_by(|a, b| a.key < b.key) {
-            return Err(StoreCause::Answer("it lists keys out of order".to_owned()));
-        }
+        // Some servers list folder by folder, where a dash comes behind a slash.
+        objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         let next = if output.is_truncated == Some(true) {
             let token = output.next_continuation_token.filter(|token| !token.is_empty());
             Some(token.ok_or_else(|| StoreCause::Answer("it breaks off a listing".to_owned()))?)
@@ -177,7 +176,11 @@ impl ObjectStore for S3Store {
         // Not every server honours the condition, so what is there already is looked for.
         let put = self.head_object(key, until).and_then(|found| match found {
             Some(_) => Err(StoreCause::Exists),
-            None => self.put_object(key, body, true, until),
+            None => match self.put_object(key, body, true, until) {
+                // It knows no conditions, and says so.
+                Err(StoreCause::Refused { status: 501, .. }) => self.put_object(key, body, false, until),
+                put => put,
+            },
         });
         put.map_err(|cause| self.error(Operation::Put, Some(key), cause))
     }

@@ -19,6 +19,9 @@ const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 const INSTANCE_LIMIT: Duration = Duration::from_secs(2);
 /// How long the token for an instance's metadata is asked for, in seconds.
 const INSTANCE_TOKEN_SECONDS: &str = "21600";
+/// What STS refuses with the status of a bad request, and not another time.
+const STS_TEMPORARY: [&str; 4] =
+    ["Throttling", "ThrottlingException", "RequestThrottled", "IDPCommunicationError"];
 /// What may stand in a form as it is.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -188,9 +191,13 @@ pub(super) fn web_identity(
     let (status, body) = ask(http, Ask { method: "POST", url: &url, headers: &[], body: Some(body) }, until)?;
     let text = String::from_utf8_lossy(&body);
     if status != 200 {
-        let said = quick_xml::de::from_str::<StsError>(&text);
-        let more =
-            said.map(|said| format!(": {}: {}", said.error.code, said.error.message)).unwrap_or_default();
+        let Ok(StsError { error: StsErrorText { code, message } }) = quick_xml::de::from_str(&text) else {
+            return Err(refused("STS", status, ""));
+        };
+        let more = format!(": {code}: {message}");
+        if STS_TEMPORARY.contains(&code.as_str()) {
+            return Err(Missing::temporary(format!("STS answers with status {status}{more}")));
+        }
         return Err(refused("STS", status, &more));
     }
     let answer: StsAnswer = quick_xml::de::from_str(&text)

@@ -370,10 +370,27 @@ impl Document {
     }
 }
 
-/// A time as in RFC 3339, in UTC.
+/// A time as in RFC 3339, in UTC or with the offset of a place.
 fn read_time(text: &str) -> Result<SystemTime, String> {
-    let utc = text.strip_suffix("+00:00").map_or_else(|| text.to_owned(), |local| format!("{local}Z"));
-    humantime::parse_rfc3339(&utc).map_err(|_| text.to_owned())
+    let (local, ahead, behind) = split_offset(text).unwrap_or((text, Duration::ZERO, Duration::ZERO));
+    let utc = if local.len() == text.len() { text.to_owned() } else { format!("{local}Z") };
+    let read = humantime::parse_rfc3339(&utc).ok();
+    let read = read.and_then(|read| read.checked_sub(ahead)?.checked_add(behind));
+    read.ok_or_else(|| text.to_owned())
+}
+
+/// The time before an offset such as `+01:30`, and by how much its clock is ahead of UTC, or behind it.
+fn split_offset(text: &str) -> Option<(&str, Duration, Duration)> {
+    let (local, offset) = text.split_at_checked(text.len().checked_sub(6)?)?;
+    let (sign, (hours, minutes)) = (offset.get(..1)?, offset.get(1..)?.split_once(':')?);
+    let number =
+        |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u64>().ok())?;
+    let by = Duration::from_secs(number(hours)? * 3600 + number(minutes)? * 60);
+    match sign {
+        "+" => Some((local, by, Duration::ZERO)),
+        "-" => Some((local, Duration::ZERO, by)),
+        _ => None,
+    }
 }
 
 fn read_document(text: &[u8], whose: &str) -> Result<Credentials, Missing> {

@@ -1,13 +1,19 @@
 //! Profiles in the files of the AWS tools:
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html>.
+//!
+//! The files look like INI and are read by rules of their own: quotes and backslashes stand for themselves, a comment
+//! may follow a header but no value, names of settings have no case, and settings that are indented belong to the one
+//! before. A reader of INI that knows other rules takes a profile for an empty one, and the next place is asked.
+//!
+//! Invariant: what the tools find in a profile is found here, or it is an error; nothing of a file is shown.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use ini::{Ini, ParseOption, Properties};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::{Credentials, Missing, read_document};
@@ -28,15 +34,18 @@ pub(super) enum Found {
     WebIdentity { token_file: PathBuf, role_arn: String, session_name: String },
 }
 
+/// The settings of a profile.
+type Section = HashMap<String, String>;
+
+/// Sections by the words of their headers.
+type Sections = HashMap<Vec<String>, Section>;
+
 /// What the profile holds. None of the files, or no such profile where it is the default: nothing.
 pub(super) fn look(name: &str, files: &Files<'_>, until: &Until) -> Result<Option<Found>, Missing> {
-    let (credentials, config) = (load(files.credentials)?, load(files.config)?);
-    let in_config = if name == "default" { "default".to_owned() } else { format!("profile {name}") };
-    let sections = [
-        credentials.as_ref().and_then(|file| file.section(Some(name))),
-        config.as_ref().and_then(|file| file.section(Some(in_config))),
-    ];
-    let sections: Vec<&Properties> = sections.into_iter().flatten().collect();
+    let (mut credentials, mut config) = (load(files.credentials)?, load(files.config)?);
+    let (plain, prefixed) = (vec![name.to_owned()], vec!["profile".to_owned(), name.to_owned()]);
+    let in_config = config.remove(&prefixed).or_else(|| config.remove(&plain).filter(|_| name == "default"));
+    let sections: Vec<Section> = [credentials.remove(&plain), in_config].into_iter().flatten().collect();
     if sections.is_empty() && name == "default" {
         return Ok(None);
     }
@@ -44,14 +53,19 @@ pub(super) fn look(name: &str, files: &Files<'_>, until: &Until) -> Result<Optio
         let (credentials, config) = (files.credentials.display(), files.config.display());
         return Err(Missing::permanent(format!("there is no profile {name} in {credentials} or {config}")));
     }
-    let value = |key: &str| sections.iter().find_map(|section| section.get(key)).map(str::to_owned);
+    let value = |key: &str| sections.iter().find_map(|section| section.get(key)).cloned();
+    // Keys beside a role are those that it is assumed with, so they are not the profile's own.
+    let assumes = value("source_profile").or_else(|| value("credential_source"));
+    if assumes.is_some() && value("role_arn").is_some() {
+        return Err(has_none(name));
+    }
     for section in &sections {
         let pair = (section.get("aws_access_key_id"), section.get("aws_secret_access_key"));
         if let (Some(access_key_id), Some(secret_access_key)) = pair {
             return Ok(Some(Found::Credentials(Credentials {
                 access_key_id: access_key_id.to_owned(),
                 secret_access_key: secret_access_key.to_owned(),
-                session_token: section.get("aws_session_token").map(str::to_owned),
+                session_token: section.get("aws_session_token").cloned(),
                 expires: None,
             })));
         }
@@ -66,29 +80,49 @@ pub(super) fn look(name: &str, files: &Files<'_>, until: &Until) -> Result<Optio
     if name == "default" && value("role_arn").is_none() && value("sso_start_url").is_none() {
         return Ok(None);
     }
-    Err(Missing::permanent(format!(
-        "the profile {name} has neither keys nor a credential_process nor a web identity; for a role or a sign-on \
-         name a process that gives its credentials"
-    )))
+    Err(has_none(name))
 }
 
-fn load(path: &Path) -> Result<Option<Ini>, Missing> {
+fn has_none(name: &str) -> Missing {
+    Missing::permanent(format!(
+        "the profile {name} has neither keys nor a credential_process nor a web identity; for a role or a sign-on \
+         name a process that gives its credentials"
+    ))
+}
+
+fn load(path: &Path) -> Result<Sections, Missing> {
     let text = match std::fs::read_to_string(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Sections::new()),
         read => read.map_err(|e| Missing::permanent(format!("{} cannot be read: {e}", path.display())))?,
     };
-    // A token may hold quotes, backslashes and equals signs, which stand for themselves.
-    let options = ParseOption {
-        enabled_quote: false,
-        enabled_escape: false,
-        enabled_preserve_key_leading_whitespace: true,
-        ..ParseOption::default()
-    };
-    // The text holds secrets, so nothing of it is shown.
-    let parsed = Ini::load_from_str_opt(&text, options).map_err(|e| {
-        Missing::permanent(format!("{} is no file of profiles: line {} is off", path.display(), e.line))
-    })?;
-    Ok(Some(parsed))
+    read_sections(&text).map_err(|line| {
+        Missing::permanent(format!("{} is no file of profiles: line {line} is off", path.display()))
+    })
+}
+
+/// The sections of a file, or the number of the line that belongs to none or is no setting.
+fn read_sections(text: &str) -> Result<Sections, usize> {
+    let mut sections = Sections::new();
+    let mut current: Option<&mut Section> = None;
+    for (line, number) in text.trim_start_matches('\u{feff}').lines().zip(1_usize..) {
+        let trimmed = line.trim();
+        if trimmed.is_empty() || trimmed.starts_with(['#', ';']) {
+            continue;
+        }
+        let is_indented = line.starts_with([' ', '\t']);
+        if is_indented && current.as_ref().is_some_and(|section| !section.is_empty()) {
+            continue;
+        }
+        if let Some(header) = trimmed.strip_prefix('[') {
+            let (words, _) = header.split_once(']').ok_or(number)?;
+            current = Some(sections.entry(shlex::split(words).ok_or(number)?).or_default());
+            continue;
+        }
+        let (key, value) = trimmed.split_once('=').ok_or(number)?;
+        let section = current.as_mut().ok_or(number)?;
+        section.insert(key.trim().to_ascii_lowercase(), value.trim().to_owned());
+    }
+    Ok(sections)
 }
 
 /// Ends the process when it is dropped before its end was seen.
