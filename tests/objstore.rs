@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::support::stores::{chunks_of, file_with, get, put};
+use crate::support::stores::{chunks_of, file_with, get, names, put};
 use crate::support::{forever, key, tree};
 
 fn store() -> (TempDir, FileStore) {
@@ -316,4 +316,14 @@ fn opening_an_archive_makes_its_folder() {
     let store = parse_archive(path.to_str().unwrap()).unwrap().open(&ArchiveOptions::default()).unwrap();
     assert!(path.is_dir());
     assert_eq!(store.describe(), format!("file://{}", fs::canonicalize(path).unwrap().display()));
+}
+
+#[test]
+fn the_folder_that_a_file_system_keeps_at_its_root_is_no_part_of_the_archive() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::open(folder.path()).unwrap();
+    put(&store, "b/lost+found/m", b"ours");
+    fs::create_dir_all(folder.path().join("lost+found/manifests")).unwrap();
+    fs::write(folder.path().join("lost+found/manifests/x"), b"not ours").unwrap();
+    assert_eq!(names(&store, None), ["b/lost+found/m"]);
 }

@@ -160,9 +160,13 @@ impl FileStore {
         let Some(filled) = fill(&mut Steady::new(temporary.as_file()))? else { return Ok(None) };
         temporary.as_file().sync_all()?;
         until.check()?;
-        place(temporary, &filled)?;
-        File::open(folder)?.sync_all()?;
-        self.make_durable(folders)?;
+        let placed = place(temporary, &filled);
+        // Who made what is there already may have died, or failed, before it was durable.
+        if matches!(placed, Ok(()) | Err(StoreCause::Exists)) {
+            File::open(folder)?.sync_all()?;
+            self.make_durable(folders)?;
+        }
+        placed?;
         Ok(Some(filled))
     }
 
@@ -483,6 +487,10 @@ fn list_folder(
         until.check()?;
         let entry = entry?;
         let Ok(name) = entry.file_name().into_string() else { continue };
+        // The root of a file system has a folder of its own, which only its owner may read.
+        if folder.is_none() && name == "lost+found" {
+            continue;
+        }
         // Temporary names are no keys.
         let Ok(key) = folder.map_or_else(|| ObjectKey::new(&*name), |folder| folder.join(&name)) else {
             continue;
