@@ -1,6 +1,6 @@
 //! Filters: what they say of a document, their text, and what is said of a text that is none.
 
-use dormouse::index::{FILTER_DEPTH_MAX, Filter, IndexDefinition, KeyList};
+use dormouse::index::{FILTER_BYTES_MAX, FILTER_DEPTH_MAX, Filter, IndexDefinition, KeyList};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -114,6 +114,18 @@ fn values_that_are_too_long_for_a_key_are_compared_by_their_beginning() {
     }
     assert!(!holds("s = t", &long("z")) && !holds("s != t", &long("z")), "nobody knows");
     assert!(refusal(&format!("s = \"{}\"", "x".repeat(5_000))).contains("short enough"));
+}
+
+#[test]
+fn a_filter_that_is_too_long_as_it_is_shown_is_refused() {
+    let given = |numbers: usize| format!("a in[{}]", vec!["0"; numbers].join(","));
+    let refused = given(4000).parse::<Filter>().unwrap_err();
+    assert!(refused.to_string().contains("12005 bytes"), "{refused}");
+    // The most that there may be is read again.
+    let most = (1..4000).rev().find_map(|numbers| given(numbers).parse::<Filter>().ok()).unwrap();
+    assert!(most.to_string().len() > FILTER_BYTES_MAX - 4);
+    let stored = serde_json::to_string(&most).unwrap();
+    assert_eq!(serde_json::from_str::<Filter>(&stored).unwrap(), most);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use dormouse::bucket::{
     Bucket, BucketConfig, BucketError, BucketState, IndexError, IntakeError, PauseError, PauseOptions,
@@ -322,4 +322,24 @@ impl Drain for Panics {
         assert!(!self.0.load(Ordering::SeqCst) || record.msg().to_string() != "a step begins", "on purpose");
         Ok(())
     }
+}
+
+#[test]
+fn local_data_goes_only_after_the_manifest_was_put_once_more() {
+    let world = World::new();
+    let bucket = bucket(&world);
+    let local = world.dir.path().join("data/buckets/b/shard-0000");
+    let puts = AtomicUsize::new(0);
+    let before = |_: usize, operation: Operation, key: Option<&ObjectKey>| {
+        if operation == Operation::Put && key.is_some_and(|key| key.as_str().ends_with(".manifest")) {
+            puts.fetch_add(1, Ordering::SeqCst);
+            assert!(local.exists(), "the local data is gone already");
+        }
+    };
+    let mut watched = FailingStore::new(&world.store, 0, Fails::Before);
+    watched.around.before = Some(&before);
+    pause(&bucket, &watched, false).unwrap();
+    pause(&bucket, &watched, true).unwrap();
+    assert_eq!(puts.load(Ordering::SeqCst), 2);
+    assert!(!local.exists());
 }

@@ -405,7 +405,7 @@ fn find_pause(
 }
 
 /// The bucket that a manifest describes, awake.
-fn bucket_of(name: &BucketName, manifest: &Manifest) -> Result<BucketMeta, ResumeError> {
+pub(super) fn bucket_of(name: &BucketName, manifest: &Manifest) -> Result<BucketMeta, ResumeError> {
     let unknown =
         |cause: String| ResumeError::Definitions { bucket: name.clone(), pause: manifest.pause, cause };
     let meta: BucketMeta =

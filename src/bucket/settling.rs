@@ -19,6 +19,7 @@ use crate::thread::Until;
 
 use super::bucket::Bucket;
 use super::pause_error::PauseError;
+use super::resuming::bucket_of;
 
 /// How long an archive is asked for what became of a manifest, at most: the shards are locked.
 const ASKING_MAX: Duration = Duration::from_secs(30);
@@ -115,13 +116,23 @@ impl Bucket {
             BucketState::InDoubt { pause, archive } => {
                 Err(PauseError::InDoubt { bucket, pause, archive, cause: None })
             }
-            BucketState::Paused { pause, archive, evicted: false }
-                if evict && archive == store.describe() =>
-            {
-                let read = Manifest::read(store, &self.part(), pause, until);
-                read.map(Some).map_err(|e| PauseError::Evict { bucket, pause, cause: e.to_string() })
+            _ => match self.pause_to_evict(store, evict) {
+                Some(pause) => {
+                    let read = Manifest::read(store, &self.part(), pause, until);
+                    read.map(Some).map_err(|e| PauseError::Evict { bucket, pause, cause: e.to_string() })
+                }
+                None => Ok(None),
+            },
+        }
+    }
+
+    /// The pause in this store that kept the local data, where that is to be removed now.
+    pub(super) fn pause_to_evict(&self, store: &dyn ObjectStore, evict: bool) -> Option<PauseId> {
+        match &self.meta().state {
+            BucketState::Paused { pause, archive, evicted: false } if *archive == store.describe() => {
+                evict.then_some(*pause)
             }
-            _ => Ok(None),
+            _ => None,
         }
     }
 
@@ -166,9 +177,16 @@ impl Bucket {
         if read != *manifest {
             return Err(kept("the archive gave back another manifest than the one published".to_owned()));
         }
+        bucket_of(&bucket, &read).map_err(|e| kept(e.to_string()))?;
+        // That it can be read does not say that it is durable, where its put failed or its answer was lost.
+        read.publish(store, until).map_err(|e| kept(e.to_string()))?;
         let bad = verify(&read, store, until).map_err(|e: VerifyError| kept(e.to_string()))?;
         if let Some(first) = bad.first() {
-            return Err(kept(format!("{} objects are bad, such as {first}", bad.len())));
+            return Err(kept(format!(
+                "{} objects are bad, such as {first}: remove them from the archive, resume it here, and pause it again, which \
+                 uploads what is missing",
+                bad.len()
+            )));
         }
         // From here on no scan begins.
         self.scans.close_if_none().map_err(|scans| kept(format!("{scans} scans are open, which read it")))?;

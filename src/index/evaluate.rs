@@ -123,9 +123,11 @@ impl KeyList {
             match part {
                 // The leading one: any other stands behind bytes, or behind one that was cut.
                 Part::Missing if is_whole && self.bytes.len() == start => return,
+                Part::Cut(_) => is_whole = false,
+                // It is no key, however it goes on.
+                _ if !is_whole || self.bytes.len() - start > KEY_BYTES_MAX => {}
                 Part::Missing => collate::encode_missing(&mut self.bytes),
                 Part::Whole(bytes) => self.bytes.extend_from_slice(bytes),
-                Part::Cut(_) => is_whole = false,
             }
         }
         self.end_key(start, is_whole);

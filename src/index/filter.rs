@@ -23,7 +23,7 @@
 //! All three are crates below 1.0 that want the whole document as a value of theirs, which takes longer to make than
 //! all the rest of an evaluation; this one compares encoded values, which the keys need anyway.
 //!
-//! Invariants: a filter has at most [`FILTER_BYTES_MAX`] bytes and nests at most [`FILTER_DEPTH_MAX`] deep; its
+//! Invariants: a filter has at most [`FILTER_BYTES_MAX`] bytes, given and shown, and nests at most [`FILTER_DEPTH_MAX`] deep; its
 //! [`Display`](fmt::Display) text parses to an equal filter.
 
 use std::fmt;
@@ -38,7 +38,7 @@ use super::evaluate::KEY_BYTES_MAX;
 use super::path::{KeyPath, KeyPathError, is_plain};
 use super::shown;
 
-/// The longest text of a filter.
+/// The longest text of a filter, as it is given and as it is shown: with a space around each sign.
 pub const FILTER_BYTES_MAX: usize = 8192;
 /// The most parentheses and `not` within each other.
 pub const FILTER_DEPTH_MAX: usize = 64;
@@ -256,19 +256,27 @@ impl FromStr for Filter {
     type Err = FilterError;
 
     fn from_str(text: &str) -> Result<Self, FilterError> {
-        if text.len() > FILTER_BYTES_MAX {
-            return Err(FilterError::TooLong { found_bytes: text.len() });
-        }
+        check_length(text)?;
         let mut parser = Parser { text, at: 0, depth: 0 };
         let expr = parser.either()?;
         if parser.peek().is_some() {
             return Err(parser.unexpected("`and`, `or` or the end"));
         }
-        Ok(Self(expr))
+        let filter = Self(expr);
+        // It is stored as it is shown, which may take more than was given, and has to be read again.
+        check_length(&filter.to_string())?;
+        Ok(filter)
     }
 }
 
 stored_as_text!(Filter);
+
+fn check_length(text: &str) -> Result<(), FilterError> {
+    if text.len() > FILTER_BYTES_MAX {
+        return Err(FilterError::TooLong { found_bytes: text.len() });
+    }
+    Ok(())
+}
 
 struct Parser<'t> {
     text: &'t str,
