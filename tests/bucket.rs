@@ -16,7 +16,7 @@ use crate::support::buckets::{
     SPEC, World, applied, by_n, close, fed, ids, ingest, input, is_locked, lines, named, once_free, options,
     pause, scan, while_ingesting,
 };
-use crate::support::{FailingStore, Fails, eventually, forever, push, tree, watchdog};
+use crate::support::{FailingStore, Fails, cancelled, eventually, forever, push, tree, watchdog};
 
 #[test]
 fn documents_are_indexed_put_to_sleep_and_woken_up_again() {
@@ -484,4 +484,37 @@ fn the_way_out_of_damaged_metadata_leads_out_of_it() {
     once_free(|| world.data.drop_bucket(&named("b"))).unwrap();
     world.resume("b", &watchdog()).unwrap();
     assert_eq!(scan(&world.open("b")), ids(0..10));
+}
+
+#[test]
+fn a_bucket_whose_last_index_was_dropped_has_data_still() {
+    let world = World::new();
+    let bucket = world.filled("b", 0..10);
+    bucket.drop_index(by_n().name(), &watchdog()).unwrap();
+    let nothing = ingest(&bucket, lines(10..20)).unwrap_err();
+    assert!(matches!(nothing, IntakeError::NoIndex { .. }), "{nothing}");
+    let refused = |bucket: &Bucket| {
+        let refused = bucket.ensure_index(&by_n(), false).unwrap_err();
+        assert!(matches!(refused, IndexError::NeedsRebuild { .. }), "{refused}");
+    };
+    refused(&bucket);
+    close(bucket);
+    let bucket = world.open("b");
+    refused(&bucket);
+    bucket.ensure_index(&by_n(), true).unwrap();
+    let all = IngestOptions { rebuild: true, ..options() };
+    bucket.ingest(vec![input(lines(0..20))], &all, &watchdog(), &mut |_| {}).unwrap();
+    assert_eq!(scan(&bucket), ids(0..20));
+}
+
+#[test]
+fn a_scan_of_many_ranges_without_an_entry_ends_with_its_limit() {
+    let world = World::new();
+    let bucket = world.filled("b", 0..10);
+    let point = |n: i32| KeyRange::parse(&format!("{{\"from\":[{n}],\"to\":[{n}]}}")).unwrap();
+    let query = ScanQuery { ranges: (100..5100).map(point).collect(), ..ScanQuery::default() };
+    let asked = |until: &Until| bucket.query(by_n().name(), &query, until).map(Iterator::count);
+    assert_eq!(asked(&watchdog()).unwrap(), 0);
+    let ended = asked(&cancelled()).unwrap_err();
+    assert!(ended.to_string().contains("it was cancelled"), "{ended}");
 }

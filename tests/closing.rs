@@ -132,6 +132,17 @@ fn closes_at_the_same_time_both_wait_for_the_calls_that_are_under_way() {
     });
 }
 
+#[test]
+fn a_scan_that_is_open_goes_on_after_a_close() {
+    let world = World::new();
+    let bucket = world.filled("b", 0..5000);
+    let mut scan = bucket.scan(by_n().name(), &KeyRange::default(), false, &watchdog()).unwrap();
+    assert_eq!(scan.next().unwrap().unwrap().id, "d00000");
+    close(bucket);
+    let rest: Vec<String> = scan.map(|entry| entry.unwrap().id).collect();
+    assert_eq!(rest, ids(1..5000));
+}
+
 fn is_closed(bucket: &Bucket) -> bool {
     let scan = bucket.scan(by_n().name(), &KeyRange::default(), false, &watchdog());
     matches!(scan, Err(IndexError::Closed(_)))

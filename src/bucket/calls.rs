@@ -58,6 +58,7 @@ impl Calls {
         let running = {
             let mut listed = self.listed.lock();
             listed.is_closed = true;
+            listed.running.retain(|call| !call.ended.is_given());
             listed.running.clone()
         };
         for call in &running {

@@ -44,7 +44,7 @@ impl Bucket {
         let new = self.new_indexes(wanted)?;
         if let Some(first) = new.first() {
             let changes_before = self.changes();
-            let has_data = changes_before > 0;
+            let has_data = changes_before > 0 || self.meta().has_had_data;
             let comes_again = self.meta().spec.source == SourceKind::Couchbase;
             if has_data && !rebuild && !comes_again {
                 return Err(IndexError::NeedsRebuild { bucket: self.name(), wanted: first.clone() });
@@ -107,7 +107,11 @@ impl Bucket {
     fn drop_index_now(&self, name: &IndexName, until: &Until) -> Result<(), IndexError> {
         let _not_ingesting = self.admit_change("drop an index")?;
         let inst = self.find_index(name)?.inst;
-        self.change_meta(|meta| meta.indexes.retain(|entry| entry.inst != inst))?;
+        let has_data = self.changes() > 0;
+        self.change_meta(|meta| {
+            meta.indexes.retain(|entry| entry.inst != inst);
+            meta.has_had_data |= has_data;
+        })?;
         for shard in self.set.shards() {
             shard.drop_instance(inst)?;
         }

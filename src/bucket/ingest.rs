@@ -114,9 +114,12 @@ impl Bucket {
         Ok(report)
     }
 
-    /// Refuses files that are not said to be all documents where an index needs all of them.
+    /// Refuses files where no index takes them, or where an index needs all documents and these are not said to be all.
     fn admit_files(&self, options: &IngestOptions) -> Result<(), IntakeError> {
         let meta = self.meta();
+        if meta.indexes.is_empty() {
+            return Err(IntakeError::NoIndex { bucket: meta.name.clone() });
+        }
         let unfinished = meta.indexes.iter().find(|entry| entry.state == IndexState::Building);
         match unfinished.filter(|_| !options.rebuild) {
             Some(entry) => Err(IntakeError::Unfinished {

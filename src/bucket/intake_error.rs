@@ -70,6 +70,12 @@ pub enum IntakeError {
         /// What it was made for.
         kind: SourceKind,
     },
+    /// There is no index that could be kept up to date.
+    #[error("cannot ingest into bucket {bucket}: it has no index; create one first")]
+    NoIndex {
+        /// The bucket.
+        bucket: BucketName,
+    },
     /// An index waits for all documents, and these are not said to be all.
     #[error(
         "cannot ingest into bucket {bucket}: index `{index}` is unfinished; ingest all documents with `rebuild` \

@@ -176,6 +176,9 @@ pub struct BucketMeta {
     pub indexes: Vec<IndexEntry>,
     /// The number that the next instance gets.
     pub next_inst: InstId,
+    /// An index was dropped that had changes. The bucket has data then, also where no index is left that tells so.
+    #[serde(default)]
+    pub has_had_data: bool,
     /// What it is doing; changed by [`BucketState::after`] alone.
     #[serde(flatten)]
     pub state: BucketState,
@@ -271,6 +274,7 @@ impl BucketMeta {
             vbuuids,
             indexes: Vec::new(),
             next_inst: InstId(1),
+            has_had_data: false,
             state: BucketState::Online,
             attempt: None,
             given_up: Vec::new(),

@@ -57,7 +57,8 @@ impl Bucket {
         let target = (entry.inst, entry.definition.components());
         match Scan::begin(self.set.shards(), target, query, place, call.until()) {
             Err(ScanError::Query(error)) => Err(wrong(error)),
-            begun => Ok(begun?),
+            // It goes on when the bucket is closed.
+            begun => Ok(begun?.within(until)),
         }
     }
 

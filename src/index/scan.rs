@@ -200,6 +200,8 @@ struct Plan {
     stretches: Vec<Stretch>,
     reverse: bool,
     distinct: Option<usize>,
+    /// Asked between stretches that hold nothing: there may be many.
+    until: Until,
 }
 
 /// A shard's part of a scan.
@@ -248,7 +250,8 @@ impl Scan {
             .iter()
             .map(|shard| Ok((shard.id(), shard.snapshot(until)?)))
             .collect::<Result<_, ReadError>>()?;
-        let plan = Plan { inst, components, stretches, reverse: query.reverse, distinct: query.distinct };
+        let ScanQuery { reverse, distinct, .. } = *query;
+        let plan = Plan { inst, components, stretches, reverse, distinct, until: until.clone() };
         let mut lanes = Vec::with_capacity(snapshots.len());
         for (shard, snapshot) in snapshots {
             let mut lane = Lane { shard, snapshot: Some(snapshot), entries: None, begun: 0, head: None };
@@ -266,6 +269,16 @@ impl Scan {
             ended: false,
             has_last: false,
         })
+    }
+
+    /// With another limit from now on.
+    #[must_use]
+    pub fn within(mut self, until: &Until) -> Self {
+        self.until = until.clone();
+        if let Held::Open(merge) = &mut *self.held.lock() {
+            merge.plan.until = until.clone();
+        }
+        self
     }
 
     /// The place behind the last entry that was given, for another scan to go on from; `None` before the first.
@@ -377,6 +390,7 @@ impl Merge {
 impl Lane {
     /// Goes to the next entry. What lies before `place` in the stretches that are yet to be begun is left out.
     fn step(&mut self, plan: &Plan, place: Option<&[u8]>) -> Result<(), ScanError> {
+        let mut begun = 0;
         loop {
             let next = match &mut self.entries {
                 Some(entries) if plan.reverse => entries.next_back(),
@@ -384,9 +398,16 @@ impl Lane {
                 None => None,
             };
             self.head = next.transpose().map_err(|fault| ScanError::Store { shard: self.shard, fault })?;
-            if self.head.is_some() || !self.begin_next(plan, place) {
+            if self.head.is_some() {
                 return Ok(());
             }
+            if begun > 0 && self.begun < plan.stretches.len() {
+                plan.until.check()?;
+            }
+            if !self.begin_next(plan, place) {
+                return Ok(());
+            }
+            begun += 1;
         }
     }
 
