@@ -85,6 +85,7 @@ fn a_range_is_read_from_an_object_whose_members_may_be_left_out() {
 fn a_text_that_is_no_range_is_refused_with_an_example() {
     for (text, why) in [
         ("[1]", "cannot use `[1]` as a range"),
+        ("[[1],[2]]", "it is no object"),
         (r#"{"form":[1]}"#, "unknown field `form`"),
         (r#"{"from":[1]"#, "EOF while parsing"),
     ] {

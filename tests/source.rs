@@ -158,6 +158,8 @@ fn each_problem_of_a_change_is_told_with_its_line() {
     assert_eq!(of(r#"{"op":"delete"}"#), LineProblem::NoId("id".to_owned()));
     assert_eq!(of(r#"{"op":"delete","id":[]}"#), LineProblem::IdNoString);
     assert!(matches!(of(r#"{"op":"upsert","id":"a","doc":{"x":"\ud800"}}"#), LineProblem::Json(_)));
+    assert!(matches!(of(r#"["delete","a"]"#), LineProblem::Json(_)));
+    assert!(matches!(of(r#" ["upsert","a",{}]"#), LineProblem::Json(_)));
 }
 
 #[test]

@@ -98,6 +98,10 @@ impl KeyRange {
     pub fn parse(text: &str) -> Result<Self, RangeError> {
         let wrong =
             |why: &dyn fmt::Display| RangeError::NotARange { given: shown(text), why: why.to_string() };
+        // An array would be read too, as the members in their order.
+        if !text.trim_start().starts_with('{') {
+            return Err(wrong(&"it is no object"));
+        }
         let range: RangeText<'_> = serde_json::from_str(text).map_err(|error| wrong(&error))?;
         let end = |end: Option<&RawValue>| end.map(|end| Self::parse_bound(end.get())).transpose();
         Ok(Self {

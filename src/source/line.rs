@@ -71,6 +71,10 @@ pub(super) fn parse_document<'l>(line: &'l [u8], id_field: &str) -> Result<Chang
 
 /// Reads a line of a change file: `{"op":…,"id":…,"doc":…}`.
 pub(super) fn parse_change(line: &[u8]) -> Result<Change<'_>, LineProblem> {
+    // An array would be read too, as the members in their order.
+    if line.trim_ascii_start().first() != Some(&b'{') {
+        return Err(LineProblem::Json("a change is an object".to_owned()));
+    }
     let change: ChangeLine<'_> = serde_json::from_slice(line).map_err(json_problem)?;
     let id = change.id.ok_or_else(|| LineProblem::NoId("id".to_owned()))?.check()?;
     match change.op.as_ref() {
