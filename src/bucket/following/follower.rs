@@ -12,6 +12,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, never, select_biased, tick};
 use slog::Logger;
 
 use crate::event::{Generation, Seqno, VbId, VbUuid};
+use crate::pause::Refusal;
 use crate::projector::{Endpoint, Engine, Feed, Keyspace, WorkerStats};
 use crate::shard::{InstId, ShardId};
 use crate::source::dcp::{ClusterMap, Connection, NodeAddress};
@@ -94,6 +95,10 @@ pub(super) struct Follower<'b> {
     highs: BTreeMap<VbId, High>,
     /// Where following ends, as far as that is known.
     targets: BTreeMap<VbId, Seqno>,
+    /// Since when all vbuckets are there, whether at the ends of their snapshots or not.
+    come_since: Option<Instant>,
+    /// The same of the instances that are filled first.
+    filled_since: Option<Instant>,
     lags: Arc<BTreeMap<VbId, u64>>,
     moves: u64,
     moved_at: Instant,
@@ -134,6 +139,8 @@ impl<'b> Follower<'b> {
             applied,
             highs: BTreeMap::new(),
             targets: BTreeMap::new(),
+            come_since: None,
+            filled_since: None,
             lags: Arc::default(),
             moves: 0,
             moved_at: Instant::now(),
@@ -196,6 +203,10 @@ impl<'b> Follower<'b> {
 
     /// Brings everything a step on.
     fn round(&mut self, until: &Until) -> Result<(), Broken> {
+        if let Some(Refusal::Asleep { pause, .. }) = self.bucket.closed_for_writes() {
+            let ((doing, bucket), by) = (self.bucket.intake(), format!("pause {pause}"));
+            return Err(IntakeError::PutToSleep { doing, bucket, by }.into());
+        }
         let now = Instant::now();
         self.take_notes()?;
         self.reap_links(now)?;
@@ -311,8 +322,12 @@ impl<'b> Follower<'b> {
         if !is_steady {
             return None;
         }
-        if self.options.once && self.has_reached_targets() {
-            return Some(FollowEnd::CaughtUp);
+        if self.options.once {
+            let has_come = self.has_reached_targets();
+            self.come_since = has_come.then(|| self.come_since.unwrap_or_else(Instant::now));
+            if self.come_since.is_some_and(|since| self.are_whole(&self.bucket.instances(), since)) {
+                return Some(FollowEnd::CaughtUp);
+            }
         }
         let idle_after = self.options.idle_after?;
         if !self.is_idle(idle_after) {
@@ -345,12 +360,33 @@ impl<'b> Follower<'b> {
         targets.is_some_and(|targets| self.bucket.shards().iter().all(|shard| shard.covers(&targets)))
     }
 
-    /// Whether the first path has come to where the nodes were when it began.
-    pub(super) fn has_filled(&self) -> bool {
+    /// Whether the first path has everything that the nodes had when it began.
+    pub(super) fn has_filled(&mut self) -> bool {
         let (Some(first), Some(targets)) = (self.paths.get(MAIN), self.all_targets()) else { return false };
+        let instances = first.instances.clone();
         let members: Vec<VbId> = self.members().collect();
-        let reached = least_positions(self.bucket.shards(), &first.instances, &members);
-        targets.iter().all(|(vb, target)| reached.get(vb).is_some_and(|there| there.seqno >= target.seqno))
+        let reached = least_positions(self.bucket.shards(), &instances, &members);
+        let has_come = targets
+            .iter()
+            .all(|(vb, target)| reached.get(vb).is_some_and(|there| there.seqno >= target.seqno));
+        self.filled_since = has_come.then(|| self.filled_since.unwrap_or_else(Instant::now));
+        self.filled_since.is_some_and(|since| self.are_whole(&instances, since))
+    }
+
+    /// Whether instances miss nothing of what there was at where they stand since then. Within a snapshot they may: a
+    /// document that was there and was changed since comes with its last change alone. So each vbucket has to be at the
+    /// end of its snapshot, or where its node, asked afterwards, says the last change is: the end may be that of a
+    /// change of another kind, and is never told then.
+    fn are_whole(&self, instances: &[InstId], since: Instant) -> bool {
+        let is_whole = |(vb, position): (VbId, Position)| {
+            let is_told = |high: &High| high.asked >= since && position.seqno >= high.seqno;
+            position.seqno >= position.snap_end || self.highs.get(&vb).is_some_and(is_told)
+        };
+        let mut shards = self.bucket.shards().iter();
+        shards.all(|shard| {
+            let mut positions = instances.iter().filter_map(|inst| shard.positions(*inst));
+            positions.all(|of_instance| of_instance.iter().all(is_whole))
+        })
     }
 }
 

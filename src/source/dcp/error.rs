@@ -132,6 +132,16 @@ pub enum ConnectionError {
         /// What it said about that.
         said: String,
     },
+    /// The server goes on with a stream that nobody wants any more. Without the connection it ends.
+    #[error("the server did not close the stream of vbucket {vb}: {status}{said}")]
+    NotClosed {
+        /// The vbucket.
+        vb: VbId,
+        /// What it answered.
+        status: Status,
+        /// What it said about that.
+        said: String,
+    },
     /// The server does not say how far its vbuckets are on disk.
     #[error("cannot wait for changes to be on disk: {0}")]
     Persisted(DcpRequestError),
@@ -177,6 +187,7 @@ impl ConnectionError {
             | Self::Read(_)
             | Self::Write(_)
             | Self::Unacknowledged { .. }
+            | Self::NotClosed { .. }
             | Self::Persisted(_) => false,
         }
     }

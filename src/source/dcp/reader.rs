@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use slog::{Logger, debug, warn};
+use slog::{Logger, debug};
 
 use super::answer::{said, stream_status};
 use super::assembler::{Assembler, PendingEvents, span_in};
@@ -245,7 +245,7 @@ impl Streams {
                 self.closed_in_vain(vb, stream, out);
             }
             Some(Pending::Close(vb, _)) => {
-                warn!(self.logger, "a stream was not closed: {status}{}", said(frame.value); "vbucket" => vb.0);
+                return Err(ConnectionError::NotClosed { vb, status, said: said(frame.value) }.into());
             }
             Some(Pending::Call(caller)) => {
                 // There is room for it, and nobody may be left to take it.
