@@ -196,6 +196,15 @@ fn an_interval_that_is_longer_than_the_clock_goes_is_never_over(kind: StoreKind)
     eventually("a recovery point", || shard.status().commits > commits);
 }
 
+#[test]
+fn an_empty_batch_keeps_no_memory_that_only_unusual_documents_take() {
+    let key = "k".repeat(50_000);
+    let mut batch = batch(0, 0, &vec![("d", &[key.as_str()][..]); 600]);
+    assert!(batch.weight_bytes() > 20 << 20);
+    batch.clear();
+    assert!(batch.weight_bytes() < 4 << 20, "{}", batch.weight_bytes());
+}
+
 fn a_writer_that_is_ahead_of_the_disk_waits_for_a_recovery_point(kind: StoreKind) {
     let dir = tempfile::tempdir().unwrap();
     for commit_bytes in [0, 1, 64] {

@@ -15,6 +15,10 @@ use super::InstId;
 /// The longest entry, and the longest document id, that a shard takes.
 pub const ENTRY_BYTES_MAX: usize = 60 * 1024;
 
+/// What an empty batch keeps at most: bytes, and places of documents and of keys.
+const KEPT_BYTES: usize = 1024 * 1024;
+const KEPT_PLACES: usize = 32 * 1024;
+
 /// What the producer promised about the changes of one vbucket in a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Window {
@@ -166,7 +170,7 @@ impl WriteBatch {
             + self.bytes.capacity()
     }
 
-    /// Empties the batch and keeps its memory.
+    /// Empties the batch and keeps its memory, but for what only an unusual document takes.
     pub fn clear(&mut self) {
         self.advances.clear();
         self.notes.clear();
@@ -174,5 +178,8 @@ impl WriteBatch {
         self.keys.clear();
         self.bytes.clear();
         self.longest_entry_bytes = 0;
+        self.records.shrink_to(KEPT_PLACES);
+        self.keys.shrink_to(KEPT_PLACES);
+        self.bytes.shrink_to(KEPT_BYTES);
     }
 }

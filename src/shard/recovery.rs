@@ -15,7 +15,7 @@ use crate::thread::Until;
 use super::error::{CommitError, ReadError, RollBackError};
 use super::gate::Gate;
 use super::merging::Hold;
-use super::shard::{Access, Shard};
+use super::shard::{Access, Shard, caught};
 use super::store::{CheckFault, PinnedFiles, PointId, RecoveryPoint, StoreFault};
 use super::turn::take_turn;
 
@@ -198,7 +198,7 @@ impl Shard {
             return Err(RollBackError::NoPoint { shard, point });
         }
         let instances = self.instances();
-        let loaded = self.0.store.roll_back(to, &instances).map_err(|fault| {
+        let loaded = caught(|| self.0.store.roll_back(to, &instances)).map_err(|fault| {
             self.break_off(&fault);
             failed(fault)
         })?;

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use slog::{Logger, error, info};
 
 use crate::durable::{AtPath, Claim, PathError};
-use crate::thread::{self, Fin, FinHolder, Panicked, Process, RecvError, Stopped, Thread, Until, fin};
+use crate::thread::{self, Fin, FinHolder, Process, RecvError, Stopped, Thread, Until, fin};
 
 use super::ShardId;
 use super::engines::StoreShared;
@@ -211,7 +211,7 @@ impl ShardSet {
         let (shards, logger) = (self.shards.clone(), logger.clone());
         move || {
             if let Err(panicked) = thread::catch(name, work) {
-                let fault = broken_by(&panicked);
+                let fault = panicked.clone().into();
                 // All of them before the host's logger is called, which may be what panicked.
                 for shard in &shards {
                     shard.refuse_all(&fault);
@@ -268,14 +268,10 @@ impl ShardSet {
     }
 }
 
-fn broken_by(panicked: &Panicked) -> StoreFault {
-    StoreFault::new("go on with the shard", panicked)
-}
-
 /// Does a piece of work for a shard. A panic of the engine breaks that shard off, whose writers are told; the
 /// thread goes on for the others.
 fn unpanicked<T>(shard: &Shard, thread: &str, work: impl FnOnce() -> T) -> Option<T> {
-    thread::catch(thread, work).map_err(|panicked| shard.break_off(&broken_by(&panicked))).ok()
+    thread::catch(thread, work).map_err(|panicked| shard.break_off(&panicked.into())).ok()
 }
 
 /// The failure of each shard that was told: the same one is not told again with every try.

@@ -17,7 +17,7 @@ use slog::{Logger, error};
 
 use crate::durable::{self, AtPath, Claim};
 use crate::event::{Generation, Seqno, VbId};
-use crate::thread::{Fin, FinHolder, Process, Stopped, Until, fin};
+use crate::thread::{self, Fin, FinHolder, Process, Stopped, Until, fin};
 use crate::timestamp::TsVbuuid;
 
 use super::batch::{Change, WriteBatch};
@@ -263,7 +263,8 @@ impl Shard {
         gate.begin(&batch);
         let new = latest(batch.changes().filter_map(|change| gate.admit(&batch, change)));
         drop(gate);
-        let (applied, outcome) = (new.len() as u64, self.0.store.apply(&new));
+        let applied = new.len() as u64;
+        let outcome = caught(|| self.0.store.apply(&new));
         drop(new);
         match outcome {
             Ok(bytes) => {
@@ -543,4 +544,10 @@ pub(super) fn claim(folder: &Path) -> Result<Claim, OpenError> {
     let path = folder.join(SPEC_FILE);
     let file = File::open(&path).at("open", &path)?;
     Claim::take(file, &path)?.map_err(|_| OpenError::InUse { folder: folder.to_owned() })
+}
+
+/// Does a piece of work of the engine that changes something. Its panic is a fault like others.
+pub(super) fn caught<T>(work: impl FnOnce() -> Result<T, StoreFault>) -> Result<T, StoreFault> {
+    let here = std::thread::current();
+    thread::catch(here.name().unwrap_or("of the host"), work)?
 }

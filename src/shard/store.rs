@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::VbId;
 use crate::text::number_id;
-use crate::thread::{Stopped, Until};
+use crate::thread::{Panicked, Stopped, Until};
 use crate::timestamp::Position;
 
 use super::InstId;
@@ -108,6 +108,13 @@ impl PinnedFiles {
 impl fmt::Debug for PinnedFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("PinnedFiles").field(&self.files).finish()
+    }
+}
+
+/// A panic of the engine: nobody knows what it left half done.
+impl From<Panicked> for StoreFault {
+    fn from(panicked: Panicked) -> Self {
+        Self::new("go on with the shard", &panicked)
     }
 }
 
