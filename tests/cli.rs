@@ -359,6 +359,14 @@ fn the_help_of_every_verb_names_its_options_and_their_defaults() {
         }
     }
     assert!(world.ok(&["--help"]).contains("resume"));
+    for (verb, own) in
+        [("ingest", "--index"), ("pause", "--evict"), ("resume", "--dry-run"), ("verify", "--bucket")]
+    {
+        let help = world.ok(&[verb, "--help"]);
+        let place =
+            |word: &str| help.find(&format!("\n      {word}")).or_else(|| help.find(&format!("\n{word}")));
+        assert!(place(own) < place("Options of every archive"), "{verb} files {own} elsewhere: {help}");
+    }
 }
 
 #[test]

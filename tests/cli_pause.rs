@@ -243,6 +243,48 @@ fn an_archive_is_verified_and_each_bad_object_is_listed() {
 }
 
 #[test]
+fn what_is_bad_is_uploaded_again_once_it_was_removed() {
+    let world = World::with_airports();
+    world.ok(&pause(&[]));
+    let object = largest_object(&world);
+    let mut content = fs::read(&object).unwrap();
+    content[100] ^= 1;
+    fs::write(&object, content).unwrap();
+    world.refused(
+        1,
+        &pause(&["--evict"]),
+        &["remove them from the archive, resume it here, and pause it again"],
+    );
+    fs::remove_file(&object).unwrap();
+    world.ok(&resume(&[]));
+    world.ok(&pause(&["--evict"]));
+    world.ok(&resume(&[]));
+}
+
+#[test]
+fn pauses_beside_a_damaged_one_are_listed() {
+    let world = World::with_airports();
+    let first = world.json(&pause(&[]));
+    world.ok(&resume(&[]));
+    let second = world.json(&pause(&[]));
+    let manifest = world.path(&format!("a/travel/manifests/{}.manifest", second["pause"].as_str().unwrap()));
+    fs::write(&manifest, b"nothing of ours").unwrap();
+    let listed = world.run(&["archive", "list", "--archive", "a"]);
+    assert_eq!(listed.status, Some(1));
+    assert!(listed.stdout.contains(first["pause"].as_str().unwrap()), "{}", listed.stdout);
+    assert!(listed.stderr.contains("remove this one from the archive"), "{}", listed.stderr);
+}
+
+#[test]
+fn a_dry_run_of_the_eviction_of_a_paused_bucket_tells_what_is_archived() {
+    let world = World::with_airports();
+    let paused = world.json(&pause(&[]));
+    let planned = world.json(&pause(&["--evict", "--dry-run"]));
+    assert_eq!((&planned["files"], &planned["uploaded_files"]), (&paused["files"], &json!(0)));
+    assert!(world.path("d/buckets/travel/shard-0000").exists());
+}
+
+#[test]
 fn pauses_are_listed_and_old_ones_are_pruned() {
     let world = World::with_airports();
     let first = world.json(&pause(&[]));

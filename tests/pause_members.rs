@@ -78,7 +78,7 @@ fn four_members_of_one_bucket_share_an_archive_and_each_wakes_up_as_itself() {
     for part in &parts {
         let described = describe_pauses(&world.store, part, &forever()).unwrap();
         assert_eq!(described.len(), 2, "{part}");
-        assert!(described.iter().all(|pause| pause.part() == *part));
+        assert!(described.iter().all(|pause| pause.as_ref().unwrap().part() == *part));
     }
     for hours in [0, 25] {
         for part in &parts {

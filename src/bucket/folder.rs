@@ -76,10 +76,13 @@ impl Drop for Inner {
 impl DataDir {
     /// Opens a data folder, which must be there.
     pub fn open(root: &Path) -> Result<Self, DataDirError> {
-        if root.join(BUCKETS).is_dir() {
-            Self::take(root)
-        } else {
-            Err(DataDirError::Missing { path: root.to_owned() })
+        let buckets = root.join(BUCKETS);
+        match fs::metadata(&buckets) {
+            Ok(found) if found.is_dir() => Self::take(root),
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                Err(error).at("look at", &buckets)?
+            }
+            _ => Err(DataDirError::Missing { path: root.to_owned() }),
         }
     }
 

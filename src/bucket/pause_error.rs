@@ -199,8 +199,8 @@ pub enum PauseError {
     },
     /// It is paused, and its local data was kept.
     #[error(
-        "bucket {bucket} is paused as {pause}, and its local data is kept: {cause}; pause it with `evict` (--evict) \
-         again"
+        "bucket {bucket} is paused as {pause}, and its local data is kept: {cause}; mend that and pause it with `evict` \
+         (--evict) again"
     )]
     Evict {
         /// The bucket.

@@ -42,8 +42,6 @@ struct ListArgs {
   dormouse archive prune --archive /var/archive --keep 2 --dry-run
   dormouse archive prune --archive /var/archive --bucket travel --keep 2")]
 struct PruneArgs {
-    #[command(flatten)]
-    part: PartArgs,
     /// Keep so many of the newest pauses of each bucket, at least one [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     keep: Option<u32>,
@@ -52,6 +50,8 @@ struct PruneArgs {
     grace: Duration,
     #[command(flatten)]
     only: DryRunArgs,
+    #[command(flatten)]
+    part: PartArgs,
 }
 
 #[derive(Serialize)]
@@ -97,7 +97,14 @@ fn list(args: &ListArgs, session: &mut Session) -> anyhow::Result<()> {
     let (mut pauses, mut failures) = (Vec::new(), Failures::default());
     for part in args.part.parts(store.as_ref(), &session.until)? {
         match describe_pauses(store.as_ref(), &part, &session.until) {
-            Ok(described) => pauses.extend(described),
+            Ok(described) => {
+                for described in described {
+                    match described {
+                        Ok(summary) => pauses.push(summary),
+                        Err(error) => failures.0.push(error.into()),
+                    }
+                }
+            }
             Err(error @ ManifestError::Store(_)) => return Err(error.into()),
             Err(error) => failures.0.push(error.into()),
         }

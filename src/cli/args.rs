@@ -74,14 +74,14 @@ pub(super) struct ArchiveArgs {
 /// Which part of which archive.
 #[derive(Args)]
 pub(super) struct PartArgs {
-    #[command(flatten)]
-    pub(super) archive: ArchiveArgs,
     /// Only this bucket [default: all]
     #[arg(long, value_name = "NAME")]
     pub(super) bucket: Option<BucketName>,
     /// Only the Nth of M members that follow the bucket, each a part of its vbuckets [default: all]
     #[arg(long, value_name = "N/M", value_parser = parse_member, requires = "bucket")]
     pub(super) member: Option<Membership>,
+    #[command(flatten)]
+    pub(super) archive: ArchiveArgs,
 }
 
 impl PartArgs {

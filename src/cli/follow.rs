@@ -46,7 +46,7 @@ pub(super) struct ClusterArgs {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, requires = "archive")]
     #[arg(conflicts_with = "once")]
     sleep_after: Option<Duration>,
-    /// The archive to sleep in: a folder as a path or as `file:///abs/path`, or `s3://bucket/prefix`
+    /// The archive to sleep in: a folder as a path or as `file:///abs/path`, or `s3://bucket/prefix` [default: none]
     #[arg(long, value_name = "URL", value_parser = parse_archive, requires = "sleep_after")]
     archive: Option<ArchiveUrl>,
     /// Compress files in the archive where that saves a tenth and more [default: off]

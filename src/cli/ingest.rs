@@ -51,8 +51,6 @@ const BAD_LINES_SHOWN: usize = 5;
 pub(super) struct IngestArgs {
     #[command(flatten)]
     pub(super) target: BucketArgs,
-    #[command(flatten)]
-    pub(super) cluster: ClusterArgs,
     /// Storage engine of the bucket's shards, fixed when the bucket is made [default: lsm]
     #[arg(long, value_enum)]
     store: Option<Store>,
@@ -90,6 +88,8 @@ pub(super) struct IngestArgs {
     /// of a cluster, `couchbase[s]://USER@host[:port]/bucket`
     #[arg(required = true, value_name = "SOURCE")]
     sources: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(super) cluster: ClusterArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

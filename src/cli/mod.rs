@@ -133,7 +133,10 @@ fn refuse_words(error: &clap::Error) -> ExitCode {
     );
     if is_help {
         // A closed pipe is no reason to fail.
-        let _ = error.print();
+        if let Err(OutputError::Write(error)) = error.print().map_err(OutputError::from) {
+            say(&format!("cannot write to standard output: {error}"));
+            return FAILED.into();
+        }
         return if error.use_stderr() { WORDS_OFF.into() } else { ExitCode::SUCCESS };
     }
     let text = error.render().to_string();

@@ -16,7 +16,7 @@ use super::session::{Session, close_after};
 /// scanned, unless its local data was removed. A pause that was interrupted goes on where it was; one whose end nobody
 /// knows is found out first. A folder has to have room for what is new before any of it is uploaded; with `--compress`
 /// what counts is what it is compressed to, and where the disk has no room for the files as they are they are
-/// compressed once more beforehand, to know. `--dry-run` fails where the pause would.
+/// compressed once more beforehand, to know. `--dry-run` fails where the pause would, unless only a write can tell.
 #[derive(Args)]
 #[command(after_help = "Examples:
   dormouse pause --data-dir d --bucket travel --archive /var/archive --dry-run
@@ -26,8 +26,6 @@ pub(super) struct PauseArgs {
     #[command(flatten)]
     target: BucketArgs,
     #[command(flatten)]
-    into: ArchiveArgs,
-    #[command(flatten)]
     only: DryRunArgs,
     /// Remove the local data, once the archive was read back and checked, also of a bucket that is paused there already
     /// [default: off]
@@ -36,6 +34,8 @@ pub(super) struct PauseArgs {
     /// Compress files where that saves a tenth and more: less room in the archive, more work [default: off]
     #[arg(long)]
     compress: bool,
+    #[command(flatten)]
+    into: ArchiveArgs,
 }
 
 pub(super) fn run(args: &PauseArgs, session: &mut Session) -> anyhow::Result<()> {

@@ -24,8 +24,6 @@ pub(super) struct ResumeArgs {
     #[command(flatten)]
     target: BucketArgs,
     #[command(flatten)]
-    from: ArchiveArgs,
-    #[command(flatten)]
     only: DryRunArgs,
     /// The pause to wake the bucket up from [default: the newest]
     #[arg(long, value_name = "ID")]
@@ -34,6 +32,8 @@ pub(super) struct ResumeArgs {
     /// folder, or 1/1]
     #[arg(long, value_name = "N/M", value_parser = parse_member)]
     member: Option<Membership>,
+    #[command(flatten)]
+    from: ArchiveArgs,
 }
 
 impl ResumeArgs {

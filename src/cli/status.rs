@@ -85,7 +85,11 @@ fn print(status: &BucketStatus, out: &mut Output) -> Result<(), OutputError> {
             IndexState::Ready => "ready",
             IndexState::Building => "unfinished",
         };
-        out.line(format_args!("  index {}: {state}, {} changes", index.definition, index.changes))?;
+        if shards.is_empty() {
+            out.line(format_args!("  index {}: in the archive", index.definition))?;
+        } else {
+            out.line(format_args!("  index {}: {state}, {} changes", index.definition, index.changes))?;
+        }
     }
     Ok(())
 }

@@ -21,11 +21,11 @@ use super::session::Session;
   dormouse verify --archive /var/archive
   dormouse verify --archive s3://archive/dormouse --bucket travel --format json")]
 pub(super) struct VerifyArgs {
-    #[command(flatten)]
-    part: PartArgs,
     /// Only this pause of the bucket [default: all]
     #[arg(long, value_name = "ID")]
     pause: Option<PauseId>,
+    #[command(flatten)]
+    part: PartArgs,
 }
 
 /// What was read, and what is wrong.
@@ -41,9 +41,25 @@ pub(super) fn run(args: &VerifyArgs, session: &mut Session) -> anyhow::Result<()
     if args.pause.is_some() && args.part.bucket.is_none() {
         return Err(WordsOff("--pause names a pause of a bucket: give --bucket too".to_owned()).into());
     }
-    let report = check(args, session).context("cannot verify the archive")?;
+    let mut report = Report::default();
+    let checked = check(args, session, &mut report).context("cannot verify the archive");
+    if report.bad.is_empty() {
+        checked?;
+        return tell(&report, session);
+    }
+    // Also where not all could be read.
+    tell(&report, session)?;
+    checked?;
+    let (bad, archive) = (report.bad.len(), &args.part.archive.archive);
+    bail!(
+        "{bad} objects or manifests in {archive} are bad; remove them from there, and pause their buckets again while they \
+         are online: what is missing is uploaded then"
+    )
+}
+
+fn tell(report: &Report, session: &mut Session) -> anyhow::Result<()> {
     match session.format {
-        Format::Json => session.out.json(&report)?,
+        Format::Json => session.out.json(report)?,
         Format::Table => {
             for bad in &report.bad {
                 session.out.line(printable(bad))?;
@@ -52,23 +68,15 @@ pub(super) fn run(args: &VerifyArgs, session: &mut Session) -> anyhow::Result<()
             session.out.line(format!("{} pauses with {read}: {} bad", report.pauses, report.bad.len()))?;
         }
     }
-    if !report.bad.is_empty() {
-        let (bad, archive) = (report.bad.len(), &args.part.archive.archive);
-        bail!(
-            "{bad} objects or manifests in {archive} are bad; pause their buckets again while they are online"
-        );
-    }
     Ok(())
 }
 
-fn check(args: &VerifyArgs, session: &Session) -> anyhow::Result<Report> {
+fn check(args: &VerifyArgs, session: &Session, report: &mut Report) -> anyhow::Result<()> {
     let store = args.part.archive.open_existing()?;
     let (store, until) = (store.as_ref(), &session.until);
-    let mut report = Report::default();
     if let (Some(pause), Some(bucket)) = (args.pause, &args.part.bucket) {
         let part = BucketPart::new(bucket.as_str(), args.part.member.unwrap_or_default());
-        check_pause(store, &part, pause, until, &mut report)?;
-        return Ok(report);
+        return check_pause(store, &part, pause, until, report);
     }
     for part in args.part.parts(store, until)? {
         let pauses = match list_pauses(store, &part, until) {
@@ -83,10 +91,10 @@ fn check(args: &VerifyArgs, session: &Session) -> anyhow::Result<Report> {
             bail!("bucket {part} has no pause in {}; `archive list` shows what is there", store.describe());
         }
         for pause in pauses {
-            check_pause(store, &part, pause, until, &mut report)?;
+            check_pause(store, &part, pause, until, report)?;
         }
     }
-    Ok(report)
+    Ok(())
 }
 
 fn check_pause(

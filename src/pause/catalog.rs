@@ -51,12 +51,13 @@ pub fn list_parts(
     Ok(parts.into_iter().collect())
 }
 
-/// The pauses of a bucket, oldest first, with what their manifests say.
+/// The pauses of a bucket, oldest first, with what their manifests say, or why one of them says nothing. Where the
+/// store fails, that is the error of all.
 pub fn describe_pauses(
     store: &dyn ObjectStore,
     bucket: &BucketPart,
     until: &Until,
-) -> Result<Vec<PauseSummary>, ManifestError> {
+) -> Result<Vec<Result<PauseSummary, ManifestError>>, ManifestError> {
     let describe = |pause| {
         let manifest = Manifest::read(store, bucket, pause, until)?;
         Ok(PauseSummary {
@@ -70,5 +71,10 @@ pub fn describe_pauses(
             membership: manifest.membership,
         })
     };
-    list_pauses(store, bucket, until)?.into_iter().map(describe).collect()
+    let described =
+        list_pauses(store, bucket, until)?.into_iter().map(describe).map(|described| match described {
+            Err(error @ ManifestError::Store(_)) => Err(error),
+            described => Ok(described),
+        });
+    described.collect()
 }

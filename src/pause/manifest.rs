@@ -160,7 +160,10 @@ pub enum ManifestError {
         store: String,
     },
     /// The manifest is not what was written.
-    #[error("cannot read the manifest {key} in {store}: {source}; resume from another pause")]
+    #[error(
+        "cannot read the manifest {key} in {store}: {source}; resume from another pause, which `archive list` shows, or \
+         remove this one from the archive where the bucket is online"
+    )]
     Damaged {
         /// The manifest's object.
         key: ObjectKey,
