@@ -457,6 +457,26 @@ fn what_is_made_of_events_for_locked_shards_stays_within_its_bound() {
 }
 
 #[test]
+fn what_is_made_of_few_events_is_applied_in_pieces() {
+    const DOCUMENTS: u64 = 16;
+    let (elements, long): (Vec<u32>, String) = ((0..1000).collect(), "x".repeat(3900));
+    let document = serde_json::json!({ "t": elements, "d": long }).to_string();
+    let mut path = Path::start(177);
+    let index = IndexDefinition::parse("i=t[],d").unwrap();
+    path.kvdata.add_engines(vec![engine_of(1, index)], &watchdog()).unwrap();
+    // 4 MB of keys each, and all for one shard.
+    let events = (1..=DOCUMENTS)
+        .fold(path.events().begin(0), |events, seqno| events.put(0, seqno, &format!("d{seqno}"), &document));
+    path.send(events);
+    eventually("everything is applied", || path.recorder.reached(0) == DOCUMENTS);
+    assert!(path.recorder.heaviest_bytes() < 20 << 20, "{}", path.recorder.heaviest_bytes());
+    let changes = path.recorder.changes();
+    assert_eq!(changes.len() as u64, DOCUMENTS);
+    assert!(changes.iter().all(|(_, _, _, _, keys)| *keys == 1000));
+    close(&mut path);
+}
+
+#[test]
 fn what_waits_for_a_locked_shard_stays_within_the_budget_and_control_goes_on() {
     const LIMIT_BYTES: usize = 64 * 1024;
     let path = Path::begun(131);

@@ -150,6 +150,11 @@ impl WriteBatch {
         })
     }
 
+    /// Bytes of documents' ids and keys.
+    pub fn content_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Length of the longest entry, an encoded key with the document's id behind it.
     pub fn longest_entry_bytes(&self) -> usize {
         self.longest_entry_bytes

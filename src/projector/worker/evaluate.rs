@@ -23,6 +23,8 @@ use crate::timestamp::Position;
 use super::super::engine::{Engine, EngineSet};
 use super::{BatchCounts, Scattered, Spare, Tuning, WorkerConfig, WorkerStats};
 
+/// What is made of events at once is applied when it has so many bytes, and then the next piece is made.
+const PIECE_BYTES: usize = 4 * 1024 * 1024;
 /// Keys of transaction records begin so.
 const TRANSACTION_PREFIX: &[u8] = b"_txn:";
 
@@ -182,27 +184,37 @@ impl Evaluation {
         streams.filter_map(|(vb, stream)| stream.map(|stream| (VbId(vb), stream.highest()))).collect()
     }
 
-    /// The write batches of this worker's shards, in the order of their lanes; `None` where nothing moved.
+    /// The write batches of this worker's shards, in the order of their lanes; `None` where nothing moved. They are of
+    /// the events from one on, up to the one that is given back, which is the first of another piece: few bytes may
+    /// make many keys.
     pub(super) fn evaluate(
         &mut self,
         scattered: &Scattered,
+        from: usize,
         spare: &mut Spare,
-    ) -> Vec<Option<Box<WriteBatch>>> {
+    ) -> (Vec<Option<Box<WriteBatch>>>, usize) {
         self.batches += 1;
         let engines = Arc::clone(&self.engines);
         let with = With { buffer: &scattered.batch.buffer, engines: &engines };
         let mut batches: Vec<Option<Box<WriteBatch>>> = Vec::with_capacity(self.generations.len());
         batches.resize_with(self.generations.len(), || None);
-        for index in &scattered.events {
+        let (mut next, mut made_bytes) = (from, 0);
+        for index in scattered.events.iter().skip(from) {
+            if made_bytes >= PIECE_BYTES {
+                break;
+            }
+            next += 1;
             let Some(event) = scattered.batch.events.get(*index as usize) else { continue };
             let lane = usize::from((ShardId::of_vb(event.vb, self.shards).0 - self.number) / self.workers);
             let generation = self.generations.get(lane).copied();
             if let (Some(batch), Some(generation)) = (batches.get_mut(lane), generation) {
+                let before = batch.as_ref().map_or(0, |batch| batch.content_bytes());
                 self.take(event, generation, &with, batch, spare);
+                made_bytes += batch.as_ref().map_or(0, |batch| batch.content_bytes()) - before;
             }
         }
         self.stats.add(std::mem::take(&mut self.counts));
-        batches
+        (batches, next)
     }
 
     fn take(

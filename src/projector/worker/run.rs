@@ -6,6 +6,8 @@
 //! until they move again, and the queue before this thread holds up the source. What waits keeps the charge of its
 //! events: it weighs on the source's budget as well.
 //!
+//! Few bytes of events may make many keys: a batch is evaluated in pieces, each applied before the next one is made.
+//!
 //! On the way out waiting batches are dropped unapplied. Their positions have not moved, so the stream delivers
 //! them again.
 
@@ -52,6 +54,8 @@ pub(super) struct Run {
     endpoint: Arc<dyn Endpoint>,
     logger: Logger,
     evaluation: Evaluation,
+    /// Events of which a part was evaluated, and the first one that was not.
+    begun: Option<(Scattered, usize)>,
     lanes: Vec<Lane>,
     spare: Spare,
     tuning: Tuning,
@@ -64,6 +68,8 @@ enum Next {
     /// The number of a lane that moves.
     Apply(usize),
     Data(Scattered),
+    /// The rest of what was begun.
+    More,
 }
 
 impl Run {
@@ -94,6 +100,7 @@ impl Run {
             endpoint,
             logger,
             evaluation,
+            begun: None,
             lanes,
             spare: Vec::new(),
             tuning: Tuning::default(),
@@ -111,7 +118,12 @@ impl Run {
                 }
                 Next::Apply(lane) => self.apply(lane),
                 Next::Data(scattered) => {
-                    self.evaluate(&scattered);
+                    self.begun = Some((scattered, 0));
+                    self.evaluate();
+                    Ok(())
+                }
+                Next::More => {
+                    self.evaluate();
                     Ok(())
                 }
             };
@@ -147,6 +159,9 @@ impl Run {
                 return Next::Apply(lane);
             }
             let takes_data = self.has_room();
+            if takes_data && self.begun.is_some() {
+                return Next::More;
+            }
             if takes_data {
                 match self.events.try_recv() {
                     Ok(scattered) => return Next::Data(scattered),
@@ -191,12 +206,17 @@ impl Run {
         let _ = thread::send(&self.installed, answer, &self.fin);
     }
 
-    fn evaluate(&mut self, scattered: &Scattered) {
-        let batches = self.evaluation.evaluate(scattered, &mut self.spare);
+    /// Evaluates a piece of what was begun.
+    fn evaluate(&mut self) {
+        let Some((scattered, from)) = self.begun.take() else { return };
+        let (batches, next) = self.evaluation.evaluate(&scattered, from, &mut self.spare);
         for (lane, batch) in self.lanes.iter_mut().zip(batches) {
             if let Some(batch) = batch {
                 lane.push(batch, &scattered.batch);
             }
+        }
+        if next < scattered.events.len() {
+            self.begun = Some((scattered, next));
         }
     }
 
