@@ -4,7 +4,9 @@ use std::io::{BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dormouse::objstore::{Body, Encryption, ObjectStore, S3Config, S3Store, StoreCause};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use dormouse::objstore::{Body, Encryption, ObjectStore, S3Config, S3Store, StoreCause, Upload};
 use dormouse::thread::Failure;
 use parking_lot::Mutex;
 use rustls::pki_types::pem::PemObject;
@@ -14,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use crate::support::stores::gateway::given;
 use crate::support::stores::http::{Request, Server, answer, error_document, read_head};
-use crate::support::stores::{content, get, names};
+use crate::support::stores::{chunks_of, content, file_with, get, names};
 use crate::support::{forever, key};
 
 fn config(server: &Server) -> S3Config {
@@ -188,4 +190,36 @@ fn a_server_that_knows_no_conditions_is_asked_without_one() {
             assert_eq!(*methods.lock(), ["HEAD", "PUT", "PUT"]);
         }
     }
+}
+
+#[test]
+fn a_bucket_that_retains_its_objects_is_told_their_md5() {
+    let puts = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&puts);
+    let server = Server::start(move |request| {
+        if request.method == "HEAD" {
+            return answer(404, "", b"");
+        }
+        let told = request.header("content-md5").to_owned();
+        let is_right = told == STANDARD.encode(md5::Md5::digest(&request.body));
+        kept.lock().push((request.body.len(), !told.is_empty()));
+        if is_right {
+            return answer(200, "ETag: \"tag\"\r\n", b"");
+        }
+        let message = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object \
+                       Lock parameters";
+        answer(400, "", &error_document("InvalidRequest", message))
+    });
+    let store = S3Store::open(config(&server)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = file_with(folder.path(), &content(300_000));
+    let chunks = chunks_of(&content(300_000));
+    let body = || Body::File { file: &file, offset_bytes: 0, length_bytes: 300_000, chunks: &chunks };
+    let error = store.put(&key("x"), body(), &forever()).unwrap_err();
+    assert!(error.is_temporary(), "{error}");
+    store.put(&key("x"), body(), &forever()).unwrap();
+    store.put_if_absent(&key("y"), Body::Bytes(b"content"), &forever()).unwrap();
+    let part = Upload { key: key("z"), id: "id".to_owned() };
+    store.in_parts().unwrap().put_part(&part, 1, body(), &forever()).unwrap();
+    assert_eq!(*puts.lock(), [(300_000, false), (300_000, true), (7, true), (300_000, true)]);
 }

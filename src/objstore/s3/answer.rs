@@ -157,6 +157,12 @@ pub(super) fn says_payload_differs(cause: &StoreCause) -> bool {
     matches!(cause, StoreCause::Refused { code, .. } if codes.contains(&code.as_str()))
 }
 
+/// Whether the server says that it wants the MD5 of a payload beside its SHA-256: the bucket retains objects, by Object
+/// Lock, and takes none otherwise.
+pub(super) fn says_md5_is_missing(cause: &StoreCause) -> bool {
+    matches!(cause, StoreCause::Refused { status: 400, message, .. } if message.contains("Content-MD5"))
+}
+
 /// Whether the server says that the credentials are too old, or may say so: a look at an object is answered without
 /// a document, and then this is all that is said.
 pub(super) fn says_token_expired(cause: &StoreCause) -> bool {

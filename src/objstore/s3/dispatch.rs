@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use http02::{HeaderMap, HeaderName, StatusCode};
 use parking_lot::Mutex;
 use rusoto_core::request::{
@@ -26,7 +28,8 @@ use sha2::{Digest, Sha256};
 use ureq::http::Request;
 
 use super::answer::{
-    DOCUMENT_BYTES_MAX, check_document, error_in, refusal, refused, says_payload_differs, says_token_expired,
+    DOCUMENT_BYTES_MAX, check_document, error_in, refusal, refused, says_md5_is_missing,
+    says_payload_differs, says_token_expired,
 };
 use super::credentials::Provider;
 use super::http::{Answer, Http, Payload};
@@ -54,6 +57,8 @@ pub(super) struct Server {
     /// The bucket is the first segment of the path, not the first label of the name.
     pub(super) path_style: bool,
     pub(super) waits_for_continue: AtomicBool,
+    /// It refused a payload that came without its MD5, as those do whose buckets retain objects.
+    pub(super) wants_md5: AtomicBool,
 }
 
 /// A payload and its hash.
@@ -259,6 +264,9 @@ impl Call {
             }
         }
         headers.extend(self.headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        if let Some(payload) = self.payload.as_ref().filter(|_| server.wants_md5.load(Ordering::Relaxed)) {
+            headers.insert("content-md5".to_owned(), STANDARD.encode(payload.payload.md5(&self.until)?));
+        }
         let query = request.canonical_query_string.as_str();
         let signed = Signed {
             method: &request.method,
@@ -320,6 +328,7 @@ impl Call {
         let mut cause = refusal(answer, is_look);
         let has_expired = other_region.is_none() && says_token_expired(&cause);
         let has_other_bytes = says_payload_differs(&cause);
+        let lacks_md5 = self.payload.is_some() && says_md5_is_missing(&cause);
         if let StoreCause::Refused { is_temporary, message, .. } = &mut cause {
             if let Some(region) = other_region {
                 let is_in = format!("the bucket is in the region {region}, not in {}", self.server.region);
@@ -329,6 +338,9 @@ impl Call {
             *is_temporary |= has_expired && self.server.provider.forget();
             // A document of a request is not read from a file: it was changed on its way.
             *is_temporary |= has_other_bytes && self.payload.is_none();
+            // The first one says what all others need.
+            self.server.wants_md5.fetch_or(lacks_md5, Ordering::Relaxed);
+            *is_temporary |= lacks_md5;
         }
         cause
     }

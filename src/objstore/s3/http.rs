@@ -17,6 +17,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use md5::{Digest, Md5};
 use parking_lot::Mutex;
 use ureq::config::{AutoHeaderValue, Config};
 use ureq::http::{HeaderMap, Request, Uri};
@@ -28,6 +29,7 @@ use ureq::{Agent, BodyReader, SendBody};
 use super::names::Names;
 use super::watch::{Ticket, Watch};
 use crate::objstore::error::StoreCause;
+use crate::objstore::hash::read_pieces;
 use crate::thread::Until;
 
 /// The longest time to a connection, TLS included.
@@ -369,6 +371,21 @@ impl Payload {
             Self::Bytes(bytes) => bytes.len() as u64,
             Self::File { length_bytes, .. } => *length_bytes,
         }
+    }
+
+    pub(super) fn md5(&self, until: &Until) -> Result<[u8; 16], StoreCause> {
+        let mut hash = Md5::new();
+        match self {
+            Self::Bytes(bytes) => hash.update(bytes),
+            Self::File { file, offset_bytes, length_bytes } => {
+                let range = *offset_bytes..offset_bytes.saturating_add(*length_bytes);
+                read_pieces(file, range, until, |piece| {
+                    hash.update(piece);
+                    Ok::<_, StoreCause>(())
+                })?;
+            }
+        }
+        Ok(hash.finalize().into())
     }
 }
 

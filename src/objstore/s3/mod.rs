@@ -153,6 +153,7 @@ impl S3Store {
             path_style: config.path_style || is_address(&host),
             host,
             waits_for_continue: AtomicBool::new(true),
+            wants_md5: AtomicBool::new(false),
         };
         Ok(Self {
             server: Arc::new(server),
