@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use dormouse::bucket::{FollowCause, FollowEnd, FollowOptions, FollowProgress, IntakeError};
 use dormouse::shard::StoreKind;
 use dormouse::source::dcp::ConnectionError;
+use dormouse::thread::Cancel;
 use tempfile::TempDir;
 
 use crate::support::consumer::{Consumer, expected, follow, write};
@@ -260,4 +261,26 @@ fn a_connection_whose_node_refuses_to_close_a_stream_is_opened_again_until_it_do
     eventually("it is connected anew", || producer.state.lock().connections.len() > before + 1);
     producer.behave(|behaviour| behaviour.answers.clear());
     consumer.finish(producer);
+}
+
+#[test]
+fn catching_up_ends_while_documents_keep_changing() {
+    let folder = TempDir::new().unwrap();
+    let (producer, mut dice) = (Producer::start(VBUCKETS), Dice::new(11));
+    write(&producer, &mut dice, 500);
+    let consumer = Consumer::open(folder.path(), StoreKind::Lsm, VBUCKETS);
+    let stop = Cancel::new();
+    let ended = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.is_cancelled() {
+                write(&producer, &mut dice, 5);
+            }
+        });
+        let ended = consumer.bucket.follow(&follow(&producer, true), &watchdog(), &mut |_| {});
+        stop.cancel();
+        ended
+    });
+    assert_eq!(ended.unwrap().end, FollowEnd::CaughtUp);
+    consumer.close();
+    producer.check();
 }

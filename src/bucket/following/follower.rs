@@ -53,6 +53,14 @@ impl LeftOut {
     }
 }
 
+/// A vbucket that has come to where following ends.
+#[derive(Clone, Copy)]
+struct Arrival {
+    since: Instant,
+    /// Nothing of what there was is missing.
+    is_whole: bool,
+}
+
 /// The last seqno of a vbucket.
 struct High {
     seqno: Seqno,
@@ -95,10 +103,9 @@ pub(super) struct Follower<'b> {
     highs: BTreeMap<VbId, High>,
     /// Where following ends, as far as that is known.
     targets: BTreeMap<VbId, Seqno>,
-    /// Since when all vbuckets are there, whether at the ends of their snapshots or not.
-    come_since: Option<Instant>,
-    /// The same of the instances that are filled first.
-    filled_since: Option<Instant>,
+    /// The vbuckets that are there, of all instances, and of those that are filled first.
+    arrived: BTreeMap<VbId, Arrival>,
+    filled: BTreeMap<VbId, Arrival>,
     lags: Arc<BTreeMap<VbId, u64>>,
     moves: u64,
     moved_at: Instant,
@@ -139,8 +146,8 @@ impl<'b> Follower<'b> {
             applied,
             highs: BTreeMap::new(),
             targets: BTreeMap::new(),
-            come_since: None,
-            filled_since: None,
+            arrived: BTreeMap::new(),
+            filled: BTreeMap::new(),
             lags: Arc::default(),
             moves: 0,
             moved_at: Instant::now(),
@@ -323,10 +330,12 @@ impl<'b> Follower<'b> {
             return None;
         }
         if self.options.once {
-            let has_come = self.has_reached_targets();
-            self.come_since = has_come.then(|| self.come_since.unwrap_or_else(Instant::now));
-            if self.come_since.is_some_and(|since| self.are_whole(&self.bucket.instances(), since)) {
-                return Some(FollowEnd::CaughtUp);
+            let before = std::mem::take(&mut self.arrived);
+            if self.has_reached_targets() {
+                self.arrived = self.arrive(&self.bucket.instances(), &before);
+                if self.have_all_arrived(&self.arrived) {
+                    return Some(FollowEnd::CaughtUp);
+                }
             }
         }
         let idle_after = self.options.idle_after?;
@@ -362,31 +371,50 @@ impl<'b> Follower<'b> {
 
     /// Whether the first path has everything that the nodes had when it began.
     pub(super) fn has_filled(&mut self) -> bool {
-        let (Some(first), Some(targets)) = (self.paths.get(MAIN), self.all_targets()) else { return false };
+        let Some(first) = self.paths.get(MAIN) else { return false };
         let instances = first.instances.clone();
-        let members: Vec<VbId> = self.members().collect();
-        let reached = least_positions(self.bucket.shards(), &instances, &members);
-        let has_come = targets
-            .iter()
-            .all(|(vb, target)| reached.get(vb).is_some_and(|there| there.seqno >= target.seqno));
-        self.filled_since = has_come.then(|| self.filled_since.unwrap_or_else(Instant::now));
-        self.filled_since.is_some_and(|since| self.are_whole(&instances, since))
+        let before = std::mem::take(&mut self.filled);
+        self.filled = self.arrive(&instances, &before);
+        self.have_all_arrived(&self.filled)
     }
 
-    /// Whether instances miss nothing of what there was at where they stand since then. Within a snapshot they may: a
-    /// document that was there and was changed since comes with its last change alone. So each vbucket has to be at the
-    /// end of its snapshot, or where its node, asked afterwards, says the last change is: the end may be that of a
-    /// change of another kind, and is never told then.
-    fn are_whole(&self, instances: &[InstId], since: Instant) -> bool {
-        let is_whole = |(vb, position): (VbId, Position)| {
-            let is_told = |high: &High| high.asked >= since && position.seqno >= high.seqno;
-            position.seqno >= position.snap_end || self.highs.get(&vb).is_some_and(is_told)
+    /// Takes up which vbuckets have come to their targets, and since when. Within a snapshot they may miss something of
+    /// what there was: a document that was there and was changed since comes with its last change alone. So each one
+    /// has to be at the end of a snapshot once, or where its node, asked afterwards, says the last change is: the end
+    /// may be that of a change of another kind, and is never told then.
+    fn arrive(&self, instances: &[InstId], before: &BTreeMap<VbId, Arrival>) -> BTreeMap<VbId, Arrival> {
+        let mut positions: BTreeMap<VbId, Vec<Position>> = BTreeMap::new();
+        for shard in self.bucket.shards() {
+            for of_instance in instances.iter().filter_map(|inst| shard.positions(*inst)) {
+                for (vb, position) in of_instance.iter() {
+                    positions.entry(vb).or_default().push(position);
+                }
+            }
+        }
+        let arrival = |(vb, target): (&VbId, &Seqno)| {
+            let here = positions.get(vb).map_or(&[][..], Vec::as_slice);
+            let all =
+                |holds: &dyn Fn(&Position) -> bool| here.len() == instances.len() && here.iter().all(holds);
+            if *target > Seqno(0) && !all(&|position| position.seqno >= *target) {
+                return None;
+            }
+            let Arrival { since, is_whole } = before
+                .get(vb)
+                .copied()
+                .unwrap_or(Arrival { since: Instant::now(), is_whole: *target == Seqno(0) });
+            let is_told = |position: &Position| {
+                let high = self.highs.get(vb).filter(|high| high.asked >= since);
+                high.is_some_and(|high| position.seqno >= high.seqno)
+            };
+            let is_whole =
+                is_whole || all(&|position| position.seqno >= position.snap_end || is_told(position));
+            Some((*vb, Arrival { since, is_whole }))
         };
-        let mut shards = self.bucket.shards().iter();
-        shards.all(|shard| {
-            let mut positions = instances.iter().filter_map(|inst| shard.positions(*inst));
-            positions.all(|of_instance| of_instance.iter().all(is_whole))
-        })
+        self.targets.iter().filter_map(arrival).collect()
+    }
+
+    fn have_all_arrived(&self, arrivals: &BTreeMap<VbId, Arrival>) -> bool {
+        self.members().all(|vb| arrivals.get(&vb).is_some_and(|arrival| arrival.is_whole))
     }
 }
 
