@@ -40,8 +40,9 @@
 //!    node's socket, which has one; it adds the change to a batch. The batch takes its bytes from the
 //!    [`event::ByteBudget`]; when that is used up, the source stops reading.
 //! 3. `run_scatter` of the [`projector`] splits the batch by worker without copying a payload.
-//! 4. A worker's data thread parses each document once, asks every engine for its [`index`] keys, and makes one
-//!    [`shard::batch::WriteBatch`] for each shard: entries, and how far each vbucket was followed.
+//! 4. A worker's data thread parses each document once, asks every engine for its [`index`] keys, and makes a
+//!    [`shard::batch::WriteBatch`] for each shard, or several where there are many keys: entries, and how far each
+//!    vbucket was followed.
 //! 5. The [`shard`] applies it as a whole. An instance skips what is at or below its own position.
 //! 6. A recovery point makes entries and positions durable together. What came after it is lost by a crash, and
 //!    comes again from the source, because the positions went back with it.
@@ -51,7 +52,7 @@
 //! 1. A host, or the bucket for it, asks a [`projector::KvData`] to take an index in
 //!    ([`add_engines`](projector::KvData::add_engines)), and waits for the reply within its [`Until`](thread::Until).
 //! 2. `gen_server` passes the engines to the control thread of every worker, and goes on serving.
-//! 3. A worker's data thread looks at control before each batch: it takes the engines between two batches, and answers
+//! 3. A worker's data thread looks at control before each piece of a batch: it takes the engines in between, and answers
 //!    with the last seqno of each vbucket that they have not seen.
 //! 4. `gen_server` takes the answers up as they come, and replies once all are there. Data was never waited for.
 //!

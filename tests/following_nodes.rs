@@ -284,3 +284,32 @@ fn catching_up_ends_while_documents_keep_changing() {
     consumer.close();
     producer.check();
 }
+
+#[test]
+fn what_had_come_within_a_snapshot_and_was_lost_holds_up_no_end() {
+    let (folder, producer) = (TempDir::new().unwrap(), Producer::start(2));
+    let long = "x".repeat(20_000);
+    for number in 0..10 {
+        producer.put(0, &format!("d{number}"), &format!("{{\"n\":2,\"s\":\"{long}\"}}"));
+    }
+    let told = [&[0; 9][..], &[5], &[0, 1], &[0; 8]].concat();
+    producer.answer(0x48, 0, &told);
+    producer.behave(|behaviour| behaviour.bytes_a_second = Some(100_000));
+    let consumer = Consumer::open(folder.path(), StoreKind::Lsm, 2);
+    let mut was_lost = false;
+    let mut lose = |_| {
+        if !was_lost && (5..9).contains(&consumer.reached()[0]) {
+            was_lost = true;
+            producer.fail_over(0, 0);
+            producer.behave(|behaviour| {
+                behaviour.answers.clear();
+                behaviour.be_quick();
+            });
+        }
+    };
+    let ended = consumer.bucket.follow(&follow(&producer, true), &watchdog(), &mut lose).unwrap();
+    assert_eq!((ended.end, was_lost), (FollowEnd::CaughtUp, true));
+    assert_eq!(consumer.indexed(), expected(&producer));
+    consumer.close();
+    producer.check();
+}

@@ -153,6 +153,9 @@ fn a_profile_is_read_as_the_aws_tools_read_it() {
         ("default", format!("\u{feff}[default]\r\n{}\r\n", keys.replace('\n', "\r\n")), String::new()),
         ("default", format!("[default]\n{spaced}\n"), String::new()),
         ("default", format!("[default]\n{shouted}\n"), String::new()),
+        ("default", format!("[default]\n  {}\n", keys.replace('\n', "\n  ")), String::new()),
+        ("x", format!("  [a]\n  k = v\n  [x]\n  {}\n", keys.replace('\n', "\n  ")), String::new()),
+        ("x", format!("[x]\n{}\n", keys.replace(" = ", ": ")), String::new()),
         ("default", String::new(), format!("[profile default]\n{keys}\n")),
         ("default", String::new(), format!("[default]\nregion = x\n[profile default]\n{keys}\n")),
         ("x", String::new(), format!("[sso-session x]\nregion = y\n[profile   x]\n{keys}\n")),
@@ -165,7 +168,7 @@ fn a_profile_is_read_as_the_aws_tools_read_it() {
     // A role that is assumed with the keys beside it is another one than they are.
     let files = Files::new(&format!("[x]\n{keys}\n"), "[profile x]\nrole_arn = r\nsource_profile = x\n");
     let error = ask(files.profile("x")).unwrap_err();
-    assert!(error.to_string().contains("for a role or a sign-on name a process"), "{error}");
+    assert!(error.to_string().contains("is a role, which is not assumed here; name a process"), "{error}");
     for off in ["[x\n", "keys = none\n", "[x]\nnothing\n", "[\"x]\nk = v\n"] {
         let error = ask(Files::new(off, "").profile("x")).unwrap_err();
         assert!(error.to_string().contains("is no file of profiles: line "), "{error}");

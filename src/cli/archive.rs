@@ -5,12 +5,13 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use dormouse::pause::{
-    ManifestError, Membership, PauseSummary, PruneError, PruneOptions, PruneReport, describe_pauses, prune,
+    BucketPart, ManifestError, Membership, PauseSummary, PruneError, PruneOptions, PruneReport,
+    describe_pauses, prune,
 };
 use serde::Serialize;
 
 use super::args::{DryRunArgs, Format, PartArgs};
-use super::output::{self, files};
+use super::output::{self, OutputError, files};
 use super::session::Session;
 
 /// Look into an archive, or remove from it what is not needed any more
@@ -109,9 +110,14 @@ fn list(args: &ListArgs, session: &mut Session) -> anyhow::Result<()> {
             Err(error) => failures.0.push(error.into()),
         }
     }
+    let told = show_pauses(pauses, session);
+    failures.tell()?;
+    Ok(told?)
+}
+
+fn show_pauses(pauses: Vec<PauseSummary>, session: &mut Session) -> Result<(), OutputError> {
     if session.format == Format::Json {
-        session.out.json(&Listing { pauses })?;
-        return failures.tell();
+        return session.out.json(&Listing { pauses });
     }
     for summary in pauses {
         let PauseSummary { pause, created, store, files: count, bytes, object_bytes, .. } = &summary;
@@ -123,7 +129,7 @@ fn list(args: &ListArgs, session: &mut Session) -> anyhow::Result<()> {
         let (part, files) = (summary.part(), files(*count, *bytes));
         session.out.line(format!("{part}  {pause}  {created}  {store}  {files}{stored}"))?;
     }
-    failures.tell()
+    Ok(())
 }
 
 fn prune_all(args: &PruneArgs, session: &mut Session) -> anyhow::Result<()> {
@@ -147,10 +153,19 @@ fn prune_all(args: &PruneArgs, session: &mut Session) -> anyhow::Result<()> {
             Err(error) => failures.0.push(error.into()),
         }
     }
+    let told = show_pruned(buckets, args, session);
+    failures.tell()?;
+    Ok(told?)
+}
+
+fn show_pruned(
+    buckets: Vec<(BucketPart, Pruned)>,
+    args: &PruneArgs,
+    session: &mut Session,
+) -> Result<(), OutputError> {
     if session.format == Format::Json {
         let buckets = buckets.into_iter().map(|(_, pruned)| pruned).collect();
-        session.out.json(&AllPruned { buckets })?;
-        return failures.tell();
+        return session.out.json(&AllPruned { buckets });
     }
     let would = if args.only.dry_run { "would be " } else { "" };
     for (part, Pruned { report, .. }) in buckets {
@@ -165,5 +180,5 @@ fn prune_all(args: &PruneArgs, session: &mut Session) -> anyhow::Result<()> {
             humantime::format_duration(args.grace)
         ))?;
     }
-    failures.tell()
+    Ok(())
 }

@@ -98,6 +98,8 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, cancel: Cancel) -> anyhow::Result<()> {
+    // Those print when all else is over.
+    let prints_last = matches!(cli.verb, Verb::Ingest(_) | Verb::Drop(_) | Verb::Pause(_) | Verb::Resume(_));
     let mut session = Session::new(&cli.common, cancel)?;
     let done = match cli.verb {
         Verb::Demo(args) => demo::run(&args, &mut session),
@@ -112,8 +114,13 @@ fn run(cli: Cli, cancel: Cancel) -> anyhow::Result<()> {
     };
     // Also after a failure: what was printed before it is a result.
     let flushed = session.out.flush();
-    done?;
-    Ok(flushed?)
+    let done = done.and(flushed.map_err(anyhow::Error::from));
+    done.map_err(|error| match error.downcast_ref() {
+        Some(OutputError::Write(_)) if prints_last => {
+            anyhow::anyhow!("{error}; what was to be done is done all the same")
+        }
+        _ => error,
+    })
 }
 
 /// The message and those of its causes that it does not repeat.

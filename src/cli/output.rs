@@ -19,9 +19,7 @@ pub(super) enum OutputError {
     #[error("nobody reads the output any more")]
     Closed,
     /// The system refused.
-    #[error(
-        "cannot write the results to standard output: {0}; nothing else failed, so what was to be done is done"
-    )]
+    #[error("cannot write the results to standard output: {0}")]
     Write(io::Error),
 }
 

@@ -98,8 +98,9 @@ pub(super) fn describe(
     let all = files(report.files, report.bytes);
     let uploaded = files(report.uploaded_files, report.uploaded_bytes);
     let Some(pause) = report.pause else {
+        let evicted = if evict { "; the local data would be removed" } else { "" };
         return format!(
-            "pausing bucket {bucket} would archive {all} in {archive}, of which {uploaded} are new there"
+            "pausing bucket {bucket} would archive {all} in {archive}, of which {uploaded} are new there{evicted}"
         );
     };
     let evicted = if evict { "; the local data was removed" } else { "" };

@@ -48,8 +48,9 @@ pub(super) fn run(args: &VerifyArgs, session: &mut Session) -> anyhow::Result<()
         return tell(&report, session);
     }
     // Also where not all could be read.
-    tell(&report, session)?;
+    let told = tell(&report, session);
     checked?;
+    told?;
     let (bad, archive) = (report.bad.len(), &args.part.archive.archive);
     bail!(
         "{bad} objects or manifests in {archive} are bad; remove them from there, and pause their buckets again while they \

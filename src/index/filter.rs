@@ -23,8 +23,8 @@
 //! All three are crates below 1.0 that want the whole document as a value of theirs, which takes longer to make than
 //! all the rest of an evaluation; this one compares encoded values, which the keys need anyway.
 //!
-//! Invariants: a filter has at most [`FILTER_BYTES_MAX`] bytes, given and shown, and nests at most [`FILTER_DEPTH_MAX`] deep; its
-//! [`Display`](fmt::Display) text parses to an equal filter.
+//! Invariants: a filter has at most [`FILTER_BYTES_MAX`] bytes, given and shown, and nests at most [`FILTER_DEPTH_MAX`]
+//! deep; its [`Display`](fmt::Display) text parses to an equal filter.
 
 use std::fmt;
 use std::str::FromStr;
@@ -117,9 +117,12 @@ pub enum FilterError {
         source: KeyPathError,
     },
     /// It is too long.
-    #[error("a filter of {found_bytes} bytes is too long, expected at most {FILTER_BYTES_MAX}")]
+    #[error(
+        "a filter of {found_bytes} bytes, as it is given or as it is stored with a space around each sign, is too long, \
+         expected at most {FILTER_BYTES_MAX}"
+    )]
     TooLong {
-        /// Bytes of its text.
+        /// Bytes of its text, as it is given or as it is shown.
         found_bytes: usize,
     },
 }

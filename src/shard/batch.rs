@@ -1,4 +1,4 @@
-//! The unit of writing: what one worker made of one batch of events, for one shard.
+//! The unit of writing: what one worker made of one batch of events, or of a piece of one, for one shard.
 //!
 //! A [`WriteBatch`] holds, for each changed document and index instance, the *whole* set of entries that the
 //! document has from now on, and how far each vbucket was followed, also where no entry changed. A shard applies

@@ -55,7 +55,7 @@ impl LeftOut {
 
 /// A vbucket that has come to where following ends.
 #[derive(Clone, Copy)]
-struct Arrival {
+pub(super) struct Arrival {
     since: Instant,
     /// Nothing of what there was is missing.
     is_whole: bool,
@@ -104,8 +104,8 @@ pub(super) struct Follower<'b> {
     /// Where following ends, as far as that is known.
     targets: BTreeMap<VbId, Seqno>,
     /// The vbuckets that are there, of all instances, and of those that are filled first.
-    arrived: BTreeMap<VbId, Arrival>,
-    filled: BTreeMap<VbId, Arrival>,
+    pub(super) arrived: BTreeMap<VbId, Arrival>,
+    pub(super) filled: BTreeMap<VbId, Arrival>,
     lags: Arc<BTreeMap<VbId, u64>>,
     moves: u64,
     moved_at: Instant,
@@ -398,16 +398,15 @@ impl<'b> Follower<'b> {
             if *target > Seqno(0) && !all(&|position| position.seqno >= *target) {
                 return None;
             }
-            let Arrival { since, is_whole } = before
-                .get(vb)
-                .copied()
-                .unwrap_or(Arrival { since: Instant::now(), is_whole: *target == Seqno(0) });
+            let Arrival { since, is_whole } =
+                before.get(vb).copied().unwrap_or(Arrival { since: Instant::now(), is_whole: false });
             let is_told = |position: &Position| {
                 let high = self.highs.get(vb).filter(|high| high.asked >= since);
                 high.is_some_and(|high| position.seqno >= high.seqno)
             };
-            let is_whole =
-                is_whole || all(&|position| position.seqno >= position.snap_end || is_told(position));
+            let is_whole = is_whole
+                || *target == Seqno(0)
+                || all(&|position| position.seqno >= position.snap_end || is_told(position));
             Some((*vb, Arrival { since, is_whole }))
         };
         self.targets.iter().filter_map(arrival).collect()

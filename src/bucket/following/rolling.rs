@@ -183,6 +183,8 @@ impl Follower<'_> {
         let closed = self.rolls.remove(&id).and_then(|roll| roll.closed);
         self.rolled_back += 1;
         let vbs: Vec<VbId> = self.members().filter(|vb| self.shard_of(*vb) == id).collect();
+        self.arrived.retain(|vb, _| !vbs.contains(vb));
+        self.filled.retain(|vb, _| !vbs.contains(vb));
         if let Some(build) = &mut self.build {
             build.begin_again(vbs.into_iter());
         }

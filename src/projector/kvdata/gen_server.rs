@@ -44,7 +44,7 @@ pub(super) enum Request {
     Close,
 }
 
-/// What the workers have to take up between two batches.
+/// What the workers have to take up between two pieces of batches.
 pub(super) enum Change {
     AddEngines(Vec<Engine>),
     JoinEngines(Vec<Engine>),

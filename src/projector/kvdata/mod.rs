@@ -277,7 +277,7 @@ impl KvData {
         })
     }
 
-    /// Adds engines, or replaces those of the same instances, between two batches. Gives back, for each vbucket
+    /// Adds engines, or replaces those of the same instances, between two changes. Gives back, for each vbucket
     /// with a stream, the last seqno that the new ones have *not* seen: they see every later change, and none
     /// twice. Within an out-of-order snapshot that is the highest seqno so far, and later changes may be below it.
     pub fn add_engines(
@@ -288,7 +288,7 @@ impl KvData {
         self.change(Change::AddEngines(engines), until)
     }
 
-    /// Adds engines of instances that another data path fills, between two batches: to hand them over vbucket by
+    /// Adds engines of instances that another data path fills, between two changes: to hand them over vbucket by
     /// vbucket. Changes are evaluated for them, and a shard takes that up only for the vbuckets where they have
     /// [joined](crate::shard::Shard::join). [`KvData::add_engines`] then adds them for good. Gives back the same.
     pub fn join_engines(
@@ -299,7 +299,7 @@ impl KvData {
         self.change(Change::JoinEngines(engines), until)
     }
 
-    /// Removes the engines of `instances` between two batches; those that are not there do not matter. Gives
+    /// Removes the engines of `instances` between two changes; those that are not there do not matter. Gives
     /// back, for each vbucket with a stream, the last seqno that they have seen.
     pub fn delete_engines(
         &self,
@@ -309,7 +309,7 @@ impl KvData {
         self.change(Change::DeleteEngines(instances), until)
     }
 
-    /// Replaces the workers' tuning between two batches.
+    /// Replaces the workers' tuning between two changes.
     pub fn reset_config(&self, tuning: Tuning, until: &Until) -> Result<(), RequestError> {
         self.change(Change::Tune(tuning), until).map(drop)
     }

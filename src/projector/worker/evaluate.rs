@@ -1,4 +1,4 @@
-//! From the events of a batch to one write batch per shard.
+//! From the events of a batch, or a piece of them, to one write batch per shard.
 //!
 //! Keeps, for each vbucket, where its stream stands. A document is read once for all engines. A document for
 //! which an engine fails or panics is quarantined: its old entry goes, it is counted and logged at a limited

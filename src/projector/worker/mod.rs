@@ -30,7 +30,7 @@ pub(super) struct Scattered {
     pub(super) events: Vec<u32>,
 }
 
-/// What a data thread does between two batches. It answers each with [`Installed`].
+/// What a data thread does between two pieces of batches. It answers each with [`Installed`].
 #[derive(Clone)]
 pub(super) enum Order {
     /// Evaluate with this set from now on.

@@ -1,4 +1,5 @@
-//! The data thread of a worker: evaluates each batch and hands its endpoint one write batch per shard.
+//! The data thread of a worker: evaluates each batch, in pieces, and hands its endpoint one write batch per shard and
+//! piece.
 //!
 //! It looks at its end and at control before each batch, before each call of its endpoint, and while it waits for
 //! anything: a call is all that it can be held up by. A shard that does not take a batch now gets a [`Lane`] of

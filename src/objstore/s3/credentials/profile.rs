@@ -2,8 +2,8 @@
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html>.
 //!
 //! The files look like INI and are read by rules of their own: quotes and backslashes stand for themselves, a comment
-//! may follow a header but no value, names of settings have no case, and settings that are indented belong to the one
-//! before. A reader of INI that knows other rules takes a profile for an empty one, and the next place is asked.
+//! may follow a header but no value, names of settings have no case, and settings that are indented deeper belong to
+//! the one before. A reader of INI that knows other rules takes a profile for an empty one, and the next place is asked.
 //!
 //! Invariant: what the tools find in a profile is found here, or it is an error; nothing of a file is shown.
 
@@ -57,7 +57,9 @@ pub(super) fn look(name: &str, files: &Files<'_>, until: &Until) -> Result<Optio
     // Keys beside a role are those that it is assumed with, so they are not the profile's own.
     let assumes = value("source_profile").or_else(|| value("credential_source"));
     if assumes.is_some() && value("role_arn").is_some() {
-        return Err(has_none(name));
+        return Err(Missing::permanent(format!(
+            "the profile {name} is a role, which is not assumed here; name a process that gives its credentials"
+        )));
     }
     for section in &sections {
         let pair = (section.get("aws_access_key_id"), section.get("aws_secret_access_key"));
@@ -80,14 +82,10 @@ pub(super) fn look(name: &str, files: &Files<'_>, until: &Until) -> Result<Optio
     if name == "default" && value("role_arn").is_none() && value("sso_start_url").is_none() {
         return Ok(None);
     }
-    Err(has_none(name))
-}
-
-fn has_none(name: &str) -> Missing {
-    Missing::permanent(format!(
+    Err(Missing::permanent(format!(
         "the profile {name} has neither keys nor a credential_process nor a web identity; for a role or a sign-on \
          name a process that gives its credentials"
-    ))
+    )))
 }
 
 fn load(path: &Path) -> Result<Sections, Missing> {
@@ -104,22 +102,26 @@ fn load(path: &Path) -> Result<Sections, Missing> {
 fn read_sections(text: &str) -> Result<Sections, usize> {
     let mut sections = Sections::new();
     let mut current: Option<&mut Section> = None;
+    // Of the setting before, which what stands deeper belongs to.
+    let mut setting_at: Option<usize> = None;
     for (line, number) in text.trim_start_matches('\u{feff}').lines().zip(1_usize..) {
         let trimmed = line.trim();
         if trimmed.is_empty() || trimmed.starts_with(['#', ';']) {
             continue;
         }
-        let is_indented = line.starts_with([' ', '\t']);
-        if is_indented && current.as_ref().is_some_and(|section| !section.is_empty()) {
+        let at = line.len() - line.trim_start().len();
+        if setting_at.is_some_and(|setting_at| at > setting_at) {
             continue;
         }
         if let Some(header) = trimmed.strip_prefix('[') {
             let (words, _) = header.split_once(']').ok_or(number)?;
             current = Some(sections.entry(shlex::split(words).ok_or(number)?).or_default());
+            setting_at = None;
             continue;
         }
-        let (key, value) = trimmed.split_once('=').ok_or(number)?;
+        let (key, value) = trimmed.split_once(['=', ':']).ok_or(number)?;
         let section = current.as_mut().ok_or(number)?;
+        setting_at = Some(at);
         section.insert(key.trim().to_ascii_lowercase(), value.trim().to_owned());
     }
     Ok(sections)
