@@ -124,6 +124,28 @@ fn what_stands_in_a_window_whose_end_is_never_told_joins_after_a_restart() {
 }
 
 #[test]
+fn what_joins_within_a_window_stays_within_it_until_its_end() {
+    let folder = TempDir::new().unwrap();
+    let shard = shard(&folder, StoreKind::Memdb);
+    let within = |mut batch: Box<WriteBatch>, start: u64, end: u64| {
+        let to = &mut batch.advances[0].to;
+        (to.snap_start, to.snap_end) = (Seqno(start), Seqno(end));
+        batch
+    };
+    let window = |inst| (at(&shard, inst, 0).snap_start, at(&shard, inst, 0).snap_end);
+    apply(&shard, within(first(0, 0, &[("a", &["1"]), ("b", &["2"])]), 0, 2));
+    // It came to the same place in a longer snapshot, whose end has a document that the first one had in between.
+    apply(&shard, within(second(0, 0, &[("a", &["1"]), ("b", &["2"])]), 0, 4));
+    assert!(join(&shard, 0));
+    assert_eq!((window(OLD), window(NEW)), ((Seqno(0), Seqno(4)), (Seqno(0), Seqno(4))));
+    apply(&shard, within(first(0, 2, &[("c", &["3"])]), 3, 3));
+    assert_eq!((window(OLD), window(NEW)), ((Seqno(0), Seqno(4)), (Seqno(0), Seqno(4))));
+    apply(&shard, within(first(0, 3, &[("a", &["4"])]), 4, 4));
+    assert_eq!((window(OLD), window(NEW)), ((Seqno(4), Seqno(4)), (Seqno(4), Seqno(4))));
+    assert_eq!(at(&shard, NEW, 0), at(&shard, OLD, 0));
+}
+
+#[test]
 fn nothing_joins_within_an_out_of_order_snapshot() {
     let folder = TempDir::new().unwrap();
     let shard = shard(&folder, StoreKind::Memdb);

@@ -48,6 +48,10 @@ struct Tracked {
     filling: bool,
     /// Batches that name the instance as joining move it.
     joined: bool,
+    /// The windows in which instances stood that joined here, together. Within one of them a document may be missing
+    /// that comes later in it, so as long as its end is not reached this is the window of each position: a producer that
+    /// lost a part of it sends all of it again.
+    joint: Option<(Seqno, Seqno)>,
 }
 
 impl Tracked {
@@ -57,7 +61,18 @@ impl Tracked {
         unordered_up_to: Seqno(0),
         filling: true,
         joined: false,
+        joint: None,
     };
+
+    /// Goes on to a position.
+    fn reach(&mut self, position: Position) {
+        (self.position, self.moved) = (position, true);
+        self.joint = self.joint.filter(|(_, end)| position.seqno < *end);
+        if let Some((start, end)) = self.joint {
+            self.position.snap_start = position.snap_start.min(start);
+            self.position.snap_end = position.snap_end.max(end);
+        }
+    }
 
     /// Whether it holds all changes up to its position and no others.
     fn is_ordered(&self) -> bool {
@@ -223,7 +238,7 @@ impl Gate {
                     tracked.unordered_up_to = tracked.unordered_up_to.max(advance.to.snap_end);
                 }
                 if tracked.position.seqno <= advance.to.seqno {
-                    *tracked = Tracked { position: advance.to, moved: true, ..*tracked };
+                    tracked.reach(advance.to);
                 }
             }
         }
@@ -252,15 +267,29 @@ impl Gate {
         };
         let may_join = new.iter().chain(&old).all(Tracked::is_ordered)
             && old.iter().all(|old| old.position.seqno >= from && new.iter().all(|new| covers(new, old)));
-        for inst in joining.iter().filter(|_| may_join) {
+        if !may_join {
+            return false;
+        }
+        let all = || new.iter().chain(&old).map(|tracked| tracked.position);
+        let joint = all()
+            .map(|position| position.snap_start)
+            .min()
+            .zip(all().map(|position| position.snap_end).max());
+        for inst in joining {
             let Some(tracked) = self.tracked_mut(*inst, vb) else { continue };
             tracked.joined = true;
             // From here on they have one history, and one place in it.
             if let Some(old) = old.iter().find(|old| old.position.seqno == tracked.position.seqno) {
-                *tracked = Tracked { position: old.position, moved: true, ..*tracked };
+                tracked.reach(old.position);
             }
         }
-        may_join
+        for inst in joining.iter().chain(members) {
+            if let Some(tracked) = self.tracked_mut(*inst, vb) {
+                tracked.joint = joint;
+                tracked.reach(tracked.position);
+            }
+        }
+        true
     }
 
     /// See [`Shard::part`](super::Shard::part).
