@@ -229,19 +229,28 @@ fn a_change_that_a_node_has_told_of_is_waited_for_before_a_bucket_counts_as_idle
     producer.check();
 }
 
+/// Puts documents that take their time to come.
+fn put_long(producer: &Producer, count: usize) {
+    let long = "x".repeat(20_000);
+    for number in 0..count {
+        producer.put(0, &format!("d{number}"), &format!("{{\"n\":2,\"s\":\"{long}\"}}"));
+    }
+}
+
+/// The node of two vbuckets says that the first one is at seqno 5, and sends slowly what there is.
+fn be_slow_from_five(producer: &Producer) {
+    producer.answer(0x48, 0, &[&[0; 9][..], &[5], &[0, 1], &[0; 8]].concat());
+    producer.behave(|behaviour| behaviour.bytes_a_second = Some(100_000));
+}
+
 #[test]
 fn what_was_there_when_following_began_is_there_when_it_has_caught_up_also_where_it_was_changed_since() {
     let (folder, producer) = (TempDir::new().unwrap(), Producer::start(2));
-    let long = "x".repeat(20_000);
     producer.put(0, "k", "{\"n\":1}");
-    for number in 0..8 {
-        producer.put(0, &format!("d{number}"), &format!("{{\"n\":2,\"s\":\"{long}\"}}"));
-    }
+    put_long(&producer, 8);
     // It comes last, in one snapshot with what its node had when it was asked how far it is.
     producer.put(0, "k", "{\"n\":3}");
-    let told = [&[0; 9][..], &[5], &[0, 1], &[0; 8]].concat();
-    producer.answer(0x48, 0, &told);
-    producer.behave(|behaviour| behaviour.bytes_a_second = Some(100_000));
+    be_slow_from_five(&producer);
     let consumer = Consumer::open(folder.path(), StoreKind::Lsm, 2);
     let ended = consumer.bucket.follow(&follow(&producer, true), &watchdog(), &mut |_| {}).unwrap();
     assert_eq!(ended.end, FollowEnd::CaughtUp);
@@ -288,13 +297,8 @@ fn catching_up_ends_while_documents_keep_changing() {
 #[test]
 fn what_had_come_within_a_snapshot_and_was_lost_holds_up_no_end() {
     let (folder, producer) = (TempDir::new().unwrap(), Producer::start(2));
-    let long = "x".repeat(20_000);
-    for number in 0..10 {
-        producer.put(0, &format!("d{number}"), &format!("{{\"n\":2,\"s\":\"{long}\"}}"));
-    }
-    let told = [&[0; 9][..], &[5], &[0, 1], &[0; 8]].concat();
-    producer.answer(0x48, 0, &told);
-    producer.behave(|behaviour| behaviour.bytes_a_second = Some(100_000));
+    put_long(&producer, 10);
+    be_slow_from_five(&producer);
     let consumer = Consumer::open(folder.path(), StoreKind::Lsm, 2);
     let mut was_lost = false;
     let mut lose = |_| {

@@ -196,15 +196,21 @@ fn script(folder: &Path, output: &str, more: &str) -> String {
     format!("sh '{}' \"two words\"", path.display())
 }
 
+/// A profile whose process prints `output`, in a folder where its runs are noted.
+fn by_process(output: &str) -> (TempDir, Files) {
+    let folder = tempfile::tempdir().unwrap();
+    let line = script(folder.path(), output, "");
+    let files = Files::new("", &format!("[profile p]\ncredential_process = {line}\n"));
+    (folder, files)
+}
+
 #[test]
 fn a_process_gives_credentials_once_for_many_calls() {
-    let folder = tempfile::tempdir().unwrap();
     let expires = humantime::format_rfc3339_seconds(in_an_hour()).to_string().replace('Z', "+00:00");
     let output = format!(
         r#"{{"Version":1,"AccessKeyId":"PROCESS","SecretAccessKey":"s","SessionToken":"t==","Expiration":"{expires}"}}"#
     );
-    let line = script(folder.path(), &output, "");
-    let files = Files::new("", &format!("[profile p]\ncredential_process = {line}\n"));
+    let (folder, files) = by_process(&output);
     let bank = Bank::open();
     let store = bank.store(vec![files.profile("p")]);
     for _ in 0..3 {
@@ -214,6 +220,10 @@ fn a_process_gives_credentials_once_for_many_calls() {
     assert_eq!(fs::read_to_string(folder.path().join("runs")).unwrap(), "run two words\n");
 }
 
+fn expiring(at: &str) -> String {
+    format!(r#"{{"Version":1,"AccessKeyId":"P","SecretAccessKey":"s","Expiration":"{at}"}}"#)
+}
+
 #[test]
 fn credentials_may_expire_by_the_clock_of_any_place() {
     for (offset, ahead_seconds) in [("+02:00", 7200), ("-05:30", -19800), ("+00:00", 0)] {
@@ -221,11 +231,7 @@ fn credentials_may_expire_by_the_clock_of_any_place() {
         let local = seconds(in_an_hour()).checked_add_signed(ahead_seconds).unwrap();
         let local = SystemTime::UNIX_EPOCH + Duration::from_secs(local);
         let expires = humantime::format_rfc3339_seconds(local).to_string().replace('Z', offset);
-        let folder = tempfile::tempdir().unwrap();
-        let output =
-            format!(r#"{{"Version":1,"AccessKeyId":"P","SecretAccessKey":"s","Expiration":"{expires}"}}"#);
-        let line = script(folder.path(), &output, "");
-        let files = Files::new("", &format!("[profile p]\ncredential_process = {line}\n"));
+        let (folder, files) = by_process(&expiring(&expires));
         let bank = Bank::open();
         let store = bank.store(vec![files.profile("p")]);
         for _ in 0..3 {
@@ -236,11 +242,7 @@ fn credentials_may_expire_by_the_clock_of_any_place() {
     for wrong in
         ["2099-01-01T00:00:00+0200", "2099-01-01T00:00:00*02:00", "2099-01-01T00:00:00+ü:00", "+02:00"]
     {
-        let folder = tempfile::tempdir().unwrap();
-        let output =
-            format!(r#"{{"Version":1,"AccessKeyId":"P","SecretAccessKey":"s","Expiration":"{wrong}"}}"#);
-        let line = script(folder.path(), &output, "");
-        let files = Files::new("", &format!("[profile p]\ncredential_process = {line}\n"));
+        let (_folder, files) = by_process(&expiring(wrong));
         let error = ask(files.profile("p")).unwrap_err();
         assert!(error.to_string().contains("gave an Expiration that is no time"), "{error}");
     }

@@ -121,9 +121,9 @@ impl Bucket {
         let began = Instant::now();
         let call = self.begin_call::<PauseError>("the plan of a pause", until)?;
         let until = call.until();
-        if let Some(pause) = self.pause_to_evict(store, options.evict) {
-            let manifest = Manifest::read(store, &self.part(), pause, until)
-                .map_err(|e| PauseError::Evict { bucket: self.name(), pause, cause: e.to_string() })?;
+        if options.evict
+            && let Some(manifest) = self.pause_to_evict(store, until)?
+        {
             return Ok(PauseReport { pause: None, ..report_of(&manifest, began) });
         }
         self.check_pausable()?;

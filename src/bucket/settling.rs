@@ -116,24 +116,23 @@ impl Bucket {
             BucketState::InDoubt { pause, archive } => {
                 Err(PauseError::InDoubt { bucket, pause, archive, cause: None })
             }
-            _ => match self.pause_to_evict(store, evict) {
-                Some(pause) => {
-                    let read = Manifest::read(store, &self.part(), pause, until);
-                    read.map(Some).map_err(|e| PauseError::Evict { bucket, pause, cause: e.to_string() })
-                }
-                None => Ok(None),
-            },
+            _ if evict => self.pause_to_evict(store, until),
+            _ => Ok(None),
         }
     }
 
-    /// The pause in this store that kept the local data, where that is to be removed now.
-    pub(super) fn pause_to_evict(&self, store: &dyn ObjectStore, evict: bool) -> Option<PauseId> {
-        match &self.meta().state {
-            BucketState::Paused { pause, archive, evicted: false } if *archive == store.describe() => {
-                evict.then_some(*pause)
-            }
-            _ => None,
-        }
+    /// The manifest of the pause in this store that kept the local data, if it is paused so.
+    pub(super) fn pause_to_evict(
+        &self,
+        store: &dyn ObjectStore,
+        until: &Until,
+    ) -> Result<Option<Manifest>, PauseError> {
+        let pause = match &self.meta().state {
+            BucketState::Paused { pause, archive, evicted: false } if *archive == store.describe() => *pause,
+            _ => return Ok(None),
+        };
+        let read = Manifest::read(store, &self.part(), pause, until);
+        read.map(Some).map_err(|e| PauseError::Evict { bucket: self.name(), pause, cause: e.to_string() })
     }
 
     fn settle(

@@ -99,8 +99,8 @@ fn list(args: &ListArgs, session: &mut Session) -> anyhow::Result<()> {
     for part in args.part.parts(store.as_ref(), &session.until)? {
         match describe_pauses(store.as_ref(), &part, &session.until) {
             Ok(described) => {
-                for described in described {
-                    match described {
+                for pause in described {
+                    match pause {
                         Ok(summary) => pauses.push(summary),
                         Err(error) => failures.0.push(error.into()),
                     }

@@ -82,14 +82,11 @@ fn print(status: &BucketStatus, out: &mut Output) -> Result<(), OutputError> {
     ))?;
     for index in &status.indexes {
         let state = match index.state {
-            IndexState::Ready => "ready",
-            IndexState::Building => "unfinished",
+            _ if shards.is_empty() => "in the archive".to_owned(),
+            IndexState::Ready => format!("ready, {} changes", index.changes),
+            IndexState::Building => format!("unfinished, {} changes", index.changes),
         };
-        if shards.is_empty() {
-            out.line(format_args!("  index {}: in the archive", index.definition))?;
-        } else {
-            out.line(format_args!("  index {}: {state}, {} changes", index.definition, index.changes))?;
-        }
+        out.line(format_args!("  index {}: {state}", index.definition))?;
     }
     Ok(())
 }

@@ -200,7 +200,7 @@ struct Plan {
     stretches: Vec<Stretch>,
     reverse: bool,
     distinct: Option<usize>,
-    /// Asked between stretches that hold nothing: there may be many.
+    /// Asked now and then, and between stretches that hold nothing: there may be many.
     until: Until,
 }
 
@@ -228,7 +228,6 @@ pub struct Scan {
     held: Arc<Mutex<Held>>,
     began: Instant,
     max_age: Duration,
-    until: Until,
     since_check: u32,
     ended: bool,
     has_last: bool,
@@ -260,21 +259,12 @@ impl Scan {
         }
         let ScanPlace { held, max_age } = place;
         *held.lock() = Held::Open(Merge { plan, lanes, last: Vec::new() });
-        Ok(Self {
-            held,
-            began: Instant::now(),
-            max_age,
-            until: until.clone(),
-            since_check: 0,
-            ended: false,
-            has_last: false,
-        })
+        Ok(Self { held, began: Instant::now(), max_age, since_check: 0, ended: false, has_last: false })
     }
 
     /// With another limit from now on.
     #[must_use]
-    pub fn within(mut self, until: &Until) -> Self {
-        self.until = until.clone();
+    pub fn within(self, until: &Until) -> Self {
         if let Held::Open(merge) = &mut *self.held.lock() {
             merge.plan.until = until.clone();
         }
@@ -298,7 +288,7 @@ impl Scan {
             if counted < CHECK_EVERY {
                 return Ok(entries);
             }
-            self.until.check()?;
+            self.advance(|merge| Ok(merge.plan.until.check()?))?;
         }
     }
 
@@ -313,12 +303,14 @@ impl Scan {
     }
 
     fn next_entry(&mut self) -> Result<Option<ScanEntry>, ScanError> {
-        self.since_check += 1;
-        if self.since_check >= CHECK_EVERY {
-            self.since_check = 0;
-            self.until.check()?;
-        }
-        self.advance(Merge::next_entry)
+        self.since_check = (self.since_check + 1) % CHECK_EVERY;
+        let is_due = self.since_check == 0;
+        self.advance(|merge| {
+            if is_due {
+                merge.plan.until.check()?;
+            }
+            merge.next_entry()
+        })
     }
 }
 

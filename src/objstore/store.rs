@@ -5,6 +5,7 @@
 //! a layer over another store.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
@@ -84,9 +85,12 @@ pub trait ObjectStore: Send + Sync {
         loop {
             let page = self.list_page(folder, mark.as_ref(), until)?;
             for ObjectMeta { key, length_bytes } in page.objects {
-                if let Some(twice) = objects.insert(key.clone(), length_bytes).map(|_| key) {
-                    return wrong(&format!("the listing has {twice} twice"));
-                }
+                match objects.entry(key) {
+                    Entry::Vacant(new) => new.insert(length_bytes),
+                    Entry::Occupied(there) => {
+                        return wrong(&format!("the listing has {} twice", there.key()));
+                    }
+                };
             }
             match page.next {
                 None => break,

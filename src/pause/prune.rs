@@ -153,10 +153,9 @@ pub fn prune(
     let found = Found { objects, named, freed, uploads: unfinished(store, &folder, until)? };
     let waiting = delete_due(store, bucket, &found, options, &mut report, until)?;
     sweep(store, bucket, options, &mut report, until)?;
+    let is_new =
+        |object: &&ObjectMeta| !found.named.contains(&object.key) && !waiting.objects.contains(&object.key);
     let is_freed = |object: &&ObjectMeta| found.freed.contains(&object.key);
-    let is_new = |object: &&ObjectMeta| {
-        !found.named.contains(&object.key) && !waiting.objects.contains(&object.key) && !is_freed(object)
-    };
     let unnamed: Vec<&ObjectMeta> = found.objects.iter().filter(is_new).collect();
     let uploads: Vec<UploadId> = found.uploads.difference(&waiting.uploads).cloned().collect();
     let condemned = unnamed.iter().copied().chain(found.objects.iter().filter(is_freed));
@@ -242,12 +241,12 @@ fn delete_due(
     }
     let (due, later): (Vec<_>, Vec<_>) =
         records.into_iter().partition(|(_, record)| record.is_due(options.now, options.grace));
-    let mut waiting = Waiting::default();
+    // What was freed just now is among them, but in a dry run.
+    let mut waiting = Waiting { objects: found.freed.clone(), uploads: BTreeSet::new() };
     for (_, record) in later {
         waiting.objects.extend(record.objects);
         waiting.uploads.extend(record.uploads);
     }
-    let stays = |object: &ObjectKey| waiting.objects.contains(object) || found.freed.contains(object);
     let (mut listed, mut deleted) = (Waiting::default(), BTreeSet::new());
     for (key, record) in due {
         let is_left = |object: &&ObjectMeta| {
@@ -256,7 +255,7 @@ fn delete_due(
                 && !deleted.contains(&object.key)
         };
         let (kept, gone): (Vec<&ObjectMeta>, Vec<&ObjectMeta>) =
-            found.objects.iter().filter(is_left).partition(|object| stays(&object.key));
+            found.objects.iter().filter(is_left).partition(|object| waiting.objects.contains(&object.key));
         let uploads: Vec<_> = record.uploads.intersection(&found.uploads).collect();
         let (objects, bytes) = count(gone.iter().copied());
         report.deleted_objects += objects;

@@ -270,17 +270,15 @@ impl Gate {
         if !may_join {
             return false;
         }
-        let all = || new.iter().chain(&old).map(|tracked| tracked.position);
-        let joint = all()
-            .map(|position| position.snap_start)
-            .min()
-            .zip(all().map(|position| position.snap_end).max());
+        let windows = || new.iter().chain(&old).map(|tracked| tracked.position);
+        let start = windows().map(|position| position.snap_start).min();
+        let joint = start.zip(windows().map(|position| position.snap_end).max());
         for inst in joining {
             let Some(tracked) = self.tracked_mut(*inst, vb) else { continue };
             tracked.joined = true;
             // From here on they have one history, and one place in it.
             if let Some(old) = old.iter().find(|old| old.position.seqno == tracked.position.seqno) {
-                tracked.reach(old.position);
+                tracked.position = old.position;
             }
         }
         for inst in joining.iter().chain(members) {

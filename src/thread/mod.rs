@@ -30,4 +30,5 @@ pub use roster::Roster;
 pub use spawn::{
     JoinError, Panicked, THREAD_NAME_BYTES_MAX, Thread, catch, join_all, names, spawn, with_threads,
 };
+pub(crate) use until::CancelOnDrop;
 pub use until::{Cancel, Stopped, Until};

@@ -90,6 +90,15 @@ impl Cancel {
     }
 }
 
+/// Gives a token on every way out of its holder's scope, also while a panic unwinds.
+pub(crate) struct CancelOnDrop(pub(crate) Cancel);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
 /// How long a call may take: up to a deadline, and only while nobody cancels it.
 #[derive(Debug, Clone, Default)]
 pub struct Until {

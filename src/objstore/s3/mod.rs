@@ -338,8 +338,7 @@ mod tests {
             endpoint: Some("https://backup:hunter2@minio.example:9000".to_owned()),
             ..S3Config::new("bucket", "us-east-1")
         };
-        let Err(error) = S3Store::open(config) else { panic!("it was opened") };
-        let text = error.to_string();
+        let text = S3Store::open(config).err().map(|error| error.to_string()).unwrap_or_default();
         assert!(text.contains("https://…@minio.example:9000") && !text.contains("hunter2"), "{text}");
     }
 }

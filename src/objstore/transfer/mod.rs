@@ -29,7 +29,7 @@ use crossbeam::channel::unbounded;
 
 use super::error::StoreError;
 use crate::durable::PathError;
-use crate::thread::{self, Failure, FailureKind, Panicked, Stopped, Until};
+use crate::thread::{self, CancelOnDrop, Failure, FailureKind, Panicked, Stopped, Until};
 
 /// The most memory that one thread takes for what it carries: the window of what it decodes (see
 /// [`Encoding`](super::Encoding)), which is 8 MiB, and its buffers, which are less than 2 MiB. What is not encoded
@@ -80,17 +80,6 @@ impl Failure for TransferError {
     }
 }
 
-/// Does something when it is dropped by a panic.
-struct OnPanic<F: Fn()>(F);
-
-impl<F: Fn()> Drop for OnPanic<F> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            (self.0)();
-        }
-    }
-}
-
 /// Does `jobs` in about their order and hands each result to `on_done`, on this thread. The first error, of a job
 /// or of `on_done`, keeps the jobs that have not begun from beginning and ends the limit of those that have, and is
 /// returned when all threads have ended.
@@ -132,17 +121,14 @@ fn run_jobs<J: Sync, D: Send>(
         .collect();
     drop(sender);
     let mut first_error = None;
-    let give_up = || {
-        has_failed.store(true, Ordering::Relaxed);
-        until.cancel().cancel();
-    };
     let collect = || {
-        // A panic of the caller's own code goes on once the threads have ended.
-        let _gives_up = OnPanic(&give_up);
+        // A panic of the caller's own code ends what is under way as an error does.
+        let _ends_the_threads = CancelOnDrop(until.cancel().clone());
         // Ends with the threads, and those with their calls' limit.
         while let Ok(result) = thread::recv(&results, &Until::default()) {
             if let Err(error) = result.and_then(&mut *on_done) {
-                give_up();
+                has_failed.store(true, Ordering::Relaxed);
+                until.cancel().cancel();
                 first_error.get_or_insert(error);
             }
         }

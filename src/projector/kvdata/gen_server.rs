@@ -19,7 +19,7 @@ use slog::{Logger, info, warn};
 
 use crate::event::{Generation, Seqno, VbId};
 use crate::shard::{InstId, ShardId};
-use crate::thread::{self, Cancel, Fin, FinHolder, RecvError, Until};
+use crate::thread::{self, CancelOnDrop, Fin, FinHolder, RecvError, Until};
 use crate::timestamp::TsVbuuid;
 
 use super::super::engine::{Engine, EngineSet};
@@ -79,15 +79,6 @@ pub(super) struct Holders {
     pub(super) gen_server_stop: FinHolder,
     pub(super) run_scatter_fin: CancelOnDrop,
     pub(super) done: FinHolder,
-}
-
-/// Gives a signal that others may give as well.
-pub(super) struct CancelOnDrop(pub(super) Cancel);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.cancel();
-    }
 }
 
 #[derive(Default)]

@@ -17,14 +17,14 @@ use slog::{Logger, o};
 
 use crate::event::{EventBatch, Generation, Seqno, VbId};
 use crate::shard::{InstId, ShardId};
-use crate::thread::{self, Cancel, Fin, Panicked, Roster, Stopped, Thread, Until, fin};
+use crate::thread::{self, Cancel, CancelOnDrop, Fin, Panicked, Roster, Stopped, Thread, Until, fin};
 use crate::timestamp::TsVbuuid;
 
 use super::endpoint::Endpoint;
 use super::engine::Engine;
 use super::feed::FeedLink;
 use super::worker::{Installed, Reports, Scattered, Tuning, Worker, WorkerConfig, WorkerEnd, WorkerStats};
-use gen_server::{CancelOnDrop, Change, GenServer, Holders, Reply, Request};
+use gen_server::{Change, GenServer, Holders, Reply, Request};
 use run_scatter::RunScatter;
 pub use stats::KvStats;
 

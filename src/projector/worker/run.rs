@@ -1,7 +1,7 @@
 //! The data thread of a worker: evaluates each batch, in pieces, and hands its endpoint one write batch per shard and
 //! piece.
 //!
-//! It looks at its end and at control before each batch, before each call of its endpoint, and while it waits for
+//! It looks at its end and at control before each piece, before each call of its endpoint, and while it waits for
 //! anything: a call is all that it can be held up by. A shard that does not take a batch now gets a [`Lane`] of
 //! waiting ones, in order, while the other shards go on; when too many or too heavy ones wait, no more data is taken
 //! until they move again, and the queue before this thread holds up the source. What waits keeps the charge of its
@@ -68,9 +68,8 @@ enum Next {
     Order(Order),
     /// The number of a lane that moves.
     Apply(usize),
-    Data(Scattered),
-    /// The rest of what was begun.
-    More,
+    /// Events, and the first one that was not evaluated.
+    Data(Scattered, usize),
 }
 
 impl Run {
@@ -118,13 +117,8 @@ impl Run {
                     Ok(())
                 }
                 Next::Apply(lane) => self.apply(lane),
-                Next::Data(scattered) => {
-                    self.begun = Some((scattered, 0));
-                    self.evaluate();
-                    Ok(())
-                }
-                Next::More => {
-                    self.evaluate();
+                Next::Data(scattered, from) => {
+                    self.evaluate(scattered, from);
                     Ok(())
                 }
             };
@@ -146,7 +140,7 @@ impl Run {
     }
 
     /// Waits for something to do: the end first, then control, then shards that move, then data.
-    fn next(&self) -> Next {
+    fn next(&mut self) -> Next {
         loop {
             if self.fin.is_given() {
                 return Next::End;
@@ -160,12 +154,12 @@ impl Run {
                 return Next::Apply(lane);
             }
             let takes_data = self.has_room();
-            if takes_data && self.begun.is_some() {
-                return Next::More;
-            }
             if takes_data {
+                if let Some((scattered, from)) = self.begun.take() {
+                    return Next::Data(scattered, from);
+                }
                 match self.events.try_recv() {
-                    Ok(scattered) => return Next::Data(scattered),
+                    Ok(scattered) => return Next::Data(scattered, 0),
                     Err(TryRecvError::Disconnected) => return Next::End,
                     Err(TryRecvError::Empty) => {}
                 }
@@ -207,9 +201,8 @@ impl Run {
         let _ = thread::send(&self.installed, answer, &self.fin);
     }
 
-    /// Evaluates a piece of what was begun.
-    fn evaluate(&mut self) {
-        let Some((scattered, from)) = self.begun.take() else { return };
+    /// Evaluates a piece, and keeps what is left.
+    fn evaluate(&mut self, scattered: Scattered, from: usize) {
         let (batches, next) = self.evaluation.evaluate(&scattered, from, &mut self.spare);
         for (lane, batch) in self.lanes.iter_mut().zip(batches) {
             if let Some(batch) = batch {
